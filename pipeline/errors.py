@@ -1,0 +1,90 @@
+"""The exception tree. Every error that a user can cause is one of these, and its message is one line.
+
+PipelineError                 anything this package refuses; the command line prints it and exits with 1
+├── SettingsError             an option or a name that does not exist or does not fit
+├── SourceError               the images or their labels cannot be listed
+├── ImageError                one image is bad; ``reason`` is one of ``BAD_IMAGE``
+├── BaseError                 a base, its weights or one of its layers cannot be had
+├── EngineError               the forward pass cannot run as asked
+├── StoreError                a feature file cannot be read or written
+│   ├── StoreLockedError      somebody else is writing it
+│   ├── StoreDamagedError     its bytes are not those that were written, or are not ours at all
+│   └── RecipeMismatchError   it was made by another recipe
+├── HeadError                 a head cannot be trained on this data
+├── ModelError                a model folder cannot be read or written
+└── OutputExistsError         the output is there already and nobody said to replace it
+"""
+
+from __future__ import annotations
+
+#: Why an image has no features, in the order of their codes in a store (code = 2 + position). Append only:
+#: the codes are part of the file format.
+BAD_IMAGE = (
+    "missing",  # no such file
+    "unreadable",  # the operating system refuses to read it
+    "empty",  # zero bytes
+    "not-an-image",  # the bytes are of none of the allowed formats
+    "truncated",  # the file ends before the image does
+    "corrupt",  # the decoder gives up
+    "too-large",  # over the cap on bytes or on pixels
+    "non-finite",  # the base's output for it holds NaN or infinity
+)
+
+
+class PipelineError(Exception):
+    """Anything this package refuses."""
+
+
+class SettingsError(PipelineError):
+    """An option or a name that does not exist or does not fit."""
+
+
+class SourceError(PipelineError):
+    """The images or their labels cannot be listed."""
+
+
+class ImageError(PipelineError):
+    """One image is bad."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in BAD_IMAGE:
+            raise ValueError(f"{reason!r} is not a reason of BAD_IMAGE")
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class BaseError(PipelineError):
+    """A base, its weights or one of its layers cannot be had."""
+
+
+class EngineError(PipelineError):
+    """The forward pass cannot run as asked."""
+
+
+class StoreError(PipelineError):
+    """A feature file cannot be read or written."""
+
+
+class StoreLockedError(StoreError):
+    """Somebody else is writing it."""
+
+
+class StoreDamagedError(StoreError):
+    """Its bytes are not those that were written, or are not ours at all."""
+
+
+class RecipeMismatchError(StoreError):
+    """It was made by another recipe."""
+
+
+class HeadError(PipelineError):
+    """A head cannot be trained on this data."""
+
+
+class ModelError(PipelineError):
+    """A model folder cannot be read or written."""
+
+
+class OutputExistsError(PipelineError):
+    """The output is there already and nobody said to replace it."""
