@@ -61,11 +61,17 @@ class BaseSettings(Settings):
 class ExtractSettings(SourceSettings, BaseSettings):
     """Stage one: images to features."""
 
-    layer: tuple[str, ...] = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
+    layer: tuple[str, ...] = Field(
+        ("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module."
+    )
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
-    augment: Augmentations = Field((), description="What a random view does: crop,flip,mirror,rotate,brightness.")
-    decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
+    augment: Augmentations = Field(
+        (), description="What a random view does: crop,flip,mirror,rotate,brightness."
+    )
+    decode: Literal["exact", "fast"] = Field(
+        "exact", description="fast: scaled JPEG decoding, another recipe."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
     engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
