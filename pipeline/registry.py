@@ -1,4 +1,4 @@
-"""A named family of things: adding a member is one decorated function, asking for a stranger names the nearest."""
+"""A named family of things: a member is one decorated function, a stranger is answered with the nearest name."""
 
 from __future__ import annotations
 

@@ -1,0 +1,295 @@
+"""The trained model on disk: a folder that `load_model` turns back into the same base, transform and head.
+
+    model.json          format, base with the digest of its weights, recipe, head, classes or target, metrics, versions
+    head.safetensors    or head.skops; nothing in the folder is ever unpickled
+    base.safetensors    only where the base was fine-tuned
+    metrics.json  predictions.csv  plots/*.png
+
+A fine-tuned base is a weights file like any other, so a fine-tuned model and a head on frozen features load alike.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import pixels
+from pipeline.bases import Base, load_base
+from pipeline.config import Recipe
+from pipeline.engines import Engine, make_engine
+from pipeline.errors import BaseError, ModelError, OutputExistsError
+from pipeline.files import publish_folder
+from pipeline.heads import Head, load_head
+
+FORMAT = "pipeline-model"
+FORMAT_VERSION = 1
+
+
+class BaseRecord(BaseModel):
+    """Where the base of a model comes from; its digest is the recipe's `weights`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    weights: str
+    seed: int
+    fine_tuned: bool = False
+
+
+class DataRecord(BaseModel):
+    """What a model was trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    rows: int
+    fingerprint: str
+
+
+class ModelRecord(BaseModel):
+    """The content of model.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["pipeline-model"] = FORMAT
+    format_version: int = FORMAT_VERSION
+    created: str
+    task: Literal["classes", "numbers"]
+    target: str
+    classes: tuple[str, ...] | None
+    head: dict[str, Any]
+    base: BaseRecord
+    recipe: Recipe
+    metrics: dict[str, Any]
+    chosen: dict[str, Any]
+    data: DataRecord
+    versions: dict[str, str]
+
+
+class Figure(Protocol):
+    """What draws itself into a file: a matplotlib figure."""
+
+    def savefig(self, path: Path) -> None:
+        """Write the picture."""
+
+
+def save_model(
+    folder: str | Path,
+    *,
+    head: Head,
+    recipe: Recipe,
+    base: BaseRecord,
+    target: str,
+    classes: Sequence[str] | None,
+    metrics: Mapping[str, Any],
+    data: DataRecord,
+    chosen: Mapping[str, Any] | None = None,
+    predictions: Sequence[Mapping[str, Any]] = (),
+    plots: Mapping[str, Figure] | None = None,
+    save_base: Callable[[Path], None] | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write a model folder; it appears under its name whole or not at all.
+
+    `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on.
+    `save_base` writes the tuned weights to the file it is given, for a fine-tuned base only.
+    Raises `OutputExistsError` where `folder` exists, unless `replace`.
+    """
+    folder = Path(folder)
+    refuse_existing(folder, replace=replace)
+    with publish_folder(folder, last="model.json", replace=replace) as draft:
+        record = ModelRecord(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            task=head.task,
+            target=target,
+            classes=None if classes is None else tuple(classes),
+            head={"name": head.name, **head.save(draft)},
+            base=base,
+            recipe=recipe,
+            metrics=dict(metrics),
+            chosen=dict(chosen or {}),
+            data=data,
+            versions=versions(),
+        )
+        if save_base is not None:
+            save_base(draft / "base.safetensors")
+        write_rows(draft / "predictions.csv", predictions)
+        _write_json(draft / "metrics.json", record.metrics)
+        if plots:
+            (draft / "plots").mkdir()
+            for name, figure in plots.items():
+                figure.savefig(draft / "plots" / f"{name}.png")
+        _write_json(draft / "model.json", record.model_dump(mode="json"))
+    return folder
+
+
+def refuse_existing(folder: Path, *, replace: bool) -> None:
+    """Raise `OutputExistsError` before any work is done, rather than after it."""
+    if not folder.exists():
+        return
+    if not replace:
+        raise OutputExistsError(f"{folder} exists; give another -o, or --force to replace it")
+    if not (folder / "model.json").is_file():
+        raise OutputExistsError(f"{folder} exists and is not a model folder; give another -o")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` as CSV; the header is the keys of the first one."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        if rows:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = ("cached-feature-pipeline", "torch", "torchvision", "scikit-learn", "numpy", "Pillow", "onnxruntime")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "unknown"
+    return found
+
+
+def load_model(
+    folder: str | Path, *, weights: str | None = None, device: str = "auto", engine: str = "auto"
+) -> Model:
+    """Open a model folder; the base itself is loaded when it is first needed.
+
+    `weights` names a file with the base's weights where the one recorded has moved. Raises `ModelError`.
+    """
+    folder = Path(folder)
+    try:
+        record = ModelRecord.model_validate(_read_json(folder))
+        head = load_head(folder, record.head)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{folder / 'model.json'} is damaged: {where}: {first['msg']}") from None
+    if record.recipe.pixels != pixels.POLICY_VERSION:
+        raise ModelError(
+            f"{folder} was trained under pixel policy {record.recipe.pixels}, this version reads pixels under "
+            f"policy {pixels.POLICY_VERSION}; extract and train again"
+        )
+    return Model(folder, record, head, weights=weights, device=device, engine=engine)
+
+
+class Model:
+    """A trained model: images to features to answers.
+
+    `record` is the content of model.json, `head` the trained head.
+    """
+
+    def __init__(
+        self, folder: Path, record: ModelRecord, head: Head, *, weights: str | None, device: str, engine: str
+    ) -> None:
+        self.folder = folder
+        self.record = record
+        self.head = head
+        self._weights = weights
+        self._device = device
+        self._engine = engine
+
+    @cached_property
+    def base(self) -> Base:
+        """The base with the very weights of the training; any others are an error."""
+        known = self.record.base
+        weights = self._weights or known.weights
+        if known.fine_tuned:
+            weights = str(self.folder / "base.safetensors")
+        try:
+            base = load_base(known.name, weights, seed=known.seed)
+        except BaseError as error:
+            raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
+        if base.digest != self.record.recipe.weights:
+            raise ModelError(
+                f"{self.folder} was trained on {known.name} with weights {self.record.recipe.weights[:12]}, but "
+                f"{weights} holds {base.digest[:12]}; give the right file with --weights FILE"
+            )
+        return base
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the base up to the layers that the head takes."""
+        recipe = self.record.recipe
+        return make_engine(
+            self.base,
+            recipe.layers,
+            recipe.pool,
+            engine=self._engine,
+            device=self._device,
+            precision=recipe.precision,
+        )
+
+    def shape(self, data: bytes) -> NDArray[np.uint8]:
+        """The bytes of an image file as the base's input, uint8 (1, H, W, 3); raises `ImageError`."""
+        size = self.base.transform.least_size if self.record.recipe.decode == "fast" else None
+        return self.shape_image(pixels.decode(data, at_least=size))
+
+    def shape_image(self, image: Image) -> NDArray[np.uint8]:
+        """A decoded RGB image as the base's input, uint8 (1, H, W, 3)."""
+        return self.base.transform.shape(image)[None]
+
+    def features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""
+        return joined(self.engine(batch))
+
+    def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
+        """What the head says of `features` (B, D): label, score and the `top` classes, or value and interval."""
+        scores = self.head.scores(features)
+        if self.record.classes is None:
+            return [self._number(float(value)) for value in scores]
+        return [self._label(row, top) for row in scores]
+
+    def _number(self, value: float) -> dict[str, Any]:
+        half = self.record.head.get("interval_half_width")
+        return {"value": value, "interval": None if half is None else [value - half, value + half]}
+
+    def _label(self, row: NDArray[np.float64], top: int) -> dict[str, Any]:
+        classes = self.record.classes or ()
+        best = np.argsort(-row, kind="stable")[:top]
+        ranked = [[classes[i], float(row[i])] for i in best]
+        return {"label": ranked[0][0], "score": ranked[0][1], "top": ranked}
+
+
+def joined(layers: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Several layers' features side by side, each flattened: (B, D1 + D2 + ...)."""
+    flat = [layer.reshape(len(layer), -1) for layer in layers]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ModelError(f"{path} does not describe a model of this program")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            "update the program or train again"
+        )
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
