@@ -90,6 +90,62 @@ class ExtractSettings(SourceSettings, BaseSettings):
         return self
 
 
+class FinetuneSettings(SourceSettings, BaseSettings):
+    """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
+
+    head: str | None = Field(
+        None, description="Model folder of a fitted linear head to start from, with its base."
+    )
+    layer: tuple[str, ...] = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
+    pool: Pool = Field("none", description="How a layer's map becomes a row.")
+    train: tuple[str, ...] = Field(("all",), description="What moves: head, all, or modules such as layer4.")
+    freeze_norm: bool = Field(
+        False, description="Keep batch norm as in evaluation where the rest is trained."
+    )
+    epochs: int = Field(25, ge=1, description="Passes over the training rows.")
+    batch_size: int = Field(4, ge=1, description="Images a step.")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="What takes the steps.")
+    lr: float = Field(0.001, gt=0, description="Learning rate.")
+    base_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the base, where not that of the head."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd and rmsprop.")
+    weight_decay: float = Field(0.0, ge=0, description="Pull of the weights towards zero.")
+    step: int = Field(7, ge=0, description="Epochs until the learning rate drops; 0: never.")
+    gamma: float = Field(
+        0.1, gt=0, le=1, description="What the learning rate is multiplied with as it drops."
+    )
+    class_weight: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rare classes count more."
+    )
+    augment: Augmentations = Field(
+        ("crop", "flip"),
+        description="Random views of training rows: crop,flip,vflip,rotate,brightness; or none.",
+    )
+    val: float = Field(0.1, gt=0, lt=1, description="Share held out where the source has no split.")
+    max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
+    seed: int = Field(13, ge=0, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _head_brings_its_base(self) -> Self:
+        twice = [name for name in ("base", "layer", "pool") if name in self.model_fields_set]
+        if self.head is not None and twice:
+            raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _words_stand_alone(self) -> Self:
+        for name, word in (("train", "all"), ("train", "head"), ("augment", "none")):
+            values = getattr(self, name)
+            if word in values and len(values) > 1:
+                raise ValueError(f"{name}={word} stands alone; it leave out the rest")
+        if not self.train:
+            raise ValueError("train is empty; give head, all or a module")
+        return self
+
+
 class Recipe(Settings):
     """Everything that decides the numbers in a feature file; the same recipe gives the same features."""
 
