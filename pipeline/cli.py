@@ -1,0 +1,323 @@
+"""The command line: options in, one function call, what it says out. Nothing is decided here.
+
+A command imports its stage when it runs, so that `pipeline --help` loads neither torch nor scikit-learn. Options are
+read from the settings classes of `pipeline.config`: a field there is an option here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
+
+import click
+
+from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings, SourceSettings
+from pipeline.errors import PipelineError, SettingsError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Result(Protocol):
+    """What every stage returns."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+
+    def summary(self) -> str:
+        """The same for a person."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled like Ctrl-C, with its own exit status."""
+
+
+class Group(click.Group):
+    """Commands in the order of the journey, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of their definition."""
+        return list(self.commands)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="cached-feature-pipeline", prog_name="pipeline")
+def cli() -> None:
+    """Transfer learning with the expensive part done once.
+
+    Stage one runs a frozen, pretrained base over the images and keeps its features in an HDF5 file; stage two trains
+    heads on that file in seconds; stage three, optional, fine-tunes.
+    """
+
+
+def settings_options(settings: type[Settings]) -> Callable[[Command], Command]:
+    """One option for each field of `settings`; what is not given stays out, so that defaults stand in one place."""
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(settings.model_fields.items()):
+            default = field.default
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            text = f"{field.description}" + (f"  [default: {shown}]" if shown not in (None, "", False) else "")
+            flags = [f"--{name.replace('_', '-')}", name]
+            if field.annotation is bool:
+                command = click.option(*flags, is_flag=True, default=None, help=text)(command)
+            else:
+                kind = _click_type(field.annotation)
+                many = isinstance(default, tuple)
+                command = click.option(
+                    *flags, type=kind, multiple=many, default=None, metavar=_metavar(name, kind), help=text
+                )(command)
+        return command
+
+    return decorate
+
+
+def _click_type(annotation: Any) -> click.ParamType:
+    """Words to choose from where the field has only words; text otherwise, which the settings class then parses."""
+    if typing.get_origin(annotation) is Literal:
+        return click.Choice(typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+        if len(parts) == 1:
+            return _click_type(parts[0])
+    return click.STRING
+
+
+def _metavar(name: str, kind: click.ParamType) -> str | None:
+    return None if isinstance(kind, click.Choice) else name.rsplit("_", 1)[-1].upper()
+
+
+def reporting(command: Command) -> Command:
+    """The options that every command has: --json, -q, -v."""
+    command = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)
+
+
+def output_option(default: str | None = None) -> Callable[[Command], Command]:
+    """`-o`, required unless there is a default."""
+    return click.option(
+        "-o", "--output", type=click.Path(path_type=Path), required=default is None, default=default
+    )
+
+
+force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the user gave; a comma separates values as a second option does."""
+    lists = {"augment", "layer", "train"}
+    return {
+        name: tuple(part for item in value for part in item.split(",")) if name in lists else value
+        for name, value in options.items()
+        if value is not None and value != ()
+    }
+
+
+def begin(*, quiet: bool, verbose: bool) -> None:
+    """Send the package's log to stderr at the level asked for."""
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log = logging.getLogger("pipeline")
+    log.handlers[:] = [handler]
+    log.setLevel(level)
+
+
+def tell(result: Result, *, as_json: bool) -> None:
+    """The result, for a program or for a person."""
+    click.echo(json.dumps(result.to_json()) if as_json else result.summary())
+
+
+@cli.command()
+@click.argument("source")
+@output_option()
+@settings_options(ExtractSettings)
+@force_option
+@reporting
+def extract(
+    source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Stage 1: run the frozen base over the images of SOURCE, once, and keep the features in an HDF5 file.
+
+    SOURCE is a folder (flat, one folder a class, or train/val/test with class folders), a CSV with an image column, or
+    a text file of paths. The same command again computes only what is missing.
+    """
+    from pipeline.extraction import extract as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
+
+
+@cli.command("fit-head")
+@click.argument("store", type=click.Path(path_type=Path))
+@output_option()
+@settings_options(FitSettings)
+@force_option
+@reporting
+def fit_head(
+    store: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Stage 2: train a head on the cached features of STORE."""
+    from pipeline.fitting import fit_head as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(store, output, force=force, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("source")
+@output_option()
+@settings_options(FinetuneSettings)
+@force_option
+@reporting
+def finetune(
+    source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Stage 3, optional: train the network on the images of SOURCE, wholly or in part."""
+    from pipeline.finetuning import finetune as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
+
+
+device_options = (
+    click.option("--weights", metavar="FILE", help="The base's weights, where the recorded file has moved."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "onnxruntime"]),
+        default="auto",
+        help="What runs the base.",
+    ),
+)
+
+
+def running(command: Command) -> Command:
+    """The options of commands that run a saved model."""
+    for option in reversed(device_options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to list.")
+@click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the predictions to this file too.")
+@running
+@reporting
+def predict(
+    model: Path,
+    images: tuple[str, ...],
+    top: int,
+    table: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """What MODEL says of each IMAGE (files, or folders of them)."""
+    from pipeline.prediction import predict as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    result = stage(model, images, top=top, csv=table, progress=not quiet, **options)
+    tell(result, as_json=as_json)
+    if result.all_bad:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "train", "val", "test", "all"]),
+    default="auto",
+    show_default=True,
+    help="Rows to score; auto: those held out (test, else val) where SOURCE says so, else all.",
+)
+@settings_options(SourceSettings)
+@running
+@reporting
+def evaluate(
+    model: Path, source: str, split: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Score MODEL on SOURCE: a feature file, or labelled images as extract takes them."""
+    from pipeline.evaluation import evaluate as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(model, source, split=split, progress=not quiet, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("filter", default="")
+@reporting
+def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """List the bases whose name holds FILTER: layers, dimensions, parameters, weights."""
+    from pipeline.bases import list_bases
+
+    begin(quiet=quiet, verbose=verbose)
+    found = list_bases(filter)
+    if as_json:
+        click.echo(json.dumps({"bases": [base.to_json() for base in found]}))
+        return
+    for base in found:
+        click.echo(base.summary())
+
+
+@cli.command()
+@output_option("artifacts/demo")
+@reporting
+def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Everything once, offline: handwritten digits become features, heads, predictions and pictures."""
+    from pipeline.demo import demo as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(output, progress=not quiet), as_json=as_json)
+
+
+def main() -> NoReturn:
+    """Run the command line; every error of this package is one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = cli.main(standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except click.Abort:
+        status = 130
+    except Terminated:
+        status = _stopped(143)
+    except KeyboardInterrupt:
+        status = _stopped(130)
+    except SettingsError as error:
+        status = _failed(str(error), 2)
+    except PipelineError as error:
+        status = _failed(str(error), 1)
+    except BrokenPipeError:  # the reader of our output left: nothing more to say to anybody
+        sys.stderr.close()
+        status = 1
+    except OSError as error:
+        status = _failed(f"{error.filename or 'a file operation'}: {error.strerror or error}", 1)
+    sys.exit(status)
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _stopped(status: int) -> int:
+    click.echo("stopped; nothing finished is lost: the same command again goes on from here", err=True)
+    return status
+
+
+def _failed(message: str, status: int) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return status

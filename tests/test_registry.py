@@ -1,0 +1,38 @@
+import doctest
+
+import pytest
+
+import pipeline.registry
+from pipeline.errors import SettingsError
+from pipeline.registry import Registry, nearest
+
+
+def test_examples_of_the_documentation_hold() -> None:
+    assert doctest.testmod(pipeline.registry).failed == 0
+
+
+def test_a_stranger_is_answered_with_the_nearest_name() -> None:
+    heads: Registry[int] = Registry("head")
+    heads.add("linear", 1)
+    heads.add("svm", 2)
+    with pytest.raises(SettingsError, match=r"unknown head 'linaer' \(did you mean 'linear'\?\)"):
+        heads["linaer"]
+    assert nearest("zzz", heads) == ""
+
+
+def test_many_names_are_counted_rather_than_listed() -> None:
+    crowd: Registry[int] = Registry("member")
+    for number in range(13):
+        crowd.add(f"name{number}", number)
+    with pytest.raises(SettingsError, match="known: 13 of them"):
+        crowd["qqq"]
+
+
+def test_one_name_twice_is_a_mistake_in_the_program() -> None:
+    heads: Registry[int] = Registry("head")
+    heads.register("svm")(1)
+    with pytest.raises(ValueError, match="registered twice"):
+        heads.add("svm", 2)
+    assert "svm" in heads
+    assert list(heads) == ["svm"]
+    assert len(heads) == 1
