@@ -1,0 +1,271 @@
+"""Bytes of one image file to RGB pixels, under one written policy.
+
+Policy, version 1. The version is part of every recipe: a change here that moves a pixel raises it.
+
+- The format is decided by the content, never by the name, and is one of JPEG, PNG, WebP, GIF, BMP, TIFF.
+  Nothing else is ever given to a decoder: an EPS file named .jpg does not start Ghostscript.
+- A file over `Limits.max_bytes`, or whose header says more than `Limits.max_pixels`, is refused before any
+  pixel is decoded.
+- A truncated file is bad. It is never padded, whatever `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` says.
+- Of an animation, the first frame counts.
+- EXIF orientation is applied (XMP's where there is no EXIF one), so that up is up.
+- Transparent pixels are composited on white: alpha channels, transparent palette entries, colour keys.
+- CMYK and YCCK are converted with Adobe's inverted convention, as Pillow does; colour profiles are ignored.
+- Grey images of more than 8 bits and of floating point are scaled to 0..255 by their range of values, which
+  is the first of 0..1 (floats only), 0..255, 0..1023, 0..4095, 0..16383, 0..65535 that holds every value and
+  whose 8-bit image would not be all black; where there is none, it is the image's own smallest to largest
+  value. So a 12-bit scan in a 16-bit file keeps its tones, and a photo saved with 16 bits its brightness.
+  NaN becomes black, an infinity becomes the end of the range on its side.
+- Everything else is Pillow's own `convert("RGB")`: a plain RGB JPEG gives exactly the pixels that
+  `PIL.Image.open(path).convert("RGB")` gives.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+from pipeline.errors import ImageError
+
+#: Part of the recipe. Raise it when the same bytes no longer give the same pixels.
+POLICY_VERSION = 1
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+
+#: Tops of the ranges that values are usually recorded in: 8, 10, 12, 14 and 16 bits.
+_INTEGER_TOPS = (255, 1023, 4095, 16383, 65535)
+
+_ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_ORIENTATION_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp")
+
+#: What Pillow raises on metadata that it cannot read. Such a file has no orientation; its pixels are fine.
+_BAD_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest file and the largest image that are decoded."""
+
+    max_bytes: int = 128 * 2**20
+    max_pixels: int = 64 * 2**20
+
+
+_DEFAULT_LIMITS = Limits()
+
+
+class _StrictPillow:
+    """While entered, by however many threads: no truncated images, no warnings, and our cap on pixels alone.
+
+    Pillow and `warnings` keep these switches in global variables, so the first thread in turns them and the
+    last one out puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: tuple[bool, int | None] = (False, None)
+        self._silence: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+                Image.MAX_IMAGE_PIXELS = 2**28
+            # Checked on every entry: a catch_warnings block of another thread may have taken it away.
+            if self._silence is None or self._silence not in warnings.filters:
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                self._silence = warnings.filters[0]
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = self._before
+                if self._silence in warnings.filters:
+                    warnings.filters.remove(self._silence)  # type: ignore[attr-defined]
+
+
+_strict_pillow = _StrictPillow()
+
+
+def decode(
+    data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """RGB image of the bytes of one file, under the policy at the top of this module.
+
+    With `at_least` = (width, height), a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as
+    neither side falls below that. This is several times faster, and gives other pixels: another recipe.
+
+    Raises `ImageError` and nothing else, whatever the bytes are.
+
+    >>> decode(b"GIF89a but nothing follows")
+    Traceback (most recent call last):
+    pipeline.errors.ImageError: truncated: the GIF file ends before its header does
+    """
+    if not data:
+        raise ImageError("empty", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError("too-large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    kind = _kind(data)
+    try:
+        with _strict_pillow:
+            return _to_rgb(_open(data, kind, limits), at_least)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError("too-large", f"decoding the {kind} file needs too much memory: {error}") from error
+    except Exception as error:
+        # Pillow raises OSError, SyntaxError, ValueError, struct.error, KeyError, zlib.error and more.
+        raise _bad_image(data, kind, error) from error
+
+
+def _kind(data: bytes) -> str:
+    """Format of the bytes, by their first few."""
+    for magic, kind in _MAGIC:
+        if data.startswith(magic):
+            return kind
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    raise ImageError("not-an-image", f"starts with {data[:8]!r}, which is none of {', '.join(FORMATS)}")
+
+
+def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
+    """Read the header alone, and refuse what it says is too large."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=(kind,))
+    except UnidentifiedImageError as error:
+        raise _bad_image(data, kind, error, part="header") from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError("too-large", f"{width} x {height} pixels, the limit is {limits.max_pixels} in all")
+    if kind == "TIFF" and _largest_block(image) > limits.max_pixels:
+        raise ImageError("too-large", f"a tile of {_largest_block(image)} pixels, more than the image needs")
+    return image
+
+
+def _largest_block(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile, which is allocated whole even where the image is smaller; 0 without tiles."""
+    tags: dict[int, Any] = getattr(image, "tag_v2", {})
+    width, height = tags.get(322, 0), tags.get(323, 0)
+    return width * height if isinstance(width, int) and isinstance(height, int) else 0
+
+
+def _to_rgb(image: Image.Image, at_least: tuple[int, int] | None) -> Image.Image:
+    if at_least is not None and image.format in ("JPEG", "MPO"):
+        image.draft(None, at_least if _orientation(image) not in _SIDEWAYS else at_least[::-1])
+    image.load()
+    # After loading: a PNG may keep its EXIF behind the pixels. Pillow turns TIFFs itself.
+    turn = None if image.format == "TIFF" else _ORIENTATIONS.get(_orientation(image))
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    elif image.has_transparency_data:
+        image = _on_white(image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    if not any(key in image.info for key in _ORIENTATION_KEYS):
+        return 1
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _BAD_METADATA:
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba)
+    return white
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey image of mode I, I;16 or F, scaled by its range of values to mode L."""
+    values = np.asarray(image)
+    low, high = _range_of_values(values)
+    scale = 255.0 / ((high - low) or 1.0)
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), 256):  # by strips: the arithmetic needs eight bytes a pixel
+        strip = np.clip(values[top : top + 256].astype(np.float64), low, high)
+        grey[top : top + 256] = np.nan_to_num(np.rint((strip - low) * scale), nan=0.0)
+    colour_key = image.info.get("transparency")
+    if isinstance(colour_key, int):
+        grey[values == colour_key] = 255
+    return Image.fromarray(grey)
+
+
+def _range_of_values(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """What becomes 0 and what becomes 255."""
+    is_float = values.dtype.kind == "f"
+    if is_float:
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise ImageError("corrupt", "no pixel of this floating-point image is finite")
+        low = float(values.min(where=finite, initial=np.inf))
+        high = float(values.max(where=finite, initial=-np.inf))
+    else:
+        low, high = float(values.min()), float(values.max())
+    tops = (1, *_INTEGER_TOPS) if is_float else _INTEGER_TOPS
+    top = next((top for top in tops if high <= top), None)
+    if low < 0 or top is None or round(high * 255 / top) == 0:
+        return low, high
+    return 0.0, float(top)
+
+
+def _bad_image(data: bytes, kind: str, error: Exception, *, part: str = "pixels") -> ImageError:
+    if part == "header":
+        detail = f"the {kind} file's header cannot be read"
+        if _ends_early(data, kind):
+            return ImageError("truncated", f"the {kind} file ends before its header does")
+    else:
+        detail = f"the {kind} decoder says: {str(error) or type(error).__name__}".replace("\n", " ")
+    truncated = "truncated" in str(error).lower() or _ends_early(data, kind)
+    return ImageError("truncated" if truncated else "corrupt", detail)
+
+
+def _ends_early(data: bytes, kind: str) -> bool:
+    """Whether the mark of this format's end is absent, or fewer bytes are there than its header declares."""
+    if kind == "JPEG":
+        return b"\xff\xd9" not in data[-4096:]
+    if kind == "PNG":
+        return b"IEND" not in data[-4096:]
+    if kind == "GIF":
+        return b"\x3b" not in data[-16:]
+    if kind == "WEBP":
+        return len(data) < 12 or int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if kind == "BMP":
+        return len(data) < 26 or int.from_bytes(data[2:6], "little") > len(data)
+    return len(data) < 8
