@@ -1,0 +1,208 @@
+"""A folder of images: flat, one folder a class, or train/val/test with a folder a class in each."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.config import SourceSettings
+from pipeline.errors import SourceError
+from pipeline.sources.records import (
+    SPLITS,
+    FileImage,
+    Manifest,
+    Row,
+    as_id,
+    class_target,
+    counted,
+    make_manifest,
+    shown,
+    split_name,
+)
+
+#: Names of files that are rows. What such a file really holds, its content decides when it is decoded.
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+)
+
+#: Symbolic links to folders are followed up to this many deep, so that links that point at each other end.
+MOST_LINKS = 3
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name ends as an image's does."""
+    return _extension(name) in EXTENSIONS
+
+
+def _extension(name: str) -> str:
+    stem, dot, extension = name.rpartition(".")
+    return dot + extension.lower() if stem else ""
+
+
+def read_folder(source: Path, settings: SourceSettings) -> Manifest:
+    """List the images under `source`; raise `SourceError` where its layout can be read in two ways."""
+    listing = scan(source)
+    name = shown(source)
+    if not listing.files:
+        raise SourceError(f"{name} holds no images{_only(listing.skipped)}")
+    layout = find_layout(name, listing.files, listing.folders)
+    root = os.fspath(source)
+    rows = [
+        Row(as_id(path), FileImage(f"{root}/{path}"), split)
+        for path, split in zip(listing.files, layout.splits, strict=True)
+    ]
+    targets = [class_target("class", layout.labels)] if any(layout.labels) else []
+    return make_manifest(name, rows, targets, _notes(listing))
+
+
+@dataclass
+class Listing:
+    """The files and folders below one folder, as relative POSIX paths."""
+
+    files: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    loops: list[str] = field(default_factory=list)
+
+
+def scan(root: Path) -> Listing:
+    """List everything below `root` but hidden names; symbolic links are followed, but not in circles."""
+    listing = Listing()
+    waiting = [("", 0, frozenset((_identity(root),)))]
+    while waiting:
+        prefix, links, above = waiting.pop()
+        for entry in _entries(root, prefix):
+            path = prefix + entry.name
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if _is_folder(entry):
+                depth = links + entry.is_symlink()
+                identity = _identity(Path(entry.path))
+                if identity in above or depth > MOST_LINKS:
+                    listing.loops.append(path)
+                    continue
+                listing.folders.append(path)
+                waiting.append((path + "/", depth, above | {identity}))
+            elif is_image_name(entry.name):
+                listing.files.append(path)
+            else:
+                listing.skipped[_extension(entry.name) or entry.name] += 1
+    listing.files.sort()
+    listing.folders.sort()
+    return listing
+
+
+def _entries(root: Path, prefix: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(root / prefix) as entries:
+            yield from entries
+    except OSError as error:
+        raise SourceError(f"cannot list {shown(root / prefix)}: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points at itself: a row, if it is named like an image, and a bad one
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise SourceError(f"cannot list {shown(folder)}: {error.strerror}") from error
+    return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Split and class of every file, in the order of the files; an unknown class is None."""
+
+    splits: list[str]
+    labels: list[str | None]
+
+
+def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layout:
+    """Which of the layouts these relative paths have; `folders` are all folders, also those without images.
+
+    Raises `SourceError` where there are two ways to read it, or a class without images.
+    """
+    parts = [path.split("/") for path in files]
+    tops = {part[0] for part in parts if len(part) > 1}
+    if not any(top.lower() in SPLITS for top in tops):
+        labels = _labels(name, parts, [f for f in folders if "/" not in f])
+        return Layout([""] * len(files), labels)
+    strangers = sorted(top for top in tops if top.lower() not in SPLITS)
+    if strangers or any(len(part) == 1 for part in parts):
+        other = f"folder {strangers[0]!r}" if strangers else "images of no split"
+        raise SourceError(
+            f"{name} holds splits ({', '.join(sorted(tops - set(strangers)))}) and also {other}:"
+            " move it away, or list the images in a CSV with a split column"
+        )
+    return _split_layout(name, parts, folders)
+
+
+def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -> Layout:
+    labels: list[str | None] = [None] * len(parts)
+    for top in {part[0] for part in parts}:
+        inside = [index for index, part in enumerate(parts) if part[0] == top]
+        found = _labels(f"{name}/{top}", [parts[index][1:] for index in inside], ())
+        for index, label in zip(inside, found, strict=True):
+            labels[index] = label
+    inner = {f.split("/")[1] for f in folders if f.count("/") == 1 and f.split("/")[0].lower() in SPLITS}
+    _refuse_empty_classes(name, inner, {label for label in labels if label is not None})
+    return Layout([split_name(part[0]) or "" for part in parts], labels)
+
+
+def _labels(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -> list[str | None]:
+    """The first folder of each path is its class; none has one in a flat folder."""
+    tops = {part[0] for part in parts if len(part) > 1}
+    loose = sum(len(part) == 1 for part in parts)
+    if not tops:
+        return [None] * len(parts)
+    if loose:
+        raise SourceError(
+            f"{name} holds {loose} images beside folders of images ({_some(tops)}): move them into a folder a"
+            " class, or move the folders away"
+        )
+    if len(tops) == 1 and all(len(part) > 2 for part in parts):
+        raise SourceError(f"{name} holds one folder of folders; did you mean {name}/{shown(*tops)}?")
+    _refuse_empty_classes(name, folders, tops)
+    return [as_id(part[0]) for part in parts]
+
+
+def _refuse_empty_classes(name: str, folders: Sequence[str] | set[str], classes: set[str]) -> None:
+    empty = sorted(set(map(as_id, folders)) - set(map(as_id, classes))) if classes else []
+    if empty:
+        raise SourceError(
+            f"{name}: no image in the class folder {_some(empty)}: add images, or remove the folder"
+            " (hidden folders are ignored)"
+        )
+
+
+def _some(names: Sequence[str] | set[str], most: int = 5) -> str:
+    listed = ", ".join(repr(name) for name in sorted(names)[:most])
+    return listed + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _only(skipped: Counter[str]) -> str:
+    if not skipped:
+        return ": it is empty"
+    kinds = " ".join(sorted(EXTENSIONS))
+    return f", only other files ({counted(skipped)}); images are named {kinds}"
+
+
+def _notes(listing: Listing) -> list[str]:
+    notes = []
+    if listing.skipped:
+        total = listing.skipped.total()
+        notes.append(f"left out {total} files that are not named like images ({counted(listing.skipped)})")
+    if listing.loops:
+        notes.append(
+            f"left out {len(listing.loops)} links to folders that lead in circles ({listing.loops[0]})"
+        )
+    return notes
