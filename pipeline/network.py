@@ -1,0 +1,144 @@
+"""Base and head as one network, of which only the wanted parts move.
+
+    images -> base, up to the layers that the head takes -> joined, flat -> linear layer -> logits or a number
+
+What does not move is left exactly as it was: no gradients, and evaluation mode, so that dropout is off and batch
+norm neither uses the batch nor updates its buffers, whatever mode the network is put into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.bases import Base, feature_network
+from pipeline.config import Pool
+from pipeline.errors import HeadError, SettingsError
+from pipeline.layers import FeatureNetwork
+from pipeline.registry import nearest
+
+State = dict[str, Tensor]
+
+
+class Network(nn.Module):
+    """A base up to the layers that its head takes, and the head: one linear layer."""
+
+    def __init__(self, features: FeatureNetwork, head: nn.Linear) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+        self.move_only([features, head])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, C), or values (B, 1), of normalised images, float (B, 3, H, W)."""
+        layers = self.features(images)
+        outputs: Tensor = self.head(torch.cat([layer.flatten(1) for layer in layers], dim=1))
+        return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Put what moves into training mode; the rest stays in evaluation mode."""
+        super().train(False)
+        self.training = mode
+        for module in self._moving:
+            module.train(mode)
+        for module in self._still:
+            module.eval()
+        return self
+
+    def move_only(self, modules: Sequence[nn.Module], *, still: Sequence[nn.Module] = ()) -> None:
+        """Let `modules` train and nothing else; of them, `still` keep evaluation mode."""
+        self.requires_grad_(False)
+        for module in modules:
+            module.requires_grad_(True)
+        self._moving, self._still = tuple(modules), tuple(still)
+        self.train(self.training)
+
+
+def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int) -> Network:
+    """A copy of `base` with a fresh linear layer of `outputs` on its `layers`, drawn from torch's random state.
+
+    Raises `BaseError` for a layer that the base does not have.
+    """
+    features = feature_network(base, layers, pool)
+    width = sum(math.prod(shape) for shape in features.shapes)
+    return Network(features, nn.Linear(width, outputs))
+
+
+def start_from(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """Give the last layer the `weight` (C, D) and `bias` (C,) of a fitted linear head; raises `HeadError`."""
+    wanted = tuple(network.head.weight.shape)
+    if weight.shape != wanted or bias.shape != wanted[:1]:
+        raise HeadError(
+            f"the head has weights {weight.shape[0]} x {weight.shape[-1]}, these classes and layers need "
+            f"{wanted[0]} x {wanted[1]}"
+        )
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(weight))
+        network.head.bias.copy_(torch.from_numpy(bias))
+
+
+def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False) -> None:
+    """Let only `train` move: ``head``, ``all``, or modules of the base by name, the head with them.
+
+    `freeze_norm` leaves batch norm as in evaluation where the modules around it train: its running mean and
+    variance stay, its weight and bias learn (https://arxiv.org/abs/2202.10054).
+    Raises `SettingsError` for a module that the base does not have, or that has nothing to train.
+    """
+    moving = _modules(network, train)
+    norms = [
+        part
+        for module in moving
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase)
+    ]
+    network.move_only(moving, still=norms if freeze_norm else ())
+
+
+def _modules(network: Network, train: Sequence[str]) -> list[nn.Module]:
+    if "all" in train:
+        return [network.features, network.head]
+    return [*(_module(network, name) for name in train if name != "head"), network.head]
+
+
+def _module(network: Network, name: str) -> nn.Module:
+    known: dict[str, nn.Module] = dict(network.features.network.named_modules())
+    if any(f"{name}.".startswith(f"{cut}.") for cut in network.features.unused):
+        raise SettingsError(
+            f"module {name!r} of the base comes after the layers of the head; it would never move"
+        )
+    if name not in known or not name:
+        raise SettingsError(
+            f"the base has no module {name!r} to train{nearest(name, [*known, 'head', 'all'])}"
+        )
+    if next(known[name].parameters(), None) is None:
+        raise SettingsError(f"module {name!r} of the base has no weights, so nothing in it can be trained")
+    return known[name]
+
+
+def parameter_groups(network: Network, *, lr: float, base_lr: float | None = None) -> list[dict[str, Any]]:
+    """What moves, as an optimizer takes it: first of the base, then of the head, each with its rate."""
+    base = [parameter for parameter in network.features.parameters() if parameter.requires_grad]
+    groups = [{"params": base, "lr": base_lr or lr}] if base else []
+    return [*groups, {"params": list(network.head.parameters()), "lr": lr}]
+
+
+def snapshot(network: Network) -> State:
+    """A copy of everything that training can change: parameters that move, and buffers."""
+    still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: value.clone() for name, value in network.state_dict().items() if name not in still}
+
+
+def restore(network: Network, state: State) -> None:
+    """Put a `snapshot` back."""
+    network.load_state_dict(state, strict=False)
+
+
+def put_back(network: Network, base: Base) -> None:
+    """Give `base` the weights that its copy in `network` has; what lies behind the wanted layers stays."""
+    base.module.load_state_dict(network.features.network.state_dict(), strict=False)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.bases import Base, load_base
+from pipeline.errors import HeadError, SettingsError
+from pipeline.network import (
+    Network,
+    build_network,
+    freeze,
+    parameter_groups,
+    put_back,
+    restore,
+    snapshot,
+    start_from,
+)
+from pipeline.weights import digest
+
+
+@pytest.fixture(scope="module")
+def squeezenet() -> Base:
+    return load_base("squeezenet1_1", "embedded")
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Base:
+    return load_base("resnet18", "none")
+
+
+def images(count: int = 4, side: int = 64) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def take_steps(network: Network, count: int = 2) -> None:
+    network.train()
+    optimizer = torch.optim.SGD(parameter_groups(network, lr=0.01), momentum=0.9)
+    for _ in range(count):
+        optimizer.zero_grad()
+        functional.cross_entropy(network(images()), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+
+
+def changed(network: Network, before: dict[str, torch.Tensor]) -> set[str]:
+    """Names of parameters and buffers that are not the same bits any more."""
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def copied(network: Network) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_forward_is_the_base_and_one_linear_layer(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=3).eval()
+    embedding = squeezenet.module.features(images()).mean((2, 3))  # type: ignore[operator]
+    assert network.head.in_features == 512
+    torch.testing.assert_close(network(images()), network.head(embedding))
+
+
+def test_several_layers_are_joined_in_their_order(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool", "features.5"], "avg", outputs=2).eval()
+    assert network.head.in_features == 512 + 128
+    early, late = squeezenet.module.features[:6], squeezenet.module.features  # type: ignore[index]
+    joined = torch.cat([late(images()).mean((2, 3)), early(images()).mean((2, 3))], dim=1)  # type: ignore[operator]
+    torch.testing.assert_close(network(images()), network.head(joined))
+
+
+def test_only_the_head_moves(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=3)
+    before = copied(network)
+    freeze(network, ["head"])
+    take_steps(network)
+    assert changed(network, before) == {"head.weight", "head.bias"}
+
+
+def test_only_named_modules_move_and_frozen_batch_norm_keeps_its_buffers(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=3)
+    before = copied(network)
+    freeze(network, ["layer4.1", "layer3.0.conv1"])
+    take_steps(network)
+    moved = changed(network, before)
+    prefixes = ("features.network.layer4.1.", "features.network.layer3.0.conv1.", "head.")
+    assert moved == {name for name in before if name.startswith(prefixes)}
+    assert "features.network.layer4.1.bn2.running_mean" in moved
+
+
+def test_everything_moves(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=3)
+    before = copied(network)
+    freeze(network, ["all"])
+    take_steps(network)
+    assert changed(network, before) == set(before)
+
+
+def test_batch_norm_can_be_kept_where_all_the_rest_moves(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=3)
+    before = copied(network)
+    freeze(network, ["all"], freeze_norm=True)
+    take_steps(network)
+    buffers = {name for name, _ in network.named_buffers()}
+    assert buffers
+    assert changed(network, before) == set(before) - buffers
+
+
+def test_dropout_is_on_only_where_training_is() -> None:
+    alexnet = load_base("alexnet", "none")
+    network = build_network(alexnet, ["fc7"], "none", outputs=2)
+    dropouts = [part for part in network.modules() if isinstance(part, nn.Dropout)]
+    assert len(dropouts) == 2
+    freeze(network, ["head"])
+    network.train()
+    assert not any(part.training for part in dropouts)
+    torch.testing.assert_close(network(images()), network.eval()(images()), rtol=0, atol=0)
+    freeze(network, ["classifier"])
+    network.train()
+    assert all(part.training for part in dropouts)
+    network.eval()
+    assert not any(part.training for part in network.modules())
+
+
+def test_freezing_again_starts_anew(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
+    freeze(network, ["all"])
+    freeze(network, ["features.12"])
+    free = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[3] for name in free if name.startswith("features.")} == {"12"}
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("featurs.12", r"the base has no module 'featurs.12' to train \(did you mean 'features.12'\?\)"),
+        ("haed", r"no module 'haed' to train \(did you mean 'head'\?\)"),
+        ("", "the base has no module ''"),
+        ("features.1", "module 'features.1' of the base has no weights"),
+        ("classifier", "module 'classifier' of the base comes after the layers of the head"),
+        ("classifier.1", "module 'classifier.1' of the base comes after the layers of the head"),
+    ],
+)
+def test_wrong_modules_are_one_line(squeezenet: Base, train: str, message: str) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
+    with pytest.raises(SettingsError, match=message) as caught:
+        freeze(network, [train])
+    assert "\n" not in str(caught.value)
+
+
+def test_it_starts_from_a_fitted_head(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
+    weight = np.arange(1024, dtype=np.float32).reshape(2, 512)
+    bias = np.array([1, 2], dtype=np.float32)
+    start_from(network, weight, bias)
+    assert np.array_equal(network.head.weight.detach().numpy(), weight)
+    assert np.array_equal(network.head.bias.detach().numpy(), bias)
+    with pytest.raises(HeadError, match="weights 3 x 512, these classes and layers need 2 x 512"):
+        start_from(network, np.zeros((3, 512), np.float32), np.zeros(3, np.float32))
+
+
+def test_groups_have_their_own_rates(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
+    freeze(network, ["features.12"])
+    base, head = parameter_groups(network, lr=0.1, base_lr=0.01)
+    assert (base["lr"], head["lr"]) == (0.01, 0.1)
+    assert len(base["params"]) == 6
+    assert [tuple(parameter.shape) for parameter in head["params"]] == [(2, 512), (2,)]
+    freeze(network, ["head"])
+    assert [group["lr"] for group in parameter_groups(network, lr=0.1)] == [0.1]
+
+
+def test_a_snapshot_brings_back_every_bit(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=3)
+    freeze(network, ["layer4"])
+    kept, before = snapshot(network), copied(network)
+    assert not any(name.endswith("layer3.0.conv1.weight") for name in kept)
+    take_steps(network)
+    assert changed(network, before)
+    restore(network, kept)
+    assert not changed(network, before)
+
+
+def test_tuned_weights_go_back_into_the_base(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=3)
+    freeze(network, ["features.12"])
+    take_steps(network)
+    own = load_base("squeezenet1_1", "embedded")
+    put_back(network, own)
+    names = {
+        name
+        for name, value in own.module.state_dict().items()
+        if not torch.equal(value, squeezenet.module.state_dict()[name])
+    }
+    assert {name.rsplit(".", 2)[0] for name in names} == {"features.12"}
+    assert digest(squeezenet.module) == squeezenet.digest, "the base itself is nobody's to change"
+    torch.testing.assert_close(
+        build_network(own, ["avgpool"], "none", outputs=3).features(images())[0],
+        network.eval().features(images())[0],
+    )
