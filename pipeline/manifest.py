@@ -1,23 +1,95 @@
 """Any source to a `Manifest`: what images there are, in which order, and what is known of them.
 
-A source is a folder (flat, one folder a class, or train/val/test), a CSV or Parquet file with a column of
-images, a tar file, a text file of paths, or ``torchvision:NAME?root=DIR``. Listing reads no image: a file
-that is missing or damaged is still a row, and says so when it is read.
+Listing reads no image: one that is missing or damaged is still a row, and says so when it is read.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import SourceSettings
-from pipeline.errors import SourceError
-from pipeline.sources.folder import read_folder
+from pipeline.errors import SettingsError, SourceError
+from pipeline.registry import Registry
+from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars
 from pipeline.sources.records import FileImage, ImageRef, Manifest, Record, Target, as_id, shown
-from pipeline.sources.tables import read_csv
 
-__all__ = ["FileImage", "ImageRef", "Manifest", "Record", "Target", "from_paths", "read_manifest"]
+__all__ = ["SOURCES", "FileImage", "ImageRef", "Manifest", "Record", "Target", "from_paths", "read_manifest"]
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source: how it is recognised, how it is read, and which options it has."""
+
+    description: str
+    fits: Callable[[str], bool]
+    read: Callable[[str, SourceSettings], Manifest]
+    options: frozenset[str] = frozenset()
+
+
+def _ends(*suffixes: str) -> Callable[[str], bool]:
+    return lambda source: source.lower().endswith(suffixes)
+
+
+_TABLE = frozenset(("image_column", "target", "id_column", "split_column", "image_root"))
+_LABELS = frozenset(("labels", "image_column", "target", "split_column"))
+
+#: In the order in which they are tried.
+SOURCES: Registry[SourceKind] = Registry("kind of source")
+SOURCES.add(
+    "torchvision",
+    SourceKind(
+        f"{datasets.PREFIX}NAME?root=DIR",
+        lambda source: source.startswith(datasets.PREFIX),
+        datasets.read_dataset,
+    ),
+)
+SOURCES.add(
+    "tar",
+    SourceKind(
+        "a .tar file, or a folder of them",
+        lambda source: _ends(".tar")(source) or tars.is_shards(Path(source)),
+        lambda source, settings: tars.read_tars(Path(source), settings),
+        frozenset(("target",)),
+    ),
+)
+SOURCES.add(
+    "folder",
+    SourceKind(
+        "a folder (flat, one folder a class, or train/val/test)",
+        lambda source: Path(source).is_dir(),
+        lambda source, settings: folder.read_folder(Path(source), settings),
+    ),
+)
+SOURCES.add(
+    "csv",
+    SourceKind(
+        "a .csv or .tsv file with a column of image paths",
+        _ends(".csv", ".tsv"),
+        lambda source, settings: tables.read_csv(Path(source), settings),
+        _TABLE,
+    ),
+)
+SOURCES.add(
+    "parquet",
+    SourceKind(
+        "a .parquet file with a column of image paths or image bytes",
+        _ends(".parquet", ".pq"),
+        lambda source, settings: parquet.read_parquet(Path(source), settings),
+        _TABLE,
+    ),
+)
+SOURCES.add(
+    "list",
+    SourceKind(
+        "a .txt file with one path a line",
+        _ends(".txt", ".lst", ".list"),
+        lambda source, settings: lists.read_list(Path(source), settings),
+        frozenset(("image_root",)),
+    ),
+)
 
 
 def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | None = None) -> Manifest:
@@ -27,16 +99,45 @@ def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | Non
     `SettingsError` for an option that this kind of source does not have.
     """
     settings = settings or SourceSettings.of({})
-    path = Path(source)
-    if not path.exists():
-        raise SourceError(f"there is no {shown(path)}")
-    if path.is_dir():
-        return read_folder(path, settings)
-    return read_csv(path, settings)
+    text = os.fspath(source)
+    name, kind = _kind_of(text)
+    _refuse_other_options(name, kind, settings)
+    if settings.labels is None:
+        return kind.read(text, settings)
+    # The columns that the options name are then those of the table of labels.
+    manifest = kind.read(text, settings.model_copy(update=dict.fromkeys(_LABELS, None) | {"target": ()}))
+    return labels.join_labels(manifest, Path(settings.labels), settings)
+
+
+def _kind_of(source: str) -> tuple[str, SourceKind]:
+    if not source.startswith(datasets.PREFIX) and not Path(source).exists():
+        raise SourceError(f"there is no {shown(source)}")
+    for name in SOURCES:
+        if SOURCES[name].fits(source):
+            return name, SOURCES[name]
+    if folder.is_image_name(source):
+        raise SourceError(f"{shown(source)} is one image; a source is a folder or a list of images")
+    known = "; ".join(SOURCES[name].description for name in SOURCES)
+    raise SourceError(f"{shown(source)} is not a source that can be read; one is: {known}")
+
+
+def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings) -> None:
+    allowed = kind.options
+    if settings.labels is not None and "image_column" not in kind.options:
+        allowed |= _LABELS
+    for option in SourceSettings.model_fields:
+        if getattr(settings, option) and option not in allowed:
+            flag = "--" + option.replace("_", "-")
+            ways_out = " (give a table with --labels)" if option in _TABLE and not settings.labels else ""
+            raise SettingsError(f"{flag} has no meaning for a source of kind {name}{ways_out}")
 
 
 def from_paths(paths: Sequence[str | os.PathLike[str]]) -> Manifest:
-    """Images one by one, in the order given and under the names given, for prediction."""
+    """Images one by one, in the order given and under the names given, for prediction.
+
+    >>> [record.id for record in from_paths(["b.jpg", "a.jpg"]).records]
+    ['b.jpg', 'a.jpg']
+    """
     names = [os.fspath(path) for path in paths]
     records = [Record(index, as_id(name), FileImage(name), "") for index, name in enumerate(names)]
     if not records:

@@ -194,7 +194,7 @@ def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Cal
     values = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells):
         if cell:
-            values[row] = _number(cell, lambda row=row: f"{place(row)}, column {name!r}")  # type: ignore[misc]
+            values[row] = _number(cell, f"{place(row)}, column {name!r}")
     return Target(name, values)
 
 
@@ -215,13 +215,13 @@ def _guess_kind(name: str, known: Sequence[str]) -> Kind:
     return "number"
 
 
-def _number(cell: str, place: Callable[[], str]) -> float:
+def _number(cell: str, place: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        raise SourceError(f"{place()}: {cell!r} is not a number") from None
+        raise SourceError(f"{place}: {cell!r} is not a number") from None
     if value in (float("inf"), float("-inf")):
-        raise SourceError(f"{place()}: {cell!r} is not finite, and no base or head can learn it")
+        raise SourceError(f"{place}: {cell!r} is not finite, and no base or head can learn it")
     return value
 
 

@@ -10,10 +10,10 @@ import csv
 import io
 import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
@@ -44,7 +44,9 @@ _IMAGE_COLUMNS = (
     "img_path",
 )
 _FILE_COLUMNS = ("file", "file_name", "filename", "filepath", "file_path", "path", "name")
-_TARGET_COLUMNS = ("class", "label", "target", "category")
+
+#: A column of one of these names is the target if no option says otherwise.
+USUAL_TARGETS = ("class", "label", "target", "category")
 _DELIMITERS = ",;\t|"
 
 
@@ -73,6 +75,11 @@ class Table:
                 f"{self.name} has no column {name!r}{nearest(name, known)}; its columns: {', '.join(known)}"
             )
         return self.columns[name]
+
+
+def cell_text(value: Any) -> str:
+    """A typed value as the text that a CSV would hold; empty for none and for NaN."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def read_csv(source: Path, settings: SourceSettings) -> Manifest:
@@ -123,7 +130,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     """The images of a table; paths are relative to `folder`, or to the image root of the settings."""
     if not len(table):
         raise SourceError(f"{table.name} has column names but no rows")
-    column = settings.image_column or _guess_image_column(table)
+    column = settings.image_column or guess_image_column(table)
     images, ids = _images(table, column, folder, settings)
     if settings.id_column is not None:
         ids = _ids(table, settings.id_column)
@@ -137,7 +144,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     return make_manifest(table.name, rows, targets.values(), notes)
 
 
-def _guess_image_column(table: Table) -> str:
+def guess_image_column(table: Table) -> str:
     if len(table.images) == 1:
         return next(iter(table.images))
     by_content = [name for name, cells in table.columns.items() if _names_images(cells)]
@@ -167,10 +174,8 @@ def _images(
         ids = [path or f"row-{row:0{digits}}" for row, path in enumerate(held)]
         return table.images[column], ids
     root = image_root(folder, settings)
-    paths = [
-        inside(root, cell, lambda row=row: table.place(row))  # type: ignore[misc]
-        for row, cell in enumerate(table.column(column))
-    ]
+    cells = table.column(column)
+    paths = [inside(root, cell, table.place(row)) for row, cell in enumerate(cells)]
     prefix = os.fspath(root)
     return [FileImage(f"{prefix}/{path}") for path in paths], [as_id(path) for path in paths]
 
@@ -183,20 +188,20 @@ def image_root(folder: Path, settings: SourceSettings) -> Path:
     return root
 
 
-def inside(root: Path, path: str, place: Callable[[], str]) -> str:
+def inside(root: Path, path: str, place: str) -> str:
     """The path relative to `root`, in its shortest form; raises `SourceError` if it leads out of it.
 
     The question is only what the path says. A link inside the folder may well point elsewhere: whoever may
     write there may also copy the file.
     """
     if not path:
-        raise SourceError(f"{place()}: no image is named")
+        raise SourceError(f"{place}: no image is named")
     if posixpath.isabs(path):
         path = posixpath.relpath(path, os.fspath(root.absolute()))
     path = posixpath.normpath(path)
     if path == "." or path == ".." or path.startswith("../"):
         raise SourceError(
-            f"{place()}: {shown(path)!r} is outside of {shown(root)}; name a folder that holds all images"
+            f"{place}: {shown(path)!r} is outside of {shown(root)}; name a folder that holds all images"
             " with --image-root"
         )
     return path
@@ -249,7 +254,7 @@ def _guess_target(table: Table, used: set[str]) -> Mapping[str, None]:
         for name, cells in table.columns.items()
         if name not in used and any(cells) and not _names_images(cells) and not name.startswith("Unnamed")
     ]
-    usual = [name for name in left if name.lower() in _TARGET_COLUMNS]
+    usual = [name for name in left if name.lower() in USUAL_TARGETS]
     candidates = usual if len(usual) == 1 else left
     if len(candidates) > 1:
         raise SourceError(

@@ -1,0 +1,145 @@
+"""Datasets of torchvision: ``torchvision:CIFAR10?root=DIR``, all splits that the dataset has."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from PIL import Image
+
+from pipeline.config import SourceSettings
+from pipeline.errors import ImageError, SettingsError, SourceError
+from pipeline.registry import nearest
+from pipeline.sources.records import SPLITS, Manifest, Row, Target, class_target, column_target, make_manifest
+
+PREFIX = "torchvision:"
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetImage:
+    """An image that a dataset makes when asked; its bytes are those of a PNG, which loses nothing."""
+
+    dataset: Any
+    position: int
+    name: str
+    state: tuple[int, int]
+
+    @property
+    def where(self) -> str:
+        return f"{self.name}[{self.position}]"
+
+    def stat(self) -> tuple[int, int]:
+        """Of the dataset's files together."""
+        return self.state
+
+    def read(self, limit: int) -> bytes:
+        try:
+            image = self.dataset[self.position][0]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ImageError("unreadable", str(error).replace("\n", " ")) from error
+        if not isinstance(image, Image.Image):
+            raise ImageError("not-an-image", f"the dataset gives a {type(image).__name__}")
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=1)
+        data = buffer.getvalue()
+        if len(data) > limit:
+            raise ImageError("too-large", f"{len(data)} bytes, the limit is {limit}")
+        return data
+
+
+def read_dataset(source: str, settings: SourceSettings) -> Manifest:
+    """The images of a torchvision dataset, with its classes; a numeric target is called ``target``."""
+    name, _, query = source.removeprefix(PREFIX).partition("?")
+    options = {key: _WORDS.get(value.lower(), value) for key, value in parse_qsl(query)}
+    builder = _find_dataset(name)
+    parameters = inspect.signature(builder).parameters
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise SettingsError(f"{source}: {name} has no option {unknown[0]!r}{nearest(unknown[0], parameters)}")
+    if "root" in parameters and "root" not in options:
+        raise SettingsError(f"{source}: say where its files are, {PREFIX}{name}?root=DIR")
+    state = _newest(str(options.get("root", "")))
+    rows: list[Row] = []
+    labels: list[Any] = []
+    classes: Sequence[str] | None = None
+    for split, dataset in _splits(source, builder, options):
+        digits = len(str(len(dataset)))
+        where = f"{source} {split}".strip()
+        for position in range(len(dataset)):
+            name_in_split = f"{position:0{digits}}"
+            identity = f"{split}/{name_in_split}" if split else name_in_split
+            rows.append(Row(identity, DatasetImage(dataset, position, where, state), SPLITS.get(split, "")))
+        labels += _labels(dataset)
+        classes = getattr(dataset, "classes", None) or classes
+    return make_manifest(source, rows, _targets(labels, classes))
+
+
+def _find_dataset(name: str) -> Any:
+    from torchvision import datasets
+
+    if name not in datasets.__all__:
+        raise SettingsError(f"torchvision has no dataset {name!r}{nearest(name, datasets.__all__)}")
+    return getattr(datasets, name)
+
+
+def _splits(source: str, builder: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every split that the dataset has, or the one that the options name."""
+    parameters = inspect.signature(builder).parameters
+    if "train" in parameters and "train" not in options:
+        choices: list[tuple[str, dict[str, Any]]] = [("train", {"train": True}), ("test", {"train": False})]
+    elif "split" in parameters and "split" not in options:
+        choices = [(name, {"split": name}) for name in ("train", "val", "valid", "test")]
+    else:
+        split = (
+            "train" if options.get("train") else "test" if "train" in options else options.get("split", "")
+        )
+        choices = [(str(split), {})]
+    problems = []
+    for split, choice in choices:
+        try:
+            dataset = builder(**options, **choice)
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            problems.append(str(error).replace("\n", " "))
+            # Datasets refuse the name of a split that they do not have; their other errors are errors.
+            if "split" in choice and isinstance(error, ValueError):
+                continue
+            raise SourceError(f"{source}: {problems[-1]}") from error
+        yield split, dataset
+    if len(problems) == len(choices):
+        raise SourceError(f"{source}: {problems[0]}")
+
+
+def _labels(dataset: Any) -> list[Any]:
+    """One label an image, without decoding any where the dataset keeps a list."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        found = getattr(dataset, attribute, None)
+        if found is not None and len(found) == len(dataset):
+            return [getattr(label, "item", lambda label=label: label)() for label in found]
+    return [dataset[position][1] for position in range(len(dataset))]
+
+
+def _targets(labels: Sequence[Any], classes: Sequence[Any] | None) -> list[Target]:
+    if not all(isinstance(label, int | float | str) for label in labels):
+        return []
+    if classes and all(isinstance(label, int) and 0 <= label < len(classes) for label in labels):
+        return [class_target("class", [str(classes[label]) for label in labels])]
+    cells = [str(label) for label in labels]
+    if any(isinstance(label, float) for label in labels):
+        return [column_target("target", cells, "number", lambda row: f"image {row}")]
+    return [class_target("class", list(cells))]
+
+
+def _newest(root: str) -> tuple[int, int]:
+    """Size of all files under `root`, and the time of the newest in nanoseconds."""
+    size = newest = 0
+    for folder, _, files in os.walk(root):
+        for file in files:
+            found = os.stat(f"{folder}/{file}", follow_symlinks=False)  # noqa: PTH116 (there may be many)
+            size, newest = size + found.st_size, max(newest, found.st_mtime_ns)
+    return size, newest

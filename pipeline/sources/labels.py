@@ -1,0 +1,104 @@
+"""Targets from a table joined onto images that another source lists."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import SourceSettings
+from pipeline.errors import SourceError
+from pipeline.sources.parquet import load_parquet
+from pipeline.sources.records import Manifest, Target
+from pipeline.sources.tables import Table, guess_image_column, load_csv, read_splits, read_targets
+
+
+def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> Manifest:
+    """Add the targets, and the splits if there are any, of the table `labels` to the images of `manifest`.
+
+    A row of the table means the image with that relative path; else the only one with that file name; else
+    the only one with that name but for its extension. Images that the table does not name stay unknown.
+    """
+    table = load_parquet(labels) if labels.suffix in (".parquet", ".pq") else load_csv(labels)
+    column = settings.image_column or guess_image_column(table)
+    found = _find_images(manifest, table, column)
+    splits, split_column = read_splits(table, settings)
+    used = {name for name in (column, split_column) if name}
+    targets = {
+        name: _spread(target, found, len(manifest))
+        for name, target in read_targets(table, settings, used=used).items()
+    }
+    if not targets and split_column is None:
+        raise SourceError(f"{table.name} has no column beside {column!r}: there is no label in it")
+    records = manifest.records
+    if split_column is not None:
+        records = list(records)
+        for row, index in found.items():
+            records[index] = replace(records[index], split=splits[row])
+    unknown, strangers = len(manifest) - len(found), len(table) - len(found)
+    notes = [f"{table.name} labels {len(found)} of {len(manifest)} images"] if unknown else []
+    notes += [f"{table.name} names {strangers} images that are not there"] if strangers else []
+    return replace(
+        manifest,
+        records=records,
+        targets=manifest.targets | targets,
+        notes=(*manifest.notes, *notes),
+    )
+
+
+def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int]:
+    """Row of the table -> row of the manifest."""
+    ids = [record.id for record in manifest.records]
+    by_path, by_name, by_stem = _unique(ids, str), _unique(ids, posixpath.basename), _unique(ids, _stem)
+    found: dict[int, int] = {}
+    labelled: dict[int, int] = {}
+    for row, cell in enumerate(table.column(column)):
+        path = posixpath.normpath(cell)
+        name = posixpath.basename(path)
+        for known, key in ((by_path, path), (by_name, name), (by_stem, name)):
+            if key in known:
+                break
+        else:
+            continue
+        index = known[key]
+        if index is None:
+            raise SourceError(
+                f"{table.place(row)}: several images are called {name!r}; name them by their paths under"
+                f" {manifest.source}"
+            )
+        if index in labelled:
+            raise SourceError(
+                f"{table.place(row)}: {cell!r} is labelled already in {table.row_word}"
+                f" {table.lines[labelled[index]]}"
+            )
+        found[row], labelled[index] = index, row
+    if not found:
+        first = table.column(column)[0]
+        raise SourceError(
+            f"{table.name} labels none of the images of {manifest.source}: column {column!r} names"
+            f" {first!r}, the images are called like {ids[0]!r}"
+        )
+    return found
+
+
+def _unique(ids: list[str], key: Callable[[str], str]) -> dict[str, int | None]:
+    """Row of each key; None where several rows share it."""
+    rows: dict[str, int | None] = {}
+    for row, name in enumerate(map(key, ids)):
+        rows[name] = None if name in rows else row
+    return rows
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
+def _spread(target: Target, found: dict[int, int], rows: int) -> Target:
+    """The target of the table's rows at the places of their images, unknown elsewhere."""
+    unknown = np.nan if target.names is None else -1
+    values = np.full(rows, unknown, target.values.dtype)
+    values[list(found.values())] = target.values[list(found)]
+    return replace(target, values=values)
