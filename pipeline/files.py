@@ -1,7 +1,8 @@
-"""Files that are whole or absent: atomic publishing, locks, digests, and the few system calls that stores are written with.
+"""Files that are whole or absent: atomic publishing, locks, digests, and the few system calls that stores are
+written with.
 
-Every byte that a feature store puts on a disk goes through the functions of the first section, so that a test can
-record them, let them fail, or replay them up to any point.
+Every byte that a feature store puts on a disk goes through the functions of the first section, so that a test
+can record them, let them fail, or replay them up to any point.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# --- the system calls of a writer ---------------------------------------------------------------------------------
+# --- the system calls of a writer
 
 
 def create(path: Path) -> int:
@@ -33,7 +34,7 @@ def create(path: Path) -> int:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Make the file `size` bytes long and have the file system set them aside: a full disk is known now, not later."""
+    """Make the file `size` bytes long and set them aside: a full disk is known now, not later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:  # macOS: the size is set, the space is not promised
@@ -78,7 +79,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-# --- whole or absent ----------------------------------------------------------------------------------------------
+# --- whole or absent
 
 
 def _hidden(path: Path, what: str) -> Path:
@@ -108,11 +109,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def publish_folder(path: Path, *, last: str = "model.json", replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """A temporary folder beside `path` that takes its place when the block ends well, and is removed when it
+    does not.
 
-    `last` is the file that makes the folder what it is: the block must write it, and `replace` only ever replaces
-    a folder that holds one. A kill leaves the old folder or the new one under `path`, never a part of either; at
-    worst a hidden `.NAME.*.tmp` stays beside it.
+    `last` is the file that makes the folder what it is: the block must write it, and `replace` only ever
+    replaces a folder that holds one. A kill leaves the old folder or the new one under `path`, never a part
+    of either; at worst a hidden `.NAME.*.tmp` stays beside it.
     Raises `OutputExistsError` where `path` exists and may not be replaced.
     """
     refuse_existing(path, last=last, replace=replace)
@@ -162,12 +164,13 @@ def _swap_in(temporary: Path, path: Path) -> None:
         rename(temporary, path)
 
 
-# --- one writer at a time -----------------------------------------------------------------------------------------
+# --- one writer at a time
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the right to write `path`, through a lock on the file `path` + ``.lock`` that dies with its process.
+    """Hold the right to write `path`, through a lock on the file `path` + ``.lock`` that dies with its
+    process.
 
     Raises `StoreLockedError`, which names the holder, at once and not after a wait.
     """
@@ -216,7 +219,7 @@ def _describe_holder(note: bytes) -> str:
         return "another process"
 
 
-# --- digests ------------------------------------------------------------------------------------------------------
+# --- digests
 
 
 def digest_bytes(data: bytes | memoryview) -> bytes:

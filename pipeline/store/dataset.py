@@ -1,0 +1,45 @@
+"""Rows of a feature store as a PyTorch dataset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import FeatureStore
+
+
+class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
+    """(features float32, target int64 code or float32 number) of some rows, read and checked when they are
+    asked for.
+
+    `rows` are the store's indices of the items, `targets` the values of all its rows. A batch is read at
+    once, so a `DataLoader` is fastest when neighbours stay together; shuffled, every row costs the reading of
+    its block.
+    """
+
+    def __init__(
+        self, store: FeatureStore, layer: str | None, rows: NDArray[np.int64], targets: NDArray[Any]
+    ) -> None:
+        self.store = store
+        self.layer = layer
+        self.rows = rows
+        kind = np.float32 if targets.dtype.kind == "f" else np.int64
+        self.targets = torch.from_numpy(targets[rows].astype(kind))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """Several items at once: what a `DataLoader` asks for."""
+        rows = self.rows[np.asarray(indices, np.int64)]
+        features = torch.from_numpy(self.store.features(self.layer, rows).astype(np.float32, copy=False))
+        return [(features[place], self.targets[index]) for place, index in enumerate(indices)]

@@ -1,0 +1,195 @@
+"""What earlier files, finished or not, know about rows: which may be kept, where the same content lies."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Recipe
+from pipeline.errors import BAD_IMAGE, ImageError, RecipeMismatchError, StoreDamagedError
+from pipeline.manifest import Manifest
+from pipeline.store.layout import FIRST_BAD, GOOD, PENDING, STATUS_NAMES
+from pipeline.store.rows import RowFile, row_checksums, runs
+
+#: These reasons lie outside the image: another day the same file may be fine.
+RETRIED = tuple(FIRST_BAD + BAD_IMAGE.index(reason) for reason in ("missing", "unreadable"))
+UNKNOWN = -1  # size and time of a file that is not there
+
+
+@dataclass(frozen=True)
+class Source:
+    """The image file that a row was made from: bytes, time of its last change, and sha256 of its content."""
+
+    size: int
+    mtime_ns: int
+    sha256: bytes | None
+
+
+@dataclass
+class Seen:
+    """The image files as they are now, one a row; `status` is the reason where one cannot be seen, else 0."""
+
+    size: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    status: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Ask the operating system for every image of `manifest`."""
+        rows = len(manifest.records)
+        seen = cls(np.full(rows, UNKNOWN), np.full(rows, UNKNOWN), np.zeros(rows, np.uint8))
+        for row, record in enumerate(manifest.records):
+            try:
+                seen.size[row], seen.mtime_ns[row] = record.image.stat()
+            except ImageError as error:
+                seen.status[row] = FIRST_BAD + BAD_IMAGE.index(error.reason)
+        return seen
+
+
+@dataclass
+class Origin:
+    """The rows of one file and what they were made from. Status 0 is not final."""
+
+    file: RowFile
+    size: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+    status: NDArray[np.uint8]
+
+    @classmethod
+    def finished(cls, file: RowFile) -> Self:
+        """A published file, its columns checked. Raises `StoreDamagedError`."""
+        names = ("source/size", "source/mtime_ns", "source/sha256", "status")
+        return cls(file, *(file.column(name) for name in names))
+
+    @classmethod
+    def unfinished(cls, file: RowFile) -> Self:
+        """A file that is being written: rows that are not what was committed count as pending."""
+        names = ("source/size", "source/mtime_ns", "source/sha256", "status")
+        return cls(file, *(file.raw(name) for name in names))
+
+    @classmethod
+    def blank(cls, file: RowFile) -> Self:
+        """A file without a row yet."""
+        rows = file.header.rows
+        unknown = np.full(rows, UNKNOWN)
+        return cls(file, unknown, unknown.copy(), np.zeros((rows, 32), np.uint8), np.zeros(rows, np.uint8))
+
+    @property
+    def final(self) -> NDArray[np.bool_]:
+        """Which rows are settled, with features or without."""
+        return np.asarray((self.status >= GOOD) & (self.status < len(STATUS_NAMES)))
+
+    def features(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Each layer's features of `rows`, unchecked."""
+        return [self._gather(layer, rows) for layer in self.file.header.layers]
+
+    def intact(self, rows: NDArray[np.int64], features: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
+        """Which of `rows`, with these features, are final and what was committed."""
+        found = row_checksums(
+            features,
+            size=self.size[rows],
+            mtime_ns=self.mtime_ns[rows],
+            sha256=self.sha256[rows],
+            status=self.status[rows],
+        )
+        return np.asarray(self.final[rows] & (found == self._gather("commit", rows)))
+
+    def _gather(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        gathered = self.file.header.columns[name].empty(len(rows))
+        for start, stop in runs(rows):
+            gathered[start:stop] = self.file.raw(name, int(rows[start]), int(rows[stop - 1]) + 1)
+        return gathered
+
+    def up_to_date(self, rows: NDArray[np.int64], seen: Seen, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of `rows` still describe the image files that `seen` has at `places`."""
+        status = self.status[rows]
+        there = seen.status[places] == 0
+        same = (self.size[rows] == seen.size[places]) & (self.mtime_ns[rows] == seen.mtime_ns[places])
+        unchanged = there & same & ~np.isin(status, RETRIED)
+        still_away = ~there & (status == seen.status[places])
+        return np.asarray(self.final[rows] & (unchanged | still_away))
+
+    def all_up_to_date(self, seen: Seen) -> bool:
+        """Whether every row is final and describes the image file that is there now."""
+        rows = np.arange(self.file.header.rows)
+        return bool(self.up_to_date(rows, seen, rows).all())
+
+    def may_go_on(self, seen: Seen) -> bool:
+        """Whether no row has to be taken back: each is pending, or up to date and what was committed."""
+        rows = np.flatnonzero(self.status != PENDING)
+        return bool(self.up_to_date(rows, seen, rows).all()) and all(
+            self.intact(rows[piece], self.features(rows[piece])).all()
+            for piece in pieces(len(rows), self.file.header.feature_bytes)
+        )
+
+    def contents(self) -> Iterator[tuple[bytes, int]]:
+        """sha256 and row of every final row whose content is known."""
+        for row in np.flatnonzero(self.final & self.sha256.any(axis=1)).tolist():
+            yield self.sha256[row].tobytes(), row
+
+
+def pieces(rows: int, row_bytes: int, *, piece_bytes: int = 1 << 24) -> Iterator[slice]:
+    """Slices of 0 to `rows` of about `piece_bytes` each."""
+    step = max(1, piece_bytes // max(1, row_bytes))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def partial_path(path: Path) -> Path:
+    """What a file is called until every row has a final status."""
+    return path.with_name(path.name + ".partial")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The files of earlier runs that have the recipe that is asked for."""
+
+    partial: Origin | None = None
+    published: Origin | None = None
+
+    @classmethod
+    def find(cls, path: Path, recipe: Recipe, opened: contextlib.ExitStack) -> Self:
+        """Open them. An unfinished file was begun later than a finished one: with it, the finished one may
+        differ.
+
+        Raises `RecipeMismatchError` or `StoreDamagedError`, with the ways out.
+        """
+        unfinished = partial_path(path)
+        partial = published = None
+        if unfinished.exists():
+            file = opened.enter_context(_open(unfinished, writable=True))
+            _check_recipe(file, recipe)
+            partial = Origin.unfinished(file)
+        if path.exists():
+            try:
+                file = opened.enter_context(_open(path))
+                _check_recipe(file, recipe)
+                published = Origin.finished(file)
+            except (StoreDamagedError, RecipeMismatchError):
+                if partial is None:
+                    raise
+        return cls(partial, published)
+
+
+def _open(path: Path, *, writable: bool = False) -> RowFile:
+    try:
+        return RowFile.open(path, writable=writable)
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"{error}; or give --force to start anew, or another -o") from None
+
+
+def _check_recipe(file: RowFile, recipe: Recipe) -> None:
+    difference = file.header.recipe.first_difference(recipe)
+    if difference:
+        name, theirs, mine = difference
+        raise RecipeMismatchError(
+            f"{file.path} was made with {name}={theirs!r}, and {mine!r} is asked for;"
+            " give --force to start anew, or another -o"
+        )

@@ -1,0 +1,384 @@
+"""Reading feature files: nothing is returned that was not checked, and nothing is believed that a file says
+of itself.
+
+A `FeatureStore` is one file, or a folder of parts that together hold every row of one list. It holds no HDF5
+handle and no position in a file, so that it may cross a fork, and it is pickled as its path, so that it may
+be spawned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Recipe
+from pipeline.errors import SettingsError, StoreDamagedError, StoreError
+from pipeline.manifest import Target
+from pipeline.registry import nearest
+from pipeline.store.layout import (
+    FORMAT,
+    GOOD,
+    PENDING,
+    STATUS_NAMES,
+    Header,
+    decode_texts,
+    layer_column,
+    plain_name,
+    unescape,
+)
+from pipeline.store.parts import check_parts, part_paths
+from pipeline.store.rows import RowFile
+
+if TYPE_CHECKING:
+    import pandas
+
+    from pipeline.store.dataset import FeatureDataset
+
+#: So many files of a folder are open at once; systems allow few to a process.
+OPEN_FILES = 8
+
+
+def is_store(path: str | Path) -> bool:
+    """Whether a path looks like a feature file, or a folder of some: it may still be damaged."""
+    path = Path(path)
+    candidates = sorted(path.glob("*.h5"))[:1] if path.is_dir() else [path]
+    if not candidates or not candidates[0].is_file():
+        return False
+    with candidates[0].open("rb") as file:
+        return file.read(len(FORMAT)) == FORMAT.encode()
+
+
+class FeatureStore:
+    """The rows of a feature file, or of a folder of parts, in the order of their ids.
+
+    >>> with FeatureStore.open("artifacts/photos.h5") as store:
+    ...     X, y = store.arrays(split="train")
+    """
+
+    def __init__(self, path: Path, parts: list[tuple[Path, Header]]) -> None:
+        self.path = path
+        self._parts = parts
+        self._header = parts[0][1]
+        self._starts = np.cumsum([0, *(header.rows for _, header in parts)])
+        self._open_files: OrderedDict[int, RowFile] = OrderedDict()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a finished feature file, or a folder that holds all parts of one.
+
+        Raises `StoreError` where it is missing or unfinished, or where parts are missing, overlap or do not
+        belong together, and `StoreDamagedError` where bytes are not those that were written, or not of this
+        format at all.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise StoreError(_describe_missing(path))
+        parts = []
+        for file_path in part_paths(path) if path.is_dir() else [path]:
+            with RowFile.open(file_path) as file:
+                parts.append((file_path, file.header))
+        if path.is_dir():
+            parts = check_parts(path, parts)
+        store = cls(path, parts)
+        store._check_statuses()
+        return store
+
+    def _check_statuses(self) -> None:
+        waiting = np.flatnonzero(self.statuses == PENDING)
+        strange = np.flatnonzero(self.statuses >= len(STATUS_NAMES))
+        if len(waiting):
+            raise StoreDamagedError(
+                f"{self.path}: {len(waiting)} rows are not computed yet; run extract again to finish it"
+            )
+        if len(strange):
+            raise StoreDamagedError(f"{self.path}: row {strange[0]} has a status that no writer gives")
+
+    def close(self) -> None:
+        """Close the files. Reading opens them again."""
+        while self._open_files:
+            self._open_files.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (type(self), self.path, self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, ...]:
+        return tuple(header.model_dump_json() for _, header in self._parts)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.path)!r}: {len(self)} rows of {', '.join(self.layers)})"
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    # --- what it says of itself
+
+    @property
+    def recipe(self) -> Recipe:
+        """What decided the numbers."""
+        return self._header.recipe
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What they were computed with; of the first part, where there are parts."""
+        return self._header.environment
+
+    @property
+    def header(self) -> Header:
+        """All that the file says of itself; of the first part, where there are parts."""
+        return self._header
+
+    @property
+    def source(self) -> str:
+        """Where the images were."""
+        return unescape(self._header.source)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row for each layer."""
+        return {plain_name(name): self._header.columns[name].shape[1:] for name in self._header.layers}
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of every row."""
+        return decode_texts(self._column("id"))
+
+    @cached_property
+    def splits(self) -> NDArray[np.str_]:
+        """``train``, ``val``, ``test`` or the empty string for every row."""
+        return np.array(decode_texts(self._column("split")))
+
+    @cached_property
+    def statuses(self) -> NDArray[np.uint8]:
+        """1 for every row with features; 2 and more for those without."""
+        return self._column("status")
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why each row has no features: a reason of `BAD_IMAGE`, or the empty string where it has."""
+        return [STATUS_NAMES[status] if status != GOOD else "" for status in self.statuses.tolist()]
+
+    @cached_property
+    def sha256(self) -> NDArray[np.uint8]:
+        """sha256 of each image file, (N, 32); zeros where there is none."""
+        return self._column("source/sha256")
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each image file; -1 where there is none."""
+        return self._column("source/size")
+
+    @cached_property
+    def mtimes_ns(self) -> NDArray[np.int64]:
+        """When each image file was changed last, in nanoseconds since 1970; -1 where there is none."""
+        return self._column("source/mtime_ns")
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """The labels: codes with class names, or numbers."""
+        return {
+            plain_name(column): Target(
+                name=plain_name(column),
+                values=self._column(column),
+                names=None if classes is None else tuple(map(unescape, classes)),
+            )
+            for column, classes in self._header.targets.items()
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, in hexadecimal, of recipe, ids, splits, labels, statuses and image contents: what was
+        learned from.
+
+        It does not change with the place of the images, the machine, or the number of parts.
+        """
+        digest = hashlib.sha256(self.recipe.canonical().encode())
+        for name in self.ids, self.splits.tolist():
+            digest.update("\0".join(name).encode("utf-8", "surrogatepass") + b"\0\0")
+        for target in self.targets.values():
+            digest.update(repr((target.name, target.names)).encode("utf-8", "surrogatepass"))
+            digest.update(target.values.tobytes())
+        digest.update(self.statuses.tobytes() + self.sha256.tobytes())
+        return digest.hexdigest()
+
+    # --- rows
+
+    def select(self, split: str | None = None, target: str | None = None) -> NDArray[np.int64]:
+        """Indices of the rows that have features, are of `split`, and whose `target` is known."""
+        chosen = self.statuses == GOOD
+        if split is not None:
+            if split not in self.splits:
+                known = sorted(set(self.splits.tolist()) - {""})
+                listed = ", ".join(known) or "none"
+                raise SettingsError(
+                    f"{self.path} has no split {split!r}{nearest(split, known)}; known: {listed}"
+                )
+            chosen = chosen & (self.splits == split)
+        if target is not None:
+            values = self._target(target).values
+            chosen = chosen & (~np.isnan(values) if values.dtype.kind == "f" else values >= 0)
+        return np.flatnonzero(chosen)
+
+    def features(self, layer: str | None = None, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """The features of `rows` (all, without), as they are in the file; NaN in the rows of bad images.
+
+        Every block that is read is checked. Raises `StoreDamagedError` naming the block.
+        """
+        column = self._layer_column(layer)
+        if rows is None:
+            return self._column(column)
+        return self._rows(column, np.asarray(rows, np.int64))
+
+    def arrays(
+        self, layer: str | None = None, split: str | None = None, target: str | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """X, y of the rows that have features and a known target.
+
+        `layer` and `target` may be left out where there is only one.
+        """
+        target = self._only_target() if target is None else target
+        rows = self.select(split, target)
+        return self.features(layer, rows), self._target(target).values[rows]
+
+    def iter_blocks(
+        self, layer: str | None = None, *, rows: int = 4096, split: str | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Indices and features of the rows that have some, at most `rows` at a time: memory stays bounded."""
+        if rows < 1:
+            raise SettingsError(f"rows={rows}: a block has at least one row")
+        column, chosen = self._layer_column(layer), self.select(split)
+        for start in range(0, len(chosen), rows):
+            block = chosen[start : start + rows]
+            yield block, self._rows(column, block)
+
+    def torch_dataset(
+        self, layer: str | None = None, split: str | None = None, target: str | None = None
+    ) -> FeatureDataset:
+        """A PyTorch dataset of (features, target) that reads from the file, in worker processes too."""
+        from pipeline.store.dataset import FeatureDataset
+
+        target = self._only_target() if target is None else target
+        self._layer_column(layer)
+        return FeatureDataset(self, layer, self.select(split, target), self._target(target).values)
+
+    def frame(self, layer: str | None = None) -> pandas.DataFrame:
+        """A pandas table with a row for each image: its split, labels, status, source, and with `layer` its
+        features.
+
+        Raises `StoreError` where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise StoreError("a frame needs pandas: python -m pip install pandas") from None
+        columns: dict[str, Any] = {"split": self.splits.astype(object), "status": self.statuses}
+        columns["reason"] = self.reasons
+        for name, target in self.targets.items():
+            columns[name] = (
+                target.values
+                if target.names is None
+                else pandas.Categorical.from_codes(target.values.tolist(), list(target.names))
+            )
+        columns |= {"size": self.sizes, "mtime_ns": self.mtimes_ns}
+        columns["sha256"] = [digest.tobytes().hex() for digest in self.sha256]
+        if layer is not None:
+            flat = self.features(layer).reshape(len(self), -1)
+            columns |= {f"{layer}.{number}": flat[:, number] for number in range(flat.shape[1])}
+        return pandas.DataFrame(columns, index=pandas.Index(self.ids, name="id", dtype=object))
+
+    # --- names
+
+    def _layer_column(self, layer: str | None) -> str:
+        if layer is None:
+            if len(self.layers) > 1:
+                raise SettingsError(f"{self.path} has the layers {', '.join(self.layers)}; say which one")
+            return self._header.layers[0]
+        if layer not in self.layers:
+            raise SettingsError(
+                f"{self.path} has no layer {layer!r}{nearest(layer, self.layers)};"
+                f" known: {', '.join(self.layers)}"
+            )
+        return layer_column(layer)
+
+    def _only_target(self) -> str:
+        if len(self.targets) != 1:
+            raise SettingsError(
+                f"{self.path} has the targets {', '.join(self.targets)}; say which one"
+                if self.targets
+                else f"{self.path} has no target; extract again with --labels or from class folders"
+            )
+        return next(iter(self.targets))
+
+    def _target(self, name: str) -> Target:
+        if name not in self.targets:
+            known = ", ".join(self.targets) or "none"
+            raise SettingsError(
+                f"{self.path} has no target {name!r}{nearest(name, self.targets)}; it has: {known}"
+            )
+        return self.targets[name]
+
+    # --- bytes
+
+    @contextlib.contextmanager
+    def _file(self, number: int) -> Iterator[RowFile]:
+        """Part `number`, opened, and checked to be the file that this store was opened on."""
+        file = self._open_files.get(number)
+        if file is None:
+            path, header = self._parts[number]
+            file = RowFile.open(path)
+            if file.header != header:
+                file.close()
+                raise StoreError(f"{path} was replaced while it was being read; open the store again")
+            self._open_files[number] = file
+            while len(self._open_files) > OPEN_FILES:
+                self._open_files.popitem(last=False)[1].close()
+        self._open_files.move_to_end(number)
+        yield file
+
+    def _column(self, name: str) -> NDArray[Any]:
+        columns = []
+        for number in range(len(self._parts)):
+            with self._file(number) as file:
+                columns.append(file.column(name))
+        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+    def _rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of a store of {len(self)}")
+        if len(self._parts) == 1:
+            with self._file(0) as file:
+                return file.take(name, rows)
+        taken = self._header.columns[name].empty(len(rows))
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owners).tolist():
+            which = np.flatnonzero(owners == number)
+            with self._file(number) as file:
+                taken[which] = file.take(name, rows[which] - self._starts[number])
+        return taken
+
+
+def _reopen(cls: type[FeatureStore], path: Path, identity: tuple[str, ...]) -> FeatureStore:
+    store = cls.open(path)
+    if store._identity != identity:
+        raise StoreError(f"{path} was replaced since this store was opened; open it again")
+    return store
+
+
+def _describe_missing(path: Path) -> str:
+    if path.with_name(path.name + ".partial").exists():
+        return f"{path} is not finished: run the same extract command again, and it goes on where it stopped"
+    return f"{path} does not exist"

@@ -1,0 +1,402 @@
+"""Writing a feature file so that no crash, full disk or second writer can make it say something wrong.
+
+    earlier files -> plan of the new one -> space reserved -> rows that are known copied -> `NAME.partial`
+    -> rows written to their places -> data synced, then their status -> all final: checksums, synced, named
+    `NAME`
+
+The structure is on the disk before the first row and never changes. A row whose status says that it is final
+has its features, its source and a checksum over both on the disk already, in that order, so that it is right
+after a kill, and after a loss of power. A final row is never written again: where one has to go, a new file
+is made beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import files
+from pipeline.config import Recipe
+from pipeline.errors import BAD_IMAGE, OutputExistsError, SettingsError, StoreDamagedError, StoreError
+from pipeline.manifest import Manifest
+from pipeline.store.layout import (
+    FIRST_BAD,
+    GOOD,
+    PENDING,
+    Header,
+    LayerSpec,
+    Part,
+    draw,
+    layer_column,
+    plain_name,
+)
+from pipeline.store.origins import UNKNOWN, Earlier, Origin, Seen, Source, partial_path, pieces
+from pipeline.store.request import Request
+from pipeline.store.rows import RowFile, as_bytes, row_checksums, write_rows
+
+#: A kill loses at most the rows of so many seconds or bytes.
+COMMIT_SECONDS, COMMIT_BYTES = 2.0, 1 << 26
+#: Columns that are written row by row; all others are known from the start.
+_LATE = ("source/size", "source/mtime_ns", "source/sha256", "commit", "status")
+
+
+class StoreWriter:
+    """Writes the feature file of one manifest, reusing every row that an earlier file already has.
+
+    >>> with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe, environment={}) as
+    writer: ...     for index in writer.pending:
+    ...         writer.write([index], {"avgpool": compute(index)}, [source(index)])
+    ...     writer.publish()
+    """
+
+    def __init__(self, path: Path, own: Origin, origins: Sequence[Origin], *, settled: bool) -> None:
+        self.path = path
+        self._own = own
+        self._origins = origins
+        self._settled = settled  # `path` already holds all that is asked: nothing is written
+        self._staged: list[NDArray[np.int64]] = []  # written, and not yet committed
+        self._staged_bytes = 0
+        self._last_commit = time.monotonic()
+        self._broken = False
+        self._contents: dict[bytes, tuple[Origin, int]] | None = None
+        self.reused = int(own.final.sum())
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        manifest: Manifest,
+        layers: Sequence[LayerSpec],
+        recipe: Recipe,
+        environment: dict[str, Any],
+        force: bool = False,
+        part: Part | None = None,
+        rehash: bool = False,
+    ) -> Iterator[Self]:
+        """Lock `path`, find out which rows are known, and reserve the space for all of them.
+
+        `force` starts anew whatever lies at `path`; `rehash` believes no size and time of a file, so that
+        every image is read again, though only new content is computed. `part` says which rows of a longer
+        list these are.
+        Raises `StoreLockedError`, `RecipeMismatchError`, `StoreDamagedError`, and `StoreError` where the disk
+        is full or refuses.
+        """
+        path = Path(os.path.realpath(path))
+        request = Request.of(manifest, layers, recipe, environment, part)
+        with contextlib.ExitStack() as opened:
+            with _explained(path):
+                if path.is_dir():
+                    raise OutputExistsError(f"{path} is a folder; give -o the name of a file")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(files.lock(path))
+                earlier = Earlier() if force else Earlier.find(path, recipe, opened)
+                writer = cls._start(path, request, earlier, Seen.of(manifest), rehash=rehash)
+                opened.callback(writer._own.file.close)
+            try:
+                yield writer
+            except BaseException:
+                with contextlib.suppress(StoreError):  # what went wrong first is what is told
+                    writer.flush()
+                raise
+            writer.flush()
+
+    @classmethod
+    def _start(cls, path: Path, request: Request, earlier: Earlier, seen: Seen, *, rehash: bool) -> Self:
+        published, partial = earlier.published, earlier.partial
+        if not rehash:
+            if published and request.is_met_by(published.file) and published.all_up_to_date(seen):
+                return cls(path, published, [], settled=True)
+            if partial and request.is_met_by(partial.file) and partial.may_go_on(seen):
+                return cls(path, partial, [published] if published else [], settled=False)
+        origins = [origin for origin in (partial, published) if origin]
+        return cls._create(path, request, origins, None if rehash else seen)
+
+    @classmethod
+    def _create(cls, path: Path, request: Request, origins: Sequence[Origin], seen: Seen | None) -> Self:
+        """Make the unfinished file, with all rows that `origins` have of what is `seen`."""
+        temporary = path.with_name(f".{path.name}.tmp")  # the lock is ours, so is the name
+        file = _lay_out(temporary, request.header)
+        try:
+            writer = cls(path, Origin.blank(file), origins, settled=False)
+            for name, values in request.fixed.items():
+                writer._write_column(name, values)
+            if seen is not None:
+                writer._copy_known(request.fixed["id"], seen)
+            writer.flush()
+            files.sync(file.descriptor)
+            files.rename(temporary, partial_path(path))
+            file.path = partial_path(path)
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                files.remove(temporary)
+            raise
+        return writer
+
+    def _write_column(self, name: str, values: NDArray[Any]) -> None:
+        column = self._own.file.header.columns[name]
+        write_rows(self._own.file.descriptor, column, np.arange(len(values)), values)
+        self._write_checksums(name)
+
+    def _copy_known(self, ids: NDArray[np.bytes_], seen: Seen) -> None:
+        for origin in self._origins:
+            rows_of = {key: row for row, key in enumerate(origin.file.column("id").tolist())}
+            wanted = [(place, rows_of[key]) for place, key in enumerate(ids.tolist()) if key in rows_of]
+            places, rows = np.array(wanted, np.int64).reshape(-1, 2).T
+            fresh = origin.up_to_date(rows, seen, places) & (self._own.status[places] == PENDING)
+            self._copy(origin, rows[fresh], places[fresh])
+        self.reused = int(self._own.final.sum())
+
+    def _copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        """Copy `rows` of `origin` that are what was committed; the others stay pending."""
+        for piece in pieces(len(rows), self._own.file.header.feature_bytes):
+            features = origin.features(rows[piece])
+            good = origin.intact(rows[piece], features)
+            kept = rows[piece][good]
+            self._put(
+                places[piece][good],
+                [layer[good] for layer in features],
+                size=origin.size[kept],
+                mtime_ns=origin.mtime_ns[kept],
+                sha256=origin.sha256[kept],
+                status=origin.status[kept],
+            )
+
+    # --- what is left to do
+
+    @property
+    def pending(self) -> NDArray[np.int64]:
+        """Indices of the rows that have no final status yet, in order."""
+        return np.flatnonzero(~self._own.final)
+
+    def knows(self, sha256: bytes) -> bool:
+        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file."""
+        return self._locate(sha256) is not None
+
+    def _locate(self, sha256: bytes) -> tuple[Origin, int] | None:
+        if self._contents is None:
+            self._contents = {
+                content: (origin, row)
+                for origin in (*self._origins, self._own)
+                for content, row in origin.contents()
+            }
+        found = self._contents.get(sha256)
+        if found is None:
+            return None
+        origin, row = found
+        rows = np.array([row])
+        return found if origin.intact(rows, origin.features(rows))[0] else None
+
+    # --- rows
+
+    def write(
+        self,
+        indices: Sequence[int] | NDArray[np.integer[Any]],
+        features: Mapping[str, NDArray[np.floating[Any]]],
+        sources: Sequence[Source],
+    ) -> None:
+        """Keep the features of rows, (n, ...) for each layer. A row that is not finite is kept as
+        ``non-finite``.
+
+        They are committed, so that a kill does not lose them, at the next `flush`: at the latest about two
+        seconds later. Raises `SettingsError` where names or shapes are not those of the layers, `StoreError`
+        where the disk refuses; then no row of this call counts, and the writer takes no more.
+        """
+        rows = np.asarray(indices, np.int64)
+        layers = self._as_columns(features, len(rows))
+        status = np.full(len(rows), GOOD, np.uint8)
+        for layer in layers:
+            finite = np.isfinite(layer).reshape(len(rows), -1).all(axis=1)
+            status[~finite] = FIRST_BAD + BAD_IMAGE.index("non-finite")
+        for layer in layers:
+            layer[status != GOOD] = np.nan
+        self._put(rows, layers, status=status, **_as_arrays(sources))
+
+    def fail(self, index: int, reason: str, source: Source | None = None) -> None:
+        """Keep a row without features, for a reason of `BAD_IMAGE`. Its features read as NaN."""
+        header = self._own.file.header
+        nothing = [np.full((1, *header.columns[layer].shape[1:]), np.nan) for layer in header.layers]
+        status = np.array([FIRST_BAD + BAD_IMAGE.index(reason)], np.uint8)
+        self._put(np.array([index]), nothing, status=status, **_as_arrays([source]))
+
+    def adopt(self, index: int, source: Source) -> None:
+        """Give a row what another row has that was made from the same content. Ask `knows` first."""
+        found = self._locate(source.sha256 or b"")
+        if found is None:
+            raise KeyError(f"no row has the content of row {index}")
+        origin, row = found
+        rows = np.array([row])
+        self._put(
+            np.array([index]), origin.features(rows), status=origin.status[rows], **_as_arrays([source])
+        )
+
+    def _as_columns(self, features: Mapping[str, NDArray[Any]], rows: int) -> list[NDArray[Any]]:
+        header = self._own.file.header
+        expected = [plain_name(layer) for layer in header.layers]
+        if sorted(features) != sorted(expected):
+            raise SettingsError(f"{self.path} holds the layers {expected}, not {list(features)}")
+        arrays = []
+        for name in expected:
+            column, given = header.columns[layer_column(name)], np.asarray(features[name])
+            if given.shape != (rows, *column.shape[1:]):
+                raise SettingsError(
+                    f"layer {name}: {given.shape} given for {rows} rows of {column.shape[1:]}"
+                )
+            with np.errstate(over="ignore"):  # too large for float16 becomes infinite, and so a named reason
+                arrays.append(given.astype(column.dtype))
+        return arrays
+
+    def _put(
+        self,
+        indices: NDArray[np.int64],
+        features: Sequence[NDArray[Any]],
+        *,
+        size: NDArray[np.int64],
+        mtime_ns: NDArray[np.int64],
+        sha256: NDArray[np.uint8],
+        status: NDArray[np.uint8],
+    ) -> None:
+        """Write everything of some pending rows but their status, which `flush` writes once this is safe."""
+        own, header = self._own, self._own.file.header
+        if self._settled or (own.status[indices] != PENDING).any():
+            raise ValueError("a row that has a final status is never written again")
+        features = [
+            values.astype(header.columns[layer].dtype, copy=False)
+            for layer, values in zip(header.layers, features, strict=True)
+        ]
+        columns = dict(zip(header.layers, features, strict=True))
+        columns |= {"source/size": size, "source/mtime_ns": mtime_ns, "source/sha256": sha256}
+        columns["commit"] = row_checksums(
+            features, size=size, mtime_ns=mtime_ns, sha256=sha256, status=status
+        )
+        with self._fatal():
+            for name, values in columns.items():
+                write_rows(own.file.descriptor, header.columns[name], indices, values)
+        own.size[indices], own.mtime_ns[indices] = size, mtime_ns
+        own.sha256[indices], own.status[indices] = sha256, status
+        self._remember(indices)
+        if self._staged_bytes > COMMIT_BYTES or time.monotonic() - self._last_commit > COMMIT_SECONDS:
+            self.flush()
+
+    def _remember(self, indices: NDArray[np.int64]) -> None:
+        self._staged.append(indices)
+        self._staged_bytes += len(indices) * self._own.file.header.feature_bytes
+        if self._contents is not None:
+            for index in indices.tolist():
+                self._contents[self._own.sha256[index].tobytes()] = (self._own, index)
+
+    # --- making it last
+
+    def flush(self) -> None:
+        """Commit the rows written so far: their data reaches the disk, and only then their status."""
+        if not self._staged:
+            return
+        file = self._own.file
+        with self._fatal():
+            files.sync_data(file.descriptor)
+            rows = np.unique(np.concatenate(self._staged))
+            write_rows(file.descriptor, file.header.columns["status"], rows, self._own.status[rows])
+        self._staged, self._staged_bytes = [], 0
+        self._last_commit = time.monotonic()
+
+    def publish(self) -> Path:
+        """Check every row once more, write the checksums, and give the file its name. Returns that name.
+
+        Raises `StoreError` while rows are pending, `StoreDamagedError` where a row is not what was written.
+        """
+        if not self._settled:
+            waiting = len(self.pending)
+            if waiting:
+                raise StoreError(
+                    f"{waiting} rows of {self.path} are not computed yet; run the same command again to go on"
+                )
+            self.flush()
+            with self._fatal():
+                self._check_rows()
+                for name in (*self._own.file.header.layers, *_LATE):
+                    self._write_checksums(name)
+                files.sync(self._own.file.descriptor)
+                files.rename(partial_path(self.path), self.path)
+            self._settled = True
+        with self._fatal():
+            files.remove(partial_path(self.path))  # one of an update that is not wanted any more
+        return self.path
+
+    def _check_rows(self) -> None:
+        for piece in pieces(self._own.file.header.rows, self._own.file.header.feature_bytes):
+            rows = np.arange(piece.start, piece.stop)
+            good = self._own.intact(rows, self._own.features(rows))
+            if not good.all():
+                raise StoreDamagedError(
+                    f"row {rows[~good][0]} of {self._own.file.path} is not what was written: the disk or"
+                    " the memory of this machine fails; run the same command again to compute it anew"
+                )
+
+    def _write_checksums(self, name: str) -> None:
+        """Write the checksum of each block of a column, from what lies in the file."""
+        file, column = self._own.file, self._own.file.header.columns[name]
+        crcs = [
+            zlib.crc32(as_bytes(file.raw(name, start, min(start + column.block, file.header.rows))))
+            for start in range(0, file.header.rows, column.block)
+        ]
+        files.write_at(file.descriptor, np.array(crcs, "<u4").tobytes(), column.checksum)
+
+    @contextlib.contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """After a failed write or sync nobody knows what the disk holds: nothing more is committed."""
+        if self._broken:
+            raise StoreError(f"{self.path}: an earlier write failed; run the same command again to go on")
+        try:
+            with _explained(self.path):
+                yield
+        except StoreError:
+            self._broken = True
+            raise
+
+
+def _as_arrays(sources: Sequence[Source | None]) -> dict[str, NDArray[Any]]:
+    known = [source or Source(UNKNOWN, UNKNOWN, None) for source in sources]
+    digests = b"".join(source.sha256 or bytes(32) for source in known)
+    return {
+        "size": np.array([source.size for source in known], np.int64),
+        "mtime_ns": np.array([source.mtime_ns for source in known], np.int64),
+        "sha256": np.frombuffer(digests, np.uint8).reshape(len(known), 32),
+    }
+
+
+def _lay_out(path: Path, header: Header) -> RowFile:
+    """A file with all its space reserved and its structure in place, at `path`."""
+    plan = draw(header)
+    descriptor = files.create(path)
+    try:
+        files.reserve(descriptor, plan.header.file_size)
+        for offset, piece in plan.pieces:
+            files.write_at(descriptor, piece, offset)
+    except BaseException:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            files.remove(path)
+        raise
+    return RowFile(path, descriptor, plan.header, len(plan.pieces[0][1]))
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses into one line that says what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror or error}; rows committed before are kept:"
+            " make room or mend it, then run the same command again"
+        ) from error
