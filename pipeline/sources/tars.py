@@ -97,10 +97,17 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
         return make_manifest(name, rows, _label_targets(name, rows, labels, settings))
     if several:
         return make_manifest(name, rows)
-    layout = find_layout(name, [row.id for row in rows], ())
+    layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
     targets = [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, layout.splits, strict=True)]
     return make_manifest(name, split_rows, targets)
+
+
+def _without_common_top(paths: list[str]) -> list[str]:
+    """The paths below the folder that was packed as a whole, where one was."""
+    while len({path.split("/", 1)[0] for path in paths}) == 1 and all(path.count("/") > 1 for path in paths):
+        paths = [path.split("/", 1)[1] for path in paths]
+    return paths
 
 
 def _members(shard: Path) -> list[tarfile.TarInfo]:
