@@ -1,15 +1,18 @@
 """The feature store: one HDF5 file of features, ids, labels and status that is never wrong without saying so.
 
-layout.py    format 1: header, columns, where each byte lies; the only module that imports h5py
-rows.py      rows of one file at the level of bytes, with their checksums
-origins.py   which rows of earlier files may be kept
-writer.py    `StoreWriter`: crash-safe, resumable, incremental
-reader.py    `FeatureStore`: one file, or a folder of parts
-parts.py     which ranges make one store
-dataset.py   rows as a PyTorch dataset
+header.py     format 1: the columns, and where each byte lies
+layout.py     the HDF5 around them; the only module that imports h5py
+rows.py       rows of one file at the level of bytes, with their checksums
+request.py    what a run asks of a file
+origins.py    which rows of earlier files may be kept
+writer.py     `StoreWriter`: crash-safe, resumable, incremental
+parts.py      which ranges of rows make one store
+reader.py     `FeatureStore`: one file, or a folder of parts
+dataset.py    rows as a PyTorch dataset
 """
 
-from pipeline.store.layout import LayerSpec, Part
+from pipeline.store.header import Part
+from pipeline.store.layout import LayerSpec
 from pipeline.store.origins import Source
 from pipeline.store.parts import part_range
 from pipeline.store.reader import FeatureStore, is_store

@@ -1,305 +1,31 @@
-"""Format 1 of a feature file: what lies where. The only module that imports h5py.
+"""The HDF5 side of a feature file: drawing it, and checking that it says what the header says.
 
-    bytes 0 to H            the header: one line of text with H and a checksum, then JSON (an HDF5 user block)
-    bytes H to file_size    an HDF5 file: contiguous datasets, and between them the structure that names them
-
-The header says everything that HDF5's structure says (names, types, shapes, offsets, attributes), so that a
-reader never has to hand bytes that it does not trust to the HDF5 library. HDF5 in turn lets every other
-program read the file, and draws the plan: in memory, before a file exists. All bytes are written by
-`pipeline.files`.
-
-    /features/<layer>    float32 or float16 (N, ...)    NaN in the rows of bad images
-    /id, /split          utf-8 (N,), fixed length, escaped as `escape` says
-    /target/<name>       int64 (N,), -1 unknown, attribute `names`; or float64 (N,), NaN unknown
-    /source/size, /source/mtime_ns    int64 (N,), -1 unknown        /source/sha256    uint8 (N, 32), 0 unknown
-    /commit              uint32 (N,): CRC-32 over a row's features, source and status (`rows.row_checksums`)
-    /status              uint8 (N,): 0 pending, 1 good, 2.. the reasons of `errors.BAD_IMAGE`; attribute
-    `names` /checksum/<column>   uint32, CRC-32 of each block of `rows` (an attribute) rows of that column
+The only module that imports h5py. HDF5 draws in memory, before a file exists, and never writes to one: it
+says where the structure and every dataset lie, and `pipeline.files` writes them there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.config import Recipe
-from pipeline.errors import BAD_IMAGE, SettingsError, StoreDamagedError
-
-FORMAT = "pipeline-features"
-VERSION = 1
-PENDING, GOOD, FIRST_BAD = 0, 1, 2
-STATUS_NAMES = ("pending", "good", *BAD_IMAGE)
+from pipeline.errors import SettingsError
+from pipeline.store.header import STATUS_NAMES, Column, Header, layer_column
 
 #: About how many bytes one checksum covers: small enough to check for one row, large enough to be quick for
 #: all.
 BLOCK_BYTES = 1 << 18
-#: A header is read into memory before it is trusted; this is room for millions of class names.
-LARGEST_HEADER = 1 << 28
-MAGIC = re.compile(rb"pipeline-features 1 header=([0-9]{1,9}) crc32=([0-9a-f]{8})\n")
 _ALIGNED = 1 << 16  # data of this size and more starts at a page
-
-
-# --- names
-
-
-def escape(text: str) -> str:
-    r"""`text` without NUL and lone surrogates (a name that is no UTF-8), reversibly: ``\uXXXX``, and ``\\``
-    for ``\``.
-
-    >>> escape(os.fsdecode(b"caf\xe9.jpg"))
-    'caf\\udce9.jpg'
-    """
-    safe = text.replace("\\", "\\\\").replace("\0", "\\u0000")
-    return safe.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def unescape(text: str) -> str:
-    """The inverse of `escape`."""
-    if "\\" not in text:
-        return text
-    return re.sub(r"\\(\\|u([0-9a-f]{4}))", lambda found: chr(int(found[2], 16)) if found[2] else "\\", text)
-
-
-def dataset_name(name: str) -> str:
-    """`name` as the last part of an HDF5 path: escaped, with no slash, and not a lone dot.
-
-    Raises `SettingsError` for an empty name.
-    """
-    if not name:
-        raise SettingsError("a layer or a target needs a name, and one is empty")
-    return "\\u002e" if name == "." else escape(name).replace("/", "\\u002f")
-
-
-def encode_texts(texts: list[str]) -> NDArray[np.bytes_]:
-    """Texts as escaped, fixed-length UTF-8, padded with NUL: what a text column holds."""
-    encoded = [escape(text).encode() for text in texts]
-    return np.array(encoded, dtype=f"S{max(1, *map(len, encoded), 1)}")
-
-
-def decode_texts(column: NDArray[np.bytes_]) -> list[str]:
-    """The inverse of `encode_texts`."""
-    return [unescape(text.decode()) for text in column.tolist()]
-
-
-# --- the header
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-Offset = Annotated[int, Field(ge=0, strict=True)]
-Length = Annotated[int, Field(ge=1, strict=True)]
-
-
-class Column(_Strict):
-    """One dataset: N rows of `shape[1:]` at `offset`, and a checksum for each `block` rows at `checksum`."""
-
-    dtype: Annotated[str, Field(pattern=r"^(<f4|<f2|<f8|<i8|<u4|\|u1|\|S[1-9][0-9]{0,6})$")]
-    shape: Annotated[tuple[Length, ...], Field(min_length=1, max_length=8)]
-    block: Length
-    offset: Offset = 0
-    checksum: Offset = 0
-
-    @property
-    def row_bytes(self) -> int:
-        return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape[0] * self.row_bytes
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.shape[0] // self.block)
-
-    @property
-    def extents(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Start and stop of the data and of its checksums, in bytes of the file."""
-        return (self.offset, self.offset + self.nbytes), (self.checksum, self.checksum + 4 * self.blocks)
-
-    def empty(self, rows: int) -> NDArray[Any]:
-        return np.empty((rows, *self.shape[1:]), self.dtype)
-
-
-class Part(_Strict):
-    """Rows `start` to `stop` of a list of `total` ids whose digest is `ids_sha256`."""
-
-    start: Offset
-    stop: Length
-    total: Length
-    ids_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-    @classmethod
-    def of(cls, ids: Sequence[str], start: int, stop: int) -> Self:
-        """Rows `start` to `stop` of the list of all `ids`."""
-        digest = hashlib.sha256()
-        for name in ids:
-            digest.update(escape(name).encode() + b"\0")
-        return cls(start=start, stop=stop, total=len(ids), ids_sha256=digest.hexdigest())
-
-    @classmethod
-    def whole(cls, ids: Sequence[str]) -> Self:
-        """All of the list."""
-        return cls.of(ids, 0, len(ids))
-
-
-class Header(_Strict):
-    """Everything about a feature file but its rows."""
-
-    format: Literal["pipeline-features"] = "pipeline-features"
-    format_version: Literal[1] = 1
-    created: str
-    source: str
-    recipe: Recipe
-    environment: dict[str, Any]
-    part: Part
-    #: Column to the escaped names of its classes, None for numbers.
-    targets: dict[Annotated[str, Field(pattern="^target/.")], tuple[str, ...] | None]
-    columns: dict[str, Column]
-    file_size: Length = 1
-    structure_crc32: Offset = 0
-
-    @property
-    def rows(self) -> int:
-        return self.columns["id"].shape[0]
-
-    @property
-    def layers(self) -> list[str]:
-        """The columns that hold features."""
-        return [name for name in self.columns if name.startswith("features/")]
-
-    @property
-    def feature_bytes(self) -> int:
-        """Bytes of one row of all layers."""
-        return sum(self.columns[name].row_bytes for name in self.layers)
-
-    def structure(self, header_bytes: int) -> list[tuple[int, int]]:
-        """Start and stop of all that is neither header nor data: what HDF5 keeps for itself."""
-        gaps, position = [], header_bytes
-        for start, stop in sorted(extent for column in self.columns.values() for extent in column.extents):
-            if start > position:
-                gaps.append((position, start))
-            position = max(position, stop)
-        return [*gaps, (position, self.file_size)] if position < self.file_size else gaps
-
-    def to_bytes(self, size: int | None = None) -> bytes:
-        """The header as it lies in the file, padded to `size` (or to the smallest size that fits) bytes."""
-        text = json.dumps(self.model_dump(mode="json"), indent=0).encode()
-        size = size or _user_block(len(text) + 64)
-        line_length = len(_first_line(size, 0))
-        body = text.ljust(size - line_length, b"\0")
-        return _first_line(size, zlib.crc32(body)) + body
-
-
-def _first_line(size: int, crc: int) -> bytes:
-    return f"{FORMAT} {VERSION} header={size} crc32={crc:08x}\n".encode()
-
-
-def _user_block(needed: int) -> int:
-    """The smallest size that HDF5 takes for a user block, with a margin for offsets that grow."""
-    return max(4096, 1 << (needed - 1).bit_length())
-
-
-def header_size(first_bytes: bytes, where: str) -> int:
-    """How many bytes the header has, by its first line. Raises `StoreDamagedError` where there is none."""
-    found = MAGIC.match(first_bytes)
-    if not found:
-        raise StoreDamagedError(
-            f"{where} is not a feature file of format {VERSION}, or its first line is damaged"
-        )
-    size = int(found[1])
-    if not len(found[0]) < size <= LARGEST_HEADER:
-        raise StoreDamagedError(
-            f"{where}: the first line gives a header of {size} bytes, which no writer makes"
-        )
-    return size
-
-
-def parse_header(data: bytes, *, where: str, file_size: int) -> Header:
-    """The header in the first `header_size` bytes of a file, checked against its checksum and the size."""
-    found = MAGIC.match(data)
-    if not found or zlib.crc32(data[found.end() :]) != int(found[2], 16):
-        raise StoreDamagedError(
-            f"{where}: the header does not have its checksum; restore the file from a copy"
-        )
-    try:
-        header = Header.model_validate(json.loads(data[found.end() :].rstrip(b"\0")))
-    except (ValidationError, ValueError, RecursionError, OverflowError) as error:
-        first = str(error).splitlines()[0]
-        raise StoreDamagedError(f"{where}: the header is not one of format {VERSION} ({first})") from None
-    if header.file_size != file_size:
-        raise StoreDamagedError(
-            f"{where} has {file_size} bytes and should have {header.file_size}; restore it from a copy"
-        )
-    _check_layout(header, len(data), where)
-    return header
-
-
-def _check_layout(header: Header, header_bytes: int, where: str) -> None:
-    """Every column is one of ours, has N rows, and lies inside the file, apart from all others."""
-    problem = _layout_problem(header, header_bytes)
-    if problem:
-        raise StoreDamagedError(f"{where}: the header is not one of format {VERSION} ({problem})")
-
-
-def _layout_problem(header: Header, header_bytes: int) -> str | None:
-    dtypes: dict[str, tuple[str, ...]] = {
-        **dict.fromkeys(header.layers, ("<f4", "<f2")),
-        "id": ("|S",),
-        "split": ("|S",),
-        "source/size": ("<i8",),
-        "source/mtime_ns": ("<i8",),
-        "source/sha256": ("|u1",),
-        "commit": ("<u4",),
-        "status": ("|u1",),
-        **{name: ("<f8",) if classes is None else ("<i8",) for name, classes in header.targets.items()},
-    }
-    if not header.layers or header.columns.keys() != dtypes.keys():
-        return f"its columns are {', '.join(header.columns)}"
-    for name, column in header.columns.items():
-        row_shape = (32,) if name == "source/sha256" else column.shape[1:] if name in header.layers else ()
-        if not column.dtype.startswith(dtypes[name]) or column.shape != (header.rows, *row_shape):
-            return f"{name} holds {column.shape} of {column.dtype} for {header.rows} rows"
-    end = header_bytes
-    for start, stop in sorted(extent for column in header.columns.values() for extent in column.extents):
-        if start < end or stop > header.file_size:
-            return f"bytes {start} to {stop} of {header.file_size} lie over others or outside"
-        end = stop
-    part = header.part
-    if not part.start + header.rows == part.stop <= part.total:
-        return f"rows {part.start} to {part.stop} of {part.total} are not {header.rows}"
-    return None
-
-
-def target_column(name: str) -> str:
-    """The column of the target `name`."""
-    return f"target/{dataset_name(name)}"
-
-
-def layer_column(name: str) -> str:
-    """The column of the layer `name`."""
-    return f"features/{dataset_name(name)}"
-
-
-def plain_name(column: str) -> str:
-    """The inverse of `target_column` and `layer_column`."""
-    return unescape(column.partition("/")[2])
-
-
-# --- drawing the file
 
 
 @dataclass(frozen=True)
@@ -363,7 +89,7 @@ def draw(header: Header) -> Plan:
         alignment_threshold=_ALIGNED,
         alignment_interval=4096,
     ) as file:
-        _draw_attributes(file, header)
+        file.attrs.update(_attributes(header))
         columns = {name: _draw_column(file, name, column) for name, column in header.columns.items()}
         _draw_names(file, header)
     drawn = header.model_copy(update={"columns": columns, "file_size": sketch.size})
@@ -374,15 +100,17 @@ def draw(header: Header) -> Plan:
     return Plan(drawn, [(0, drawn.to_bytes(size)), *sketch.pieces])
 
 
-def _draw_attributes(file: h5py.File, header: Header) -> None:
-    file.attrs["format"] = header.format
-    file.attrs["format_version"] = header.format_version
-    file.attrs["recipe"] = header.recipe.canonical()
-    file.attrs["recipe_sha256"] = header.recipe.fingerprint()
-    file.attrs["environment"] = json.dumps(header.environment, sort_keys=True)
-    file.attrs["created"] = header.created
-    file.attrs["source"] = header.source
-    file.attrs["part"] = json.dumps(header.part.model_dump(), sort_keys=True)
+def _attributes(header: Header) -> dict[str, str | int]:
+    return {
+        "format": header.format,
+        "format_version": header.format_version,
+        "recipe": header.recipe.canonical(),
+        "recipe_sha256": header.recipe.fingerprint(),
+        "environment": json.dumps(header.environment, sort_keys=True),
+        "created": header.created,
+        "source": header.source,
+        "part": json.dumps(header.part.model_dump(), sort_keys=True),
+    }
 
 
 def _draw_column(file: h5py.File, name: str, column: Column) -> Column:
@@ -420,6 +148,61 @@ def _draw_names(file: h5py.File, header: Header) -> None:
         if classes is not None:
             names = np.array(classes, dtype=object)
             file[target].attrs.create("names", names, dtype=h5py.string_dtype())
+
+
+# --- checking what HDF5 reads
+
+
+def hdf5_differences(path: Path, header: Header) -> Iterator[str]:
+    """One line for everything that another program, reading the file as HDF5, would find other than we do."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield from _attribute_differences(file, header)
+            yield from _dataset_differences(file, header)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
+        yield f"HDF5 cannot read it: {error}"
+
+
+def _attribute_differences(file: h5py.File, header: Header) -> Iterator[str]:
+    for name, expected in _attributes(header).items():
+        if file.attrs.get(name) != expected:
+            yield f"HDF5 attribute {name} is not what the header says"
+    names = {"status": STATUS_NAMES, **{name: classes for name, classes in header.targets.items() if classes}}
+    for name, listed in names.items():
+        if name in file and tuple(file[name].attrs.get("names", ())) != listed:
+            yield f"HDF5 attribute names of {name} is not what the header says"
+
+
+def _dataset_differences(file: h5py.File, header: Header) -> Iterator[str]:
+    expected = {name: (column.dtype, column.shape, column.offset) for name, column in header.columns.items()}
+    for name, column in header.columns.items():
+        expected[f"checksum/{name}"] = ("<u4", (column.blocks,), column.checksum)
+    found = dict(_walk(file, ""))
+    for name in expected.keys() ^ found.keys():
+        yield f"HDF5 has {name}, which is not in the header" if name in found else f"HDF5 lacks {name}"
+    for name in expected.keys() & found.keys():
+        if found[name] != expected[name]:
+            yield f"HDF5 places {name} at {found[name]}, the header at {expected[name]}"
+
+
+def _walk(group: h5py.Group, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int] | None]]:
+    """Every dataset with its type, shape and offset; None for what is no plain, contiguous dataset."""
+    for name in group:
+        path, link = prefix + name, group.get(name, getlink=True)
+        thing = group[name] if isinstance(link, h5py.HardLink) else None
+        if isinstance(thing, h5py.Group):
+            yield from _walk(thing, path + "/")
+        else:
+            yield path, _place(thing) if isinstance(thing, h5py.Dataset) else None
+
+
+def _place(dataset: h5py.Dataset) -> tuple[str, tuple[int, ...], int] | None:
+    create = dataset.id.get_create_plist()
+    if create.get_layout() != h5py.h5d.CONTIGUOUS or create.get_external_count() or create.get_nfilters():
+        return None
+    text = h5py.check_string_dtype(dataset.dtype)
+    dtype = f"|S{text.length}" if text else dataset.dtype.str
+    return dtype, dataset.shape, dataset.id.get_offset()
 
 
 class _Sketch(io.RawIOBase):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import BAD_IMAGE, ImageError, RecipeMismatchError, StoreDamagedError
 from pipeline.manifest import Manifest
-from pipeline.store.layout import FIRST_BAD, GOOD, PENDING, STATUS_NAMES
+from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES
 from pipeline.store.rows import RowFile, row_checksums, runs
 
 #: These reasons lie outside the image: another day the same file may be fine.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import SettingsError, StoreError
-from pipeline.store.layout import Header
+from pipeline.store.header import Header
 
 
 def part_range(total: int, *, rows: str | None = None, part: str | None = None) -> tuple[int, int]:

@@ -23,12 +23,13 @@ from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreDamagedError, StoreError
 from pipeline.manifest import Target
 from pipeline.registry import nearest
-from pipeline.store.layout import (
+from pipeline.store.header import (
     FORMAT,
     GOOD,
     PENDING,
     STATUS_NAMES,
     Header,
+    Part,
     decode_texts,
     layer_column,
     plain_name,
@@ -81,15 +82,32 @@ class FeatureStore:
         path = Path(path)
         if not path.exists():
             raise StoreError(_describe_missing(path))
+        return cls._open(path, part_paths(path) if path.is_dir() else None)
+
+    @classmethod
+    def open_parts(cls, paths: list[Path]) -> Self:
+        """Open files that together are one store, or the folder that holds them. Raises as `open` does."""
+        if len(paths) == 1 and paths[0].is_dir():
+            return cls.open(paths[0])
+        return cls._open(paths[0].parent, paths)
+
+    @classmethod
+    def _open(cls, path: Path, part_files: list[Path] | None) -> Self:
         parts = []
-        for file_path in part_paths(path) if path.is_dir() else [path]:
+        for file_path in part_files or [path]:
             with RowFile.open(file_path) as file:
                 parts.append((file_path, file.header))
-        if path.is_dir():
-            parts = check_parts(path, parts)
-        store = cls(path, parts)
+        store = cls(path, check_parts(path, parts) if part_files else parts)
         store._check_statuses()
+        if part_files and Part.whole(store.ids) != store.header.part.model_copy(
+            update={"start": 0, "stop": len(store)}
+        ):
+            raise StoreDamagedError(f"{path}: the ids of the parts are not those of the list they name")
         return store
+
+    def part_starts(self) -> list[tuple[Path, int]]:
+        """Each file and the store's index of its first row."""
+        return [(path, int(start)) for (path, _), start in zip(self._parts, self._starts, strict=False)]
 
     def _check_statuses(self) -> None:
         waiting = np.flatnonzero(self.statuses == PENDING)
@@ -152,20 +170,25 @@ class FeatureStore:
         """Shape of one row for each layer."""
         return {plain_name(name): self._header.columns[name].shape[1:] for name in self._header.layers}
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file, or of all parts."""
+        return sum(header.file_size for _, header in self._parts)
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of every row."""
-        return decode_texts(self._column("id"))
+        return decode_texts(self.column("id"))
 
     @cached_property
     def splits(self) -> NDArray[np.str_]:
         """``train``, ``val``, ``test`` or the empty string for every row."""
-        return np.array(decode_texts(self._column("split")))
+        return np.array(decode_texts(self.column("split")))
 
     @cached_property
     def statuses(self) -> NDArray[np.uint8]:
         """1 for every row with features; 2 and more for those without."""
-        return self._column("status")
+        return self.column("status")
 
     @property
     def reasons(self) -> list[str]:
@@ -175,17 +198,17 @@ class FeatureStore:
     @cached_property
     def sha256(self) -> NDArray[np.uint8]:
         """sha256 of each image file, (N, 32); zeros where there is none."""
-        return self._column("source/sha256")
+        return self.column("source/sha256")
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each image file; -1 where there is none."""
-        return self._column("source/size")
+        return self.column("source/size")
 
     @cached_property
     def mtimes_ns(self) -> NDArray[np.int64]:
         """When each image file was changed last, in nanoseconds since 1970; -1 where there is none."""
-        return self._column("source/mtime_ns")
+        return self.column("source/mtime_ns")
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -193,7 +216,7 @@ class FeatureStore:
         return {
             plain_name(column): Target(
                 name=plain_name(column),
-                values=self._column(column),
+                values=self.column(column),
                 names=None if classes is None else tuple(map(unescape, classes)),
             )
             for column, classes in self._header.targets.items()
@@ -240,7 +263,7 @@ class FeatureStore:
         """
         column = self._layer_column(layer)
         if rows is None:
-            return self._column(column)
+            return self.column(column)
         return self._rows(column, np.asarray(rows, np.int64))
 
     def arrays(
@@ -349,7 +372,8 @@ class FeatureStore:
         self._open_files.move_to_end(number)
         yield file
 
-    def _column(self, name: str) -> NDArray[Any]:
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole column of the format, checked: `header` lists them."""
         columns = []
         for number in range(len(self._parts)):
             with self._file(number) as file:

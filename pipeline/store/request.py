@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreError
 from pipeline.manifest import Manifest
-from pipeline.store.layout import (
-    Header,
-    LayerSpec,
-    Part,
-    encode_texts,
-    escape,
-    plan_columns,
-    target_column,
-)
+from pipeline.store.header import Header, Part, encode_texts, escape, plain_name, target_column
+from pipeline.store.layout import LayerSpec, plan_columns
 from pipeline.store.rows import RowFile
 
 
@@ -72,6 +65,16 @@ class Request:
             columns=plan_columns(layers, fixed),
         )
         return cls(header, fixed)
+
+    @classmethod
+    def like(cls, header: Header, fixed: dict[str, NDArray[Any]]) -> Self:
+        """A file with the layers of `header` and the rows of `fixed`."""
+        layers = [
+            LayerSpec(plain_name(name), column.shape[1:], "float32" if column.dtype == "<f4" else "float16")
+            for name, column in header.columns.items()
+            if name in header.layers
+        ]
+        return cls(header.model_copy(update={"columns": plan_columns(layers, fixed)}), fixed)
 
     def is_met_by(self, file: RowFile) -> bool:
         """Whether a file is for the same ids, splits, targets, layers and part: only its rows may differ."""

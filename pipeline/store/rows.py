@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import files
 from pipeline.errors import StoreDamagedError, StoreError
-from pipeline.store.layout import Column, Header, header_size, parse_header
+from pipeline.store.header import Column, Header, header_size, parse_header
 
 #: Read in threads from here on; below it, starting them takes longer than reading.
 _THREADED_BYTES = 1 << 23

@@ -27,17 +27,18 @@ from pipeline import files
 from pipeline.config import Recipe
 from pipeline.errors import BAD_IMAGE, OutputExistsError, SettingsError, StoreDamagedError, StoreError
 from pipeline.manifest import Manifest
-from pipeline.store.layout import (
+from pipeline.store.header import (
     FIRST_BAD,
     GOOD,
     PENDING,
+    STATUS_NAMES,
     Header,
-    LayerSpec,
     Part,
-    draw,
+    decode_texts,
     layer_column,
     plain_name,
 )
+from pipeline.store.layout import LayerSpec, draw
 from pipeline.store.origins import UNKNOWN, Earlier, Origin, Seen, Source, partial_path, pieces
 from pipeline.store.request import Request
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, write_rows
@@ -94,14 +95,14 @@ class StoreWriter:
         path = Path(os.path.realpath(path))
         request = Request.of(manifest, layers, recipe, environment, part)
         with contextlib.ExitStack() as opened:
-            with _explained(path):
+            with explained(path):
                 if path.is_dir():
                     raise OutputExistsError(f"{path} is a folder; give -o the name of a file")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(files.lock(path))
                 earlier = Earlier() if force else Earlier.find(path, recipe, opened)
                 writer = cls._start(path, request, earlier, Seen.of(manifest), rehash=rehash)
-                opened.callback(writer._own.file.close)
+                opened.callback(writer.close)
             try:
                 yield writer
             except BaseException:
@@ -119,11 +120,13 @@ class StoreWriter:
             if partial and request.is_met_by(partial.file) and partial.may_go_on(seen):
                 return cls(path, partial, [published] if published else [], settled=False)
         origins = [origin for origin in (partial, published) if origin]
-        return cls._create(path, request, origins, None if rehash else seen)
+        return cls.create(path, request, origins, None if rehash else seen)
 
     @classmethod
-    def _create(cls, path: Path, request: Request, origins: Sequence[Origin], seen: Seen | None) -> Self:
-        """Make the unfinished file, with all rows that `origins` have of what is `seen`."""
+    def create(
+        cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None
+    ) -> Self:
+        """Make the unfinished file, with all rows that `origins` have of what is `seen`; the lock is held."""
         temporary = path.with_name(f".{path.name}.tmp")  # the lock is ours, so is the name
         file = _lay_out(temporary, request.header)
         try:
@@ -154,10 +157,10 @@ class StoreWriter:
             wanted = [(place, rows_of[key]) for place, key in enumerate(ids.tolist()) if key in rows_of]
             places, rows = np.array(wanted, np.int64).reshape(-1, 2).T
             fresh = origin.up_to_date(rows, seen, places) & (self._own.status[places] == PENDING)
-            self._copy(origin, rows[fresh], places[fresh])
+            self.copy(origin, rows[fresh], places[fresh])
         self.reused = int(self._own.final.sum())
 
-    def _copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+    def copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
         """Copy `rows` of `origin` that are what was committed; the others stay pending."""
         for piece in pieces(len(rows), self._own.file.header.feature_bytes):
             features = origin.features(rows[piece])
@@ -179,6 +182,13 @@ class StoreWriter:
         """Indices of the rows that have no final status yet, in order."""
         return np.flatnonzero(~self._own.final)
 
+    def bad(self) -> dict[str, str]:
+        """Id and reason of every row that has no features, so far."""
+        file, status = self._own.file, self._own.status
+        rows = np.flatnonzero(self._own.final & (status != GOOD))
+        names = decode_texts(file.take("id", rows))
+        return {name: STATUS_NAMES[status[row]] for name, row in zip(names, rows.tolist(), strict=True)}
+
     def knows(self, sha256: bytes) -> bool:
         """Whether `adopt` would find the content with this sha256: computed here or in an earlier file."""
         return self._locate(sha256) is not None
@@ -198,6 +208,10 @@ class StoreWriter:
         return found if origin.intact(rows, origin.features(rows))[0] else None
 
     # --- rows
+
+    def close(self) -> None:
+        """Close the file; what was not committed is computed again some other time."""
+        self._own.file.close()
 
     def write(
         self,
@@ -357,7 +371,7 @@ class StoreWriter:
         if self._broken:
             raise StoreError(f"{self.path}: an earlier write failed; run the same command again to go on")
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 yield
         except StoreError:
             self._broken = True
@@ -391,7 +405,7 @@ def _lay_out(path: Path, header: Header) -> RowFile:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses into one line that says what is safe and what to do."""
     try:
         yield

@@ -1,0 +1,72 @@
+"""Several parts to one feature file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.errors import OutputExistsError, StoreDamagedError
+from pipeline.store.header import Part
+from pipeline.store.origins import Origin
+from pipeline.store.reader import FeatureStore
+from pipeline.store.request import Request
+from pipeline.store.rows import RowFile
+from pipeline.store.writer import StoreWriter, explained
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What `merge` wrote."""
+
+    store: Path
+    parts: int
+    rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+        return {"store": str(self.store), "parts": self.parts, "rows": self.rows}
+
+
+def merge(parts: Sequence[str | Path], output: str | Path, *, force: bool = False) -> MergeResult:
+    """Write the rows of `parts` (files, or one folder of them) to one file, each row checked on its way.
+
+    Raises `StoreError` where parts are missing, overlap or do not belong together, `StoreDamagedError` where
+    one is damaged, `OutputExistsError` where `output` is there and `force` is not given.
+    """
+    output = Path(output)
+    if output.exists() and not force:
+        raise OutputExistsError(f"{output} exists already; give --force to replace it, or another -o")
+    with FeatureStore.open_parts([Path(part) for part in parts]) as store, explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with files.lock(output):
+            writer = StoreWriter.create(output, _request(store))
+            try:
+                for path, start in store.part_starts():
+                    _copy_part(path, start, writer)
+                writer.publish()
+            finally:
+                writer.close()
+        return MergeResult(output, len(store.part_starts()), len(store))
+
+
+def _request(store: FeatureStore) -> Request:
+    """A file like the parts, for all of their rows."""
+    header = store.header.model_copy(update={"part": Part.whole(store.ids)})
+    fixed = {name: store.column(name) for name in ("id", "split", *header.targets)}
+    return Request.like(header, fixed)
+
+
+def _copy_part(path: Path, start: int, writer: StoreWriter) -> None:
+    with RowFile.open(path) as file:
+        rows = np.arange(file.header.rows)
+        writer.copy(Origin.finished(file), rows, rows + start)
+    missing = np.intersect1d(writer.pending, rows + start)
+    if len(missing):
+        raise StoreDamagedError(
+            f"{path}: row {missing[0] - start} is not what was written; extract this part again with --force"
+        )
