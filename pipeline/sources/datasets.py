@@ -56,7 +56,7 @@ class DatasetImage:
 def read_dataset(source: str, settings: SourceSettings) -> Manifest:
     """The images of a torchvision dataset, with its classes; a numeric target is called ``target``."""
     name, _, query = source.removeprefix(PREFIX).partition("?")
-    options = {key: _WORDS.get(value.lower(), value) for key, value in parse_qsl(query)}
+    options = {key: value if key == "root" else _word(value) for key, value in parse_qsl(query)}
     builder = _find_dataset(name)
     parameters = inspect.signature(builder).parameters
     unknown = [key for key in options if key not in parameters]
@@ -78,6 +78,10 @@ def read_dataset(source: str, settings: SourceSettings) -> Manifest:
         labels += _labels(dataset)
         classes = getattr(dataset, "classes", None) or classes
     return make_manifest(source, rows, _targets(labels, classes))
+
+
+def _word(value: str) -> Any:
+    return int(value) if value.isdecimal() else _WORDS.get(value.lower(), value)
 
 
 def _find_dataset(name: str) -> Any:
@@ -120,8 +124,10 @@ def _labels(dataset: Any) -> list[Any]:
     for attribute in ("targets", "labels", "_labels", "y"):
         found = getattr(dataset, attribute, None)
         if found is not None and len(found) == len(dataset):
-            return [getattr(label, "item", lambda label=label: label)() for label in found]
-    return [dataset[position][1] for position in range(len(dataset))]
+            break
+    else:
+        found = [dataset[position][1] for position in range(len(dataset))]
+    return [label.item() if hasattr(label, "item") else label for label in found]
 
 
 def _targets(labels: Sequence[Any], classes: Sequence[Any] | None) -> list[Target]:
