@@ -1,0 +1,185 @@
+"""Frozen bases: a network, its weights, the transform that belongs to them, and its layers by name.
+
+    base = load_base("resnet18")                        the published weights, downloaded once
+    base = load_base("squeezenet1_1", "embedded")       the weights that ship with this package
+    base = load_base("vgg16", "weights.safetensors")    a file
+    base = load_base("timm:convnext_tiny")              any model of timm, an extra
+
+Every classification model of torchvision is a base. A base is in eval and has no gradients: nothing that runs
+it can change it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import BaseError
+from pipeline.inputs import InputTransform
+from pipeline.layers import FeatureNetwork, check_pool, find_taps
+from pipeline.registry import nearest
+from pipeline.weights import State, digest, read_embedded, read_state
+from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+EMBEDDED = "squeezenet1_1"
+
+__all__ = [
+    "Base",
+    "BaseInfo",
+    "FeatureNetwork",
+    "InputTransform",
+    "feature_network",
+    "feature_shapes",
+    "list_bases",
+    "load_base",
+]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen network.
+
+    `weights` is what was asked for, `digest` the sha256 of the tensors that came of it. `classes` are the
+    names of the outputs of its own classifier, where they are known. `missing` names tensors that the weights
+    lacked.
+    """
+
+    name: str
+    weights: str
+    digest: str
+    module: nn.Module
+    transform: InputTransform
+    classes: tuple[str, ...] | None
+    family: Family
+    missing: frozenset[str] = frozenset()
+
+    def layers(self) -> list[str]:
+        """The aliases that this base knows; any module's name is a layer too."""
+        return list(self.family.aliases)
+
+
+def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13) -> Base:
+    """The base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`) or a
+    file.
+
+    Raises `BaseError` where the name is unknown or the weights cannot be had or do not fit.
+    """
+    zoo, short = find_zoo(name)
+    published = None if weights in ("none", "embedded", "DEFAULT") or _is_file(weights) else weights
+    if published is not None and published not in zoo.weights(short):
+        known = [*zoo.weights(short), "DEFAULT", "none", "embedded"]
+        raise BaseError(
+            f"{name} has no weights {weights!r}{nearest(weights, known)}; "
+            f"there are {', '.join(zoo.weights(short)) or 'no published ones'}, none, or a file"
+        )
+    plan = zoo.plan(short, published)
+    if weights == "none":
+        module, missing = _random(plan, name, seed), frozenset[str]()
+    else:
+        module, missing = fitted(plan, _state(zoo, short, name, weights), source=f"{weights} for {name}")
+    module.eval().requires_grad_(False)
+    return Base(
+        name=name,
+        weights=weights,
+        digest=digest(module, without=missing),
+        module=module,
+        transform=plan.transform,
+        classes=None if weights == "none" or _is_file(weights) else plan.categories,
+        family=plan.family,
+        missing=missing,
+    )
+
+
+def _is_file(weights: str) -> bool:
+    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
+
+
+def _random(plan: Plan, name: str, seed: int) -> nn.Module:
+    log.warning(
+        "%s has RANDOM weights (seed %d): features of it are fit for tests, not for results", name, seed
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return plan.build(plan.classes)
+
+
+def _state(zoo: Zoo, short: str, name: str, weights: str) -> State:
+    if weights == "embedded":
+        return read_embedded(name)
+    if _is_file(weights):
+        return zoo.adapt(short, read_state(Path(weights)))
+    published = zoo.weights(short)[0] if weights == "DEFAULT" and zoo.weights(short) else weights
+    return zoo.adapt(short, zoo.fetch(short, published))
+
+
+def feature_network(base: Base, layers: Sequence[str], pool: str = "none") -> FeatureNetwork:
+    """The base cut after the last of `layers`; forward takes float (B, 3, H, W) and gives one tensor a layer.
+
+    `pool` says how a map (B, C, H, W) or a sequence (B, N, C) becomes a row: avg, max, flatten, or none,
+    which leaves it as it is. The result owns its weights. Raises `BaseError` for an unknown layer, naming the
+    near one, and for a layer whose weights are missing.
+    """
+    taps = find_taps(base.name, base.module, base.family.aliases, layers, sideways=base.family.sideways)
+    network = FeatureNetwork(base.module, taps, check_pool(pool), input_size=base.transform.size)
+    unfilled = next((name for name in sorted(base.missing) if network.depends_on(name)), None)
+    if unfilled is not None:
+        raise BaseError(
+            f"layer {', '.join(layers)} of {base.name} needs {unfilled}, which {base.weights} does not have; "
+            "ask for an earlier layer or give whole weights"
+        )
+    return network
+
+
+def feature_shapes(network: FeatureNetwork, transform: InputTransform) -> list[tuple[int, ...]]:
+    """The shape of one image's features, one a layer, for images as `transform` gives them."""
+    if network.input_size != transform.size:
+        raise BaseError(f"this network was cut for inputs of {network.input_size}, not {transform.size}")
+    return list(network.shapes)
+
+
+@dataclass(frozen=True)
+class BaseInfo:
+    """What `pipeline bases` says of one base: `dimensions` is the length of its `avgpool` embedding."""
+
+    name: str
+    layers: tuple[str, ...]
+    dimensions: int
+    parameters: int
+    weights: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def list_bases(filter: str = "") -> list[BaseInfo]:
+    """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER."""
+    prefix = "timm:" if filter.startswith("timm:") else ""
+    wanted = filter.removeprefix(prefix)
+    pattern = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
+    zoo = ZOOS[prefix]
+    return [_info(zoo, prefix, name) for name in zoo.names() if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _info(zoo: Zoo, prefix: str, name: str) -> BaseInfo:
+    plan = zoo.plan(name, None)
+    dimensions, parameters = zoo.size(name) or measured_size(plan)
+    published = zoo.weights(name)
+    embedded = ["embedded"] if prefix + name == EMBEDDED else []
+    return BaseInfo(
+        name=prefix + name,
+        layers=tuple(plan.family.aliases),
+        dimensions=dimensions,
+        parameters=parameters,
+        weights=(*published, *embedded),
+    )

@@ -1,0 +1,139 @@
+"""What a base sees of an image: resize, centre crop, normalise, as the makers of its weights did.
+
+The work is split in two, so that images travel as bytes: `InputTransform.shape` runs where images are decoded
+and gives uint8, `InputTransform.normalize` runs on the device of the base and gives float32. One after the
+other they equal ``weights.transforms()`` of torchvision, and the evaluation transform of timm, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.errors import BaseError
+
+Fit = Literal["shortest", "longest", "stretch"]
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+}
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """Resize, centre crop and normalisation of one set of weights.
+
+    `resize` and `crop` are (height, width) in pixels. `fit` says how an image comes to `resize`: its
+    ``shortest`` side fits and the other overhangs, its ``longest`` side fits and the rest is filled with the
+    mean colour, or it is ``stretch``ed. `mean` and `std` are for values from 0 to 1.
+    """
+
+    resize: tuple[int, int]
+    crop: tuple[int, int]
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    fit: Fit = "shortest"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise BaseError(
+                f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}"
+            )
+        if self.fit not in get_args(Fit):
+            raise BaseError(
+                f"unknown fit {self.fit!r} of an input transform; known: {', '.join(get_args(Fit))}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what the base sees."""
+        return self.crop
+
+    @property
+    def least_size(self) -> tuple[int, int]:
+        """(width, height) that scaled JPEG decoding must not go under, so that nothing is ever enlarged."""
+        return self.resize[1], self.resize[0]
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """The interpolation, as Pillow calls it."""
+        return INTERPOLATIONS[self.interpolation]
+
+    def shape(self, image: Image.Image, *, fast: bool = False) -> NDArray[np.uint8]:
+        """An RGB image as the base's input before normalisation: uint8 (H, W, 3).
+
+        `fast` resizes only what the crop keeps, in one step and with a box filter first where the image is
+        much larger: close to the exact result but not equal, so it belongs to a recipe of its own.
+        """
+        width, height = self._resized(image.width, image.height)
+        if fast and width >= self.crop[1] and height >= self.crop[0]:
+            return np.asarray(self._shape_fast(image, width, height))
+        return np.asarray(self._crop(image.resize((width, height), self.resampling)))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after resizing; the rounding is torchvision's for a square, else timm's."""
+        to_height, to_width = self.resize
+        if self.fit == "stretch":
+            return to_width, to_height
+        if self.fit == "shortest" and to_height == to_width:
+            short, long = sorted((width, height))
+            overhang = int(to_width * long / short)
+            return (to_width, overhang) if width <= height else (overhang, to_height)
+        choose = min if self.fit == "shortest" else max
+        ratio = choose(height / to_height, width / to_width)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        height, width = self.crop
+        if image.width < width or image.height < height:
+            image = self._pad(image, max(width, image.width), max(height, image.height))
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def _pad(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        red, green, blue = (round(255 * value) if self.fit == "longest" else 0 for value in self.mean)
+        padded = Image.new("RGB", (width, height), (red, green, blue))
+        padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return padded
+
+    def _shape_fast(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        crop_height, crop_width = self.crop
+        left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + crop_width) * across, (top + crop_height) * down)
+        return image.resize((crop_width, crop_height), self.resampling, box=box, reducing_gap=2.0)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, H, W, 3) on any device to float32 (B, 3, H, W), channels last in memory."""
+        values = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+        return values.sub_(mean).div_(std)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything as JSON values, for a recipe."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> Self:
+        """The inverse of `describe`; raises `BaseError` for anything else."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+        }
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise BaseError(f"not the description of an input transform: {error}") from None

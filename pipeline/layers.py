@@ -1,0 +1,247 @@
+"""Reading named layers out of a network that was written to give class scores.
+
+A tap is a place in a network: the input or the output of one of its modules. `FeatureNetwork` runs a network
+up to its last tap and no further, and keeps a copy of what passed at each, so that an in-place operation that
+follows (``ReLU(inplace=True)``) cannot change it.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.config import Pool
+from pipeline.errors import BaseError, SettingsError
+from pipeline.registry import nearest
+
+Side = Literal["input", "output"]
+Part = Literal["all", "mean", "relu", "class token", "tokens"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """The input or output of module `module`, and which part of it is meant.
+
+    ``mean`` is the global average of a map, ``relu`` the map after a ReLU that is no module of its own, and
+    of a sequence (B, tokens, D) the ``class token`` is the first and ``tokens`` the mean of those after
+    `prefix`.
+    """
+
+    module: str
+    side: Side = "output"
+    part: Part = "all"
+    channels_last: bool = False
+    prefix: int = 1
+
+
+class _Finished(Exception):
+    """The last tap has been passed."""
+
+
+class FeatureNetwork(nn.Module):
+    """A network cut after the last of its `taps`; forward gives one tensor a tap, in their order.
+
+    The modules that come after the last tap are not in it. Its weights are its own: it can be moved and cast.
+    """
+
+    def __init__(
+        self, network: nn.Module, taps: Sequence[Tap], pool: Pool, *, input_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(taps)
+        self.pool = pool
+        self.input_size = input_size
+        trace = _trace(network, self.taps, input_size)
+        self._events = len(trace.events)
+        self.unused = trace.unused
+        modules = dict(network.named_modules())
+        stand_ins: dict[int, Any] = {id(modules[name]): nn.Identity() for name in self.unused}
+        self.network: nn.Module = copy.deepcopy(network, stand_ins)
+        self._kept = frozenset(self.network.state_dict())
+        self.shapes = [
+            tuple(_pooled(_part(value, tap), pool, tap).shape[1:])
+            for value, tap in zip(trace.values, self.taps, strict=True)
+        ]
+        self.shapes = [shape or (1,) for shape in self.shapes]
+
+    def depends_on(self, parameter: str) -> bool:
+        """Whether the parameter or buffer of the whole network is in what is left of it."""
+        return parameter in self._kept
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images (B, 3, H, W) to one tensor (B, ...) a tap."""
+        values: dict[int, Tensor] = {}
+        passed = 0
+
+        def keep(number: int, value: Tensor) -> None:
+            nonlocal passed
+            passed += 1
+            finished = passed == self._events
+            values[number] = value if finished else value.clone()
+            if finished:
+                raise _Finished
+
+        with _tapped(self.network, self.taps, keep):
+            try:
+                self.network(images)
+            except _Finished:
+                return tuple(
+                    _pooled(_part(values[number], tap), self.pool, tap)
+                    for number, tap in enumerate(self.taps)
+                )
+        raise BaseError("the network took another way through its layers than it did for an empty image")
+
+
+@dataclass
+class _Trace:
+    """What a trial run saw: which tap was passed when, what passed there last, what ran only afterwards."""
+
+    events: list[int]
+    values: list[Tensor]
+    unused: frozenset[str]
+
+
+def _trace(network: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int]) -> _Trace:
+    """Run `network` on the meta device, where tensors have shapes and no values."""
+    called: list[str] = []
+    events: list[int] = []
+    values: dict[int, Tensor] = {}
+    called_before_last_tap = 0
+
+    def keep(number: int, value: Tensor) -> None:
+        nonlocal called_before_last_tap
+        events.append(number)
+        values[number] = value
+        called_before_last_tap = len(called)
+
+    handles = [
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.append(name))
+        for name, module in network.named_modules()
+    ]
+    try:
+        with torch.no_grad(), _tapped(network, taps, keep):
+            _run_on_meta(network, input_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = next((tap.module for number, tap in enumerate(taps) if number not in values), None)
+    if silent is not None:
+        raise BaseError(f"module {silent!r} takes no part in the forward pass, so it has no features")
+    needed = {*called[:called_before_last_tap], *(tap.module for tap in taps)}
+    unused = frozenset(called[called_before_last_tap:]) - needed
+    return _Trace(events, [values[number] for number in range(len(taps))], unused)
+
+
+def _run_on_meta(network: nn.Module, input_size: tuple[int, int]) -> None:
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    torch.func.functional_call(network, shadows, torch.empty(1, 3, *input_size, device="meta"))
+
+
+@contextmanager
+def _tapped(network: nn.Module, taps: Sequence[Tap], keep: Any) -> Iterator[None]:
+    """While inside, `keep(number, value)` is called whenever something passes a tap."""
+    modules = dict(network.named_modules())
+    handles = [_listen(modules[tap.module], number, tap, keep) for number, tap in enumerate(taps)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _listen(module: nn.Module, number: int, tap: Tap, keep: Any) -> RemovableHandle:
+    if tap.side == "input":
+        return module.register_forward_pre_hook(lambda _module, inputs: keep(number, _tensor(inputs, tap)))
+    return module.register_forward_hook(lambda _module, _inputs, output: keep(number, _tensor(output, tap)))
+
+
+def _tensor(value: Any, tap: Tap) -> Tensor:
+    """The tensor itself, or the first of several: attention modules give (values, weights)."""
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        raise BaseError(f"module {tap.module!r} gives a {type(value).__name__}, not a tensor")
+    return value
+
+
+def _part(value: Tensor, tap: Tap) -> Tensor:
+    match tap.part:
+        case "relu":
+            return functional.relu(value)
+        case "mean":
+            return _pooled(value, "avg", tap)
+        case "class token":
+            return value[:, 0]
+        case "tokens":
+            return value[:, tap.prefix :].mean(1)
+        case _:
+            return value
+
+
+def _pooled(value: Tensor, pool: Pool, tap: Tap) -> Tensor:
+    """A map (B, C, H, W), channels last (B, H, W, C) or a sequence (B, N, C) to rows."""
+    if pool == "none":
+        return value
+    if pool == "flatten":
+        return value.flatten(1)
+    if value.ndim <= 2:
+        return value
+    first = 1 if value.ndim == 3 or tap.channels_last else 2
+    dims = tuple(range(first, first + value.ndim - 2))
+    return value.mean(dims) if pool == "avg" else value.amax(dims)
+
+
+def check_pool(pool: str) -> Pool:
+    """`pool` itself; raises `SettingsError` for an unknown one."""
+    for known in get_args(Pool):
+        if pool == known:
+            return known  # type: ignore[no-any-return]
+    raise SettingsError(
+        f"unknown pool {pool!r}{nearest(pool, get_args(Pool))}; known: {', '.join(get_args(Pool))}"
+    )
+
+
+def find_taps(
+    base: str, network: nn.Module, aliases: Mapping[str, Tap], layers: Sequence[str], *, sideways: str | None
+) -> list[Tap]:
+    """The taps that `layers` name: an alias of this base, else a module. Raises `BaseError` with the near
+    name.
+
+    `sideways` is a pattern of the modules whose maps are (B, H, W, C).
+    """
+    if not layers:
+        raise SettingsError("no layer is asked for; give at least one, for example avgpool")
+    repeated = next((name for name in layers if list(layers).count(name) > 1), None)
+    if repeated is not None:
+        raise SettingsError(f"layer {repeated!r} is asked for twice; give it once")
+    modules = dict(network.named_modules())
+    return [aliases.get(layer) or _module_tap(base, modules, aliases, layer, sideways) for layer in layers]
+
+
+def _module_tap(
+    base: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, Tap], layer: str, sideways: str | None
+) -> Tap:
+    if not layer or layer not in modules:
+        known = [*aliases, *filter(None, modules)]
+        raise BaseError(
+            f"{base} has no layer {layer!r}{nearest(layer, known)}; aliases: {', '.join(aliases)}; "
+            "or the name of any of its modules"
+        )
+    lies_sideways = sideways is not None and re.match(sideways, layer) is not None
+    return Tap(layer, channels_last=lies_sideways or _works_on_last(modules[layer]))
+
+
+def _works_on_last(module: nn.Module) -> bool:
+    """Linear layers and layer norms take maps with the channels last, whatever is usual around them."""
+    kind = type(module).__name__
+    return isinstance(module, nn.Linear) or (kind.startswith("LayerNorm") and not kind.endswith("2d"))

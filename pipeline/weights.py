@@ -1,0 +1,208 @@
+"""Weights of a base: from a file, the package or the download folder, fitted into a network, digested."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_safetensors_bytes
+from safetensors.torch import load_file as read_safetensors
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pipeline.errors import BaseError
+from pipeline.files import digest_tensors
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Tensor]
+
+SECONDS_TO_CONNECT = 10.0
+COUNTER = "num_batches_tracked"  # of batch norm, unused by a frozen one and absent from old files
+
+
+class without_memory(TorchFunctionMode):
+    """Inside, what a new network makes with ``torch.empty``, its parameters, is on the meta device.
+
+    It has shapes and no numbers, so that building it costs no time: for networks that get their weights next.
+    The meta device for all tensors would not do: some networks compute their widths with tensors.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty:
+            options["device"] = "meta"
+        return func(*args, **options)
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a .safetensors, .pt or .pth file by name; nothing in it is run. Raises `BaseError`."""
+    if not path.is_file():
+        raise BaseError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return _without_wrapping(read_safetensors(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise BaseError(f"weights file {path} cannot be read: {first_line(error)}") from None
+    return _without_wrapping(_find_state(content, path))
+
+
+def _find_state(content: Any, path: Path) -> State:
+    """Checkpoints of trainers keep the weights under a name beside the optimiser."""
+    for key in (None, "state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"):
+        found = content if key is None else content.get(key) if isinstance(content, dict) else None
+        if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
+            return found
+    raise BaseError(f"weights file {path} holds no state dict: give a mapping of names to tensors")
+
+
+def _without_wrapping(state: State) -> State:
+    """Names as the bare network has them: DataParallel and torch.compile each put a word in front of all."""
+    names = list(state)
+    for prefix in ("module.", "_orig_mod."):
+        if names and all(name.startswith(prefix) for name in names):
+            return _without_wrapping({name.removeprefix(prefix): value for name, value in state.items()})
+    return copy(state)
+
+
+def read_embedded(name: str) -> State:
+    """The weights that ship with this package; raises `BaseError` for a base that has none."""
+    file = resources.files("pipeline") / "data" / f"{name}.safetensors"
+    if not file.is_file():
+        raise BaseError(f"{name} has no embedded weights; squeezenet1_1 has; give --weights FILE, or none")
+    return read_safetensors_bytes(file.read_bytes())
+
+
+def download(url: str, *, base: str, weights: str, file_name: str | None = None) -> State:
+    """The weights behind `url`, from torch hub's folder where they are there already. Raises `BaseError`.
+
+    They are kept as `file_name`, or as the URL calls them. A server that does not answer is given up soon.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / (file_name or url.rsplit("/", 1)[-1])
+    if not path.is_file():
+        expected = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _patience(SECONDS_TO_CONNECT):
+                log.info("downloading %s", url)
+                torch.hub.download_url_to_file(url, str(path), expected.group(1) if expected else None)
+        except (OSError, RuntimeError) as error:
+            raise BaseError(
+                f"weights {weights} of {base} are not here and cannot be downloaded ({first_line(error)}): "
+                f"get {url} and put it into {path.parent} as {path.name}, or give --weights FILE"
+            ) from None
+    return read_state(path)
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """A server that does not answer is given up after `seconds`; urllib waits for ever otherwise."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def fit_state(
+    state: State, build: Callable[[int], nn.Module], *, classes: int, classifier: tuple[str, ...], source: str
+) -> tuple[nn.Module, frozenset[str]]:
+    """A network made by ``build(number of classes)`` that holds `state`, and the names it could not fill.
+
+    `classifier` holds prefixes of names, first that of the last layer. Only there may `state` differ from the
+    published network: another number of classes is built, and a classifier that is missing or of another kind
+    is left out. Raises `BaseError` with the difference.
+    """
+    network = build(_count_classes(state, classifier[0]) or classes)
+    expected = network.state_dict()
+    for name in [name for name in state if name in expected and state[name].shape != expected[name].shape]:
+        if not name.startswith(classifier):
+            raise BaseError(f"{source} does not fit: {_difference(expected, state, classifier)}")
+        del state[name]
+    fitting = {name: _as(value, expected.get(name)) for name, value in state.items()}
+    fitting = _with_metadata(fitting, state)
+    result = network.load_state_dict(fitting, strict=False, assign=True)
+    if any(not _may_differ(name, classifier) for name in (*result.missing_keys, *result.unexpected_keys)):
+        raise BaseError(f"{source} does not fit: {_difference(expected, state, classifier)}")
+    _fill(network, result.missing_keys)
+    without = frozenset(name for name in result.missing_keys if not name.endswith(COUNTER))
+    if any(name.startswith(classifier[0]) for name in without):
+        log.warning("%s: no classifier that fits: class scores cannot be had, features can", source)
+    return network, without
+
+
+def _as(value: Tensor, expected: Tensor | None) -> Tensor:
+    return value if expected is None else value.to(expected.dtype)
+
+
+def _with_metadata(state: State, original: State) -> State:
+    """torch.save keeps the versions of layers beside a state dict; loading translates what is old."""
+    if hasattr(original, "_metadata"):
+        state = OrderedDict(state)
+        state._metadata = original._metadata  # type: ignore[attr-defined]
+    return state
+
+
+def _fill(network: nn.Module, missing: list[str]) -> None:
+    """Never numbers that could pass for features: rows that are not finite are refused further on."""
+    for name in missing:
+        path, _, leaf = name.rpartition(".")
+        owner = network.get_submodule(path)
+        before = getattr(owner, leaf)
+        value = torch.full_like(before, torch.nan if before.is_floating_point() else 0, device="cpu")
+        setattr(owner, leaf, nn.Parameter(value) if isinstance(before, nn.Parameter) else value)
+
+
+def _count_classes(state: State, last_layer: str) -> int | None:
+    """Rows of the last weight of the classifier: how many classes these weights tell apart."""
+    rows = [len(value) for name, value in state.items() if name.startswith(last_layer) and value.ndim > 1]
+    return rows[-1] if rows else None
+
+
+def _may_differ(name: str, classifier: tuple[str, ...]) -> bool:
+    return name.startswith(classifier) or name.endswith(COUNTER)
+
+
+def _difference(expected: State, given: State, classifier: tuple[str, ...]) -> str:
+    missing = [name for name in expected if name not in given and not _may_differ(name, classifier)]
+    unexpected = [name for name in given if name not in expected]
+    shapes = [
+        f"{name} is {tuple(given[name].shape)} for {tuple(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    return "; ".join(f"{len(names)} {word} ({_some(names)})" for word, names in parts if names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def digest(network: nn.Module, *, without: frozenset[str] = frozenset()) -> str:
+    """sha256 of a network's tensors, whichever file they came from; names in `without` do not count."""
+    return digest_tensors(
+        {
+            name: value.detach().cpu().numpy()
+            for name, value in network.state_dict().items()
+            if name not in without and not name.endswith(COUNTER)
+        }
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
