@@ -42,11 +42,11 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def write_images(folder: Path, count: int, *, first: int = 0) -> None:
-    """`count` files; every ninth is bad, and every seventh has the content of the one before."""
+    """`count` files; every ninth content is bad, and every seventh file has the content of one before."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        content = number - 1 if number % 7 == 6 else number
-        (folder / f"{number:05}.jpg").write_bytes(b"bad %d" % content if number % 9 == 4 else b"%d" % content)
+        content = number - 5 if number % 7 == 6 else number
+        (folder / f"{number:05}.jpg").write_bytes(b"bad %d" % content if content % 9 == 4 else b"%d" % content)
 
 
 def manifest_of(folder: Path, *, flipped: frozenset[str] = frozenset(), missing: Sequence[str] = ()) -> Manifest:
