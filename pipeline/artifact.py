@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,9 +28,12 @@ from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import Recipe
 from pipeline.engines import Engine, make_engine
-from pipeline.errors import BaseError, ModelError, OutputExistsError
+from pipeline.environment import versions
+from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
 from pipeline.files import publish_folder
 from pipeline.heads import Head, load_head
+from pipeline.loading import load
+from pipeline.manifest import Record
 
 FORMAT = "pipeline-model"
 FORMAT_VERSION = 1
@@ -108,7 +110,6 @@ def save_model(
     Raises `OutputExistsError` where `folder` exists, unless `replace`.
     """
     folder = Path(folder)
-    refuse_existing(folder, replace=replace)
     with publish_folder(folder, last="model.json", replace=replace) as draft:
         record = ModelRecord(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,16 +136,6 @@ def save_model(
     return folder
 
 
-def refuse_existing(folder: Path, *, replace: bool) -> None:
-    """Raise `OutputExistsError` before any work is done, rather than after it."""
-    if not folder.exists():
-        return
-    if not replace:
-        raise OutputExistsError(f"{folder} exists; give another -o, or --force to replace it")
-    if not (folder / "model.json").is_file():
-        raise OutputExistsError(f"{folder} exists and is not a model folder; give another -o")
-
-
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as CSV; the header is the keys of the first one."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -152,18 +143,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    names = ("cached-feature-pipeline", "torch", "torchvision", "scikit-learn", "numpy", "Pillow", "onnxruntime")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            found[name] = "unknown"
-    return found
 
 
 def load_model(
@@ -187,6 +166,18 @@ def load_model(
             f"policy {pixels.POLICY_VERSION}; extract and train again"
         )
     return Model(folder, record, head, weights=weights, device=device, engine=engine)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The images of one batch: `features` (n, D) of those at `indices`, and why the others have none."""
+
+    indices: list[int]
+    features: NDArray[np.float32]
+    errors: dict[int, ImageError]
+
+    def __len__(self) -> int:
+        return len(self.indices) + len(self.errors)
 
 
 class Model:
@@ -249,6 +240,32 @@ class Model:
         """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""
         return joined(self.engine(batch))
 
+    def embed(self, records: Sequence[Record], *, batch_size: int = 16) -> Iterator[Embedded]:
+        """Embeddings of the images of `records`, batch by batch, in their order."""
+        for batch in load(records, lambda data, _: self.shape(data), batch_size=batch_size):
+            good = [loaded for loaded in batch if loaded.pixels is not None]
+            stacked = np.concatenate([loaded.pixels for loaded in good if loaded.pixels is not None])
+            features = self.features(stacked)
+            errors = {loaded.index: loaded.error for loaded in batch if loaded.error is not None}
+            yield Embedded([loaded.index for loaded in good], features, errors)
+
+    def check_recipe(self, other: Recipe, where: str | Path) -> None:
+        """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
+        mine = self.record.recipe
+        missing = [layer for layer in mine.layers if layer not in other.layers]
+        if missing:
+            raise RecipeMismatchError(
+                f"{where} has no layer {missing[0]!r} that {self.folder} was trained on; extract with --layer {missing[0]}"
+            )
+        plain = {"layers": mine.layers, "views": mine.views, "augment": mine.augment, "seed": mine.seed}
+        difference = mine.first_difference(other.model_copy(update=plain))
+        if difference:
+            name, trained, found = difference
+            raise RecipeMismatchError(
+                f"{where} was extracted with {name}={found}, {self.folder} was trained on {name}={trained}; "
+                "extract again with the model's recipe, or train on this file"
+            )
+
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
         """What the head says of `features` (B, D): label, score and the `top` classes, or value and interval."""
         scores = self.head.scores(features)
@@ -276,7 +293,9 @@ def joined(layers: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     if not path.is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head")
+        raise ModelError(
+            f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,0 +1,25 @@
+"""What a result was made with: versions and machine, for the record beside it."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from importlib import metadata
+
+_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "Pillow", "timm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in ("cached-feature-pipeline", *_PACKAGES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Name and kind of this machine."""
+    return {"host": socket.gethostname(), "platform": platform.platform()}

@@ -1,0 +1,309 @@
+"""Stage one: images to features, once.
+
+    manifest -> rows that the store lacks -> read, decode, shape -> base -> rows in their place -> publish
+
+Only missing rows are computed: those of an earlier run, finished or not, and those whose content another row has
+are taken over. A bad image keeps its row, with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import augment, pixels
+from pipeline.bases import Base, load_base
+from pipeline.config import ExtractSettings, Recipe
+from pipeline.engines import Engine, make_engine
+from pipeline.environment import machine, versions
+from pipeline.errors import SourceError
+from pipeline.inputs import InputTransform
+from pipeline.loading import Loaded, Shape, load
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.progress import Bar
+from pipeline.progress import progress as progress_bar
+from pipeline.store import LayerSpec, Source, StoreWriter
+
+log = logging.getLogger(__name__)
+
+#: A handful of bad images never stops a run, however few images there are.
+ALWAYS_TOLERATED = 10
+
+
+@dataclass
+class ExtractResult:
+    """What a run of `extract` did. `bad` maps an id to its reason; `seconds` are by stage."""
+
+    store: Path
+    rows: int
+    bad: dict[str, str]
+    computed: int
+    reused: int
+    seconds: dict[str, float]
+    engine: str
+    device: str
+    layers: dict[str, tuple[int, ...]]
+
+    @property
+    def good(self) -> int:
+        """Rows with features."""
+        return self.rows - len(self.bad)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+        return {
+            "store": str(self.store),
+            "rows": self.rows,
+            "good": self.good,
+            "bad": len(self.bad),
+            "computed": self.computed,
+            "reused": self.reused,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "engine": self.engine,
+            "device": self.device,
+            "layers": {name: list(shape) for name, shape in self.layers.items()},
+            "bad_images": self.bad,
+        }
+
+    def summary(self) -> str:
+        """What was done, how long it took, and every bad image."""
+        layers = ", ".join(f"{name} {shape}" for name, shape in self.layers.items())
+        lines = [
+            f"{self.store}: {self.good} of {self.rows} images have features ({layers})",
+            f"computed {self.computed}, reused {self.reused} in {self.seconds['total']:.1f} s"
+            f" ({self.engine} on {self.device})",
+        ]
+        if self.bad:
+            lines.append(f"{len(self.bad)} bad images keep their row and its reason:")
+            lines += [f"  {id}: {reason}" for id, reason in self.bad.items()]
+        return "\n".join(lines)
+
+
+def extract(
+    source: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+) -> ExtractResult:
+    """Run a frozen base over the images of `source` and keep its features in the HDF5 file `output`.
+
+    `options` are the fields of `ExtractSettings`: `base`, `weights`, `layer`, `views`, ... The same call
+    again computes only what is missing; `force` starts anew.
+
+    Raises `SourceError` where there is nothing to read or too much of it is bad, `BaseError` where the base
+    cannot be had, `StoreError` where the file cannot be written, `RecipeMismatchError` where it was made otherwise.
+    """
+    started = time.perf_counter()
+    settings = ExtractSettings.of(options)
+    manifest = read_manifest(source, settings)
+    for note in manifest.notes:
+        log.info("%s: %s", manifest.source, note)
+    base = load_base(settings.base, settings.weights, seed=settings.seed)
+    engine = make_engine(
+        base,
+        settings.layer,
+        settings.pool,
+        engine=settings.engine,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    recipe = recipe_of(settings, base)
+    layers = layer_specs(settings, engine)
+    with StoreWriter.open(
+        output,
+        manifest=manifest,
+        layers=layers,
+        recipe=recipe,
+        environment=environment_of(settings, engine),
+        force=force,
+    ) as writer:
+        pending = writer.pending
+        run = Run(writer, manifest, engine, settings.layer, shaper(recipe, base.transform))
+        with progress_bar(len(pending), "extracting", show=progress) as bar:
+            run.compute(pending, settings, bar)
+        bad = writer.bad()
+        refuse_too_many_bad(bad, len(manifest), settings.max_bad, manifest.source)
+        store = writer.publish()
+    run.seconds["total"] = time.perf_counter() - started
+    return ExtractResult(
+        store=store,
+        rows=len(manifest),
+        bad=bad,
+        computed=run.computed,
+        reused=len(manifest) - len(pending) + run.adopted,
+        seconds=run.seconds,
+        engine=engine.name,
+        device=engine.device,
+        layers={spec.name: spec.shape for spec in layers},
+    )
+
+
+class Run:
+    """The loop of one extraction, with what it counts: rows computed and adopted, seconds by stage."""
+
+    def __init__(
+        self, writer: StoreWriter, manifest: Manifest, engine: Engine, names: Sequence[str], shape: Shape
+    ) -> None:
+        self._writer = writer
+        self._records = manifest.records
+        self._engine = engine
+        self._names = names
+        self._shape = shape
+        self._met: set[bytes] = set()
+        self._met_lock = threading.Lock()
+        self._copies: list[tuple[int, Source]] = []
+        self.computed = 0
+        self.adopted = 0
+        self.seconds = {"read": 0.0, "decode": 0.0, "forward": 0.0, "write": 0.0}
+
+    def compute(self, pending: NDArray[np.int64], settings: ExtractSettings, bar: Bar) -> None:
+        """Give every pending row a final status, in batches."""
+        batches = load(
+            [self._records[row] for row in pending],
+            self._shape,
+            batch_size=16,
+            workers=settings.workers,
+            seen=self._seen,
+        )
+        for batch in batches:
+            self._write([loaded for loaded in batch if loaded.pixels is not None])
+            self._settle([loaded for loaded in batch if loaded.pixels is None])
+            bar.advance(len(batch))
+        for index, source in self._copies:
+            self._copy(index, source)
+
+    def _seen(self, sha256: bytes) -> bool:
+        """Whether this content has, or will have, features without being shown to the base again."""
+        with self._met_lock:
+            if sha256 in self._met or self._writer.knows(sha256):
+                return True
+            self._met.add(sha256)
+            return False
+
+    def _write(self, batch: Sequence[Loaded]) -> None:
+        """Features of images that could be read."""
+        if not batch:
+            return
+        with self._timed("forward"):
+            layers = self._forward(batch)
+        with self._timed("write"):
+            rows = [loaded.index for loaded in batch]
+            self._writer.write(rows, layers, [source_of(loaded) for loaded in batch])
+        self.computed += len(batch)
+
+    def _forward(self, batch: Sequence[Loaded]) -> dict[str, NDArray[np.float32]]:
+        pixels = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+        views = len(pixels[0])
+        found = self._engine(np.concatenate(pixels))
+        if views > 1:
+            found = [layer.reshape(len(pixels), views, *layer.shape[1:]) for layer in found]
+        return dict(zip(self._names, found, strict=True))
+
+    def _settle(self, batch: Sequence[Loaded]) -> None:
+        """Images without pixels: bad ones get their reason, copies of others wait until those are done."""
+        for loaded in batch:
+            source = source_of(loaded)
+            if loaded.error is None:
+                self._copies.append((loaded.index, source))
+            else:
+                self._writer.fail(loaded.index, loaded.error.reason, source)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+    def _copy(self, index: int, source: Source) -> None:
+        self._writer.adopt(index, source)
+        self.adopted += 1
+
+
+def source_of(loaded: Loaded) -> Source:
+    """What a store keeps of the file that an image came from."""
+    return Source(loaded.size, loaded.mtime_ns, loaded.sha256)
+
+
+def layer_specs(settings: ExtractSettings, engine: Engine) -> list[LayerSpec]:
+    """Name, shape and type of a row of each layer; views come first, the plain one before the random ones."""
+    views = (settings.views + 1,) if settings.views else ()
+    return [
+        LayerSpec(name, (*views, *shape), settings.dtype)
+        for name, shape in zip(settings.layer, engine.shapes, strict=True)
+    ]
+
+
+def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
+    """What identifies the numbers that these settings give."""
+    return Recipe(
+        base=settings.base,
+        weights=base.digest,
+        layers=settings.layer,
+        pool=settings.pool,
+        transform=base.transform.describe(),
+        pixels=pixels.POLICY_VERSION,
+        decode=settings.decode,
+        views=settings.views,
+        augment=settings.augment,
+        seed=settings.seed if settings.views else None,
+        precision=settings.precision,
+        dtype=settings.dtype,
+    )
+
+
+def environment_of(settings: ExtractSettings, engine: Engine) -> dict[str, Any]:
+    """What may differ between two runs of one recipe, and where its weights came from."""
+    weights = settings.weights
+    if Path(weights).is_file():
+        weights = str(Path(weights).resolve())
+    return {
+        "weights": weights,
+        "seed": settings.seed,
+        "engine": engine.name,
+        "device": engine.device,
+        **machine(),
+        "versions": versions(),
+    }
+
+
+def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
+    """What makes the bytes of an image file into its views, uint8 (V, H, W, 3); raises `ImageError`.
+
+    The plain view comes first. The random ones depend on the seed and the content of the file alone.
+    """
+    fast = recipe.decode == "fast"
+    least = transform.least_size if fast else None
+
+    def plain(image: Image.Image) -> NDArray[np.uint8]:
+        return transform.shape(image, fast=fast)
+
+    view = augment.build_view(
+        recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling
+    )
+
+    def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
+        image = pixels.decode(data, at_least=least)
+        rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
+        return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
+
+    return shape
+
+
+def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str) -> None:
+    """Raise `SourceError` where no image is good, or more than a handful and `share` of all are bad."""
+    if len(bad) < rows and len(bad) <= max(ALWAYS_TOLERATED, share * rows):
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
+    first = next(iter(bad))
+    raise SourceError(
+        f"{source}: {len(bad)} of {rows} images are bad ({reasons}; the first is {first}); mend or remove them and "
+        "run the same command again" + ("" if len(bad) == rows else ", or allow them with --max-bad 1")
+    )

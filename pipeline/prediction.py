@@ -1,0 +1,96 @@
+"""What a saved model says of new images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import load_model, write_rows
+from pipeline.config import SourceSettings
+from pipeline.manifest import Manifest, from_paths, read_manifest
+from pipeline.progress import progress as progress_bar
+
+
+@dataclass
+class PredictResult:
+    """One entry an image, in the order asked: its answer, or why there is none."""
+
+    predictions: list[dict[str, Any]]
+
+    @property
+    def all_bad(self) -> bool:
+        """Whether not one image could be read."""
+        return all("error" in entry for entry in self.predictions)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+        return {"predictions": self.predictions}
+
+    def summary(self) -> str:
+        """A line an image."""
+        return "\n".join(_line(entry) for entry in self.predictions)
+
+
+def predict(
+    model: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int = 5,
+    csv: str | Path | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    progress: bool = False,
+) -> PredictResult:
+    """Run the model folder `model` on image files, or on all images of a folder.
+
+    Each prediction is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
+    `error`. Raises `ModelError` where the model or its base cannot be loaded.
+    """
+    loaded = load_model(model, weights=weights, device=device, engine=engine)
+    manifest = _manifest([Path(image) for image in images])
+    entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]
+    with progress_bar(len(entries), "predicting", show=progress) as bar:
+        for batch in loaded.embed(manifest.records):
+            for index, answer in zip(batch.indices, loaded.answers(batch.features, top=top), strict=True):
+                entries[index].update(answer)
+            for index, error in batch.errors.items():
+                entries[index]["error"] = str(error)
+            bar.advance(len(batch))
+    if csv is not None:
+        write_rows(Path(csv), [_row(entry, loaded.record.classes is None) for entry in entries])
+    return PredictResult(entries)
+
+
+def _manifest(images: Sequence[Path]) -> Manifest:
+    """Files as they are named, and the images of every folder among them."""
+    files: list[Path] = []
+    for image in images:
+        if image.is_dir():
+            files += [image / record.id for record in read_manifest(image, SourceSettings()).records]
+        else:
+            files.append(image)
+    return from_paths(files)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    if "error" in entry:
+        return f"{entry['id']}\tno answer: {entry['error']}"
+    if "value" in entry:
+        between = entry["interval"]
+        sure = f"  ({between[0]:.4g} to {between[1]:.4g})" if between else ""
+        return f"{entry['id']}\t{entry['value']:.4g}{sure}"
+    ranked = "  ".join(f"{label} {score:.3f}" for label, score in entry["top"])
+    return f"{entry['id']}\t{ranked}"
+
+
+def _row(entry: dict[str, Any], is_number: bool) -> dict[str, Any]:
+    """The same keys for every row of a table, whatever became of the image."""
+    if is_number:
+        low, high = entry.get("interval") or (None, None)
+        answer = {"value": entry.get("value"), "low": low, "high": high}
+    else:
+        answer = {"label": entry.get("label"), "score": entry.get("score")}
+    return {"id": entry["id"], **answer, "error": entry.get("error")}
