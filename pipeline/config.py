@@ -105,11 +105,13 @@ class FinetuneSettings(SourceSettings, BaseSettings):
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="What takes the steps.")
-    lr: float = Field(0.001, gt=0, description="Learning rate.")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head."
+    )
     base_lr: float | None = Field(
         None, gt=0, description="Learning rate of the base, where not that of the head."
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd and rmsprop.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
     weight_decay: float = Field(0.0, ge=0, description="Pull of the weights towards zero.")
     step: int = Field(7, ge=0, description="Epochs until the learning rate drops; 0: never.")
     gamma: float = Field(
@@ -117,6 +119,9 @@ class FinetuneSettings(SourceSettings, BaseSettings):
     )
     class_weight: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes count more."
+    )
+    clip: float = Field(
+        5.0, ge=0, description="Largest norm of a gradient, which is scaled down to it; 0: any."
     )
     augment: Augmentations = Field(
         ("crop", "flip"),
@@ -127,6 +132,11 @@ class FinetuneSettings(SourceSettings, BaseSettings):
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
     seed: int = Field(13, ge=0, description="Seed of everything random.")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate. A fitted head is near its best: large steps of the base would only undo that."""
+        return self.lr or (0.001 if self.head is None else 0.0001)
 
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
@@ -140,10 +150,46 @@ class FinetuneSettings(SourceSettings, BaseSettings):
         for name, word in (("train", "all"), ("train", "head"), ("augment", "none")):
             values = getattr(self, name)
             if word in values and len(values) > 1:
-                raise ValueError(f"{name}={word} stands alone; it leave out the rest")
+                raise ValueError(f"{name}={word} stands alone; leave out the rest")
         if not self.train:
             raise ValueError("train is empty; give head, all or a module")
         return self
+
+
+class FitSettings(Settings):
+    """Stage two: a head on cached features. What is left at its default is searched or follows from the data."""
+
+    head: str = Field("linear", description="linear, svm, ridge, knn, mlp, regressor or auto.")
+    target: str | None = Field(None, description="What to predict, where the file has several targets.")
+    layer: tuple[str, ...] = Field(
+        (), description="Layer(s) to train on, side by side; all where none is named."
+    )
+    val: float = Field(0.1, gt=0, lt=1, description="Share held out where the file has no split.")
+    cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
+    score_views: Literal["plain", "mean"] = Field(
+        "plain", description="Score a row on its plain view, or on the mean over its views."
+    )
+    class_weight: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rare classes count more."
+    )
+    sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
+    solver: Literal["lbfgs", "sgd"] = Field(
+        "lbfgs", description="Of linear: exact, or the tutorials' epochs."
+    )
+    kernel: Literal["auto", "linear", "rbf"] = Field("auto", description="Of svm; auto takes the better one.")
+    hidden: int = Field(256, ge=1, description="Of mlp: hidden units.")
+    optimizer: Literal["sgd", "adam", "rmsprop"] | None = Field(
+        None, description="Of mlp (rmsprop) and of linear with solver=sgd (sgd)."
+    )
+    epochs: int | None = Field(None, ge=1, description="Of mlp (60) and of solver=sgd (25), at most.")
+    batch_size: int | None = Field(None, ge=1, description="Of mlp (32) and of solver=sgd (4).")
+    lr: float = Field(0.001, gt=0, description="Of mlp and of solver=sgd: learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of optimizer=sgd.")
+    step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
+    coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
+    memory: float = Field(2.0, gt=0, description="GB of features to hold; more are streamed from the file.")
+    jobs: Literal["auto"] | int = Field("auto", description="Processes of the svm search; auto: all cores.")
+    seed: int = Field(13, ge=0, description="Seed of everything random.")
 
 
 class Recipe(Settings):

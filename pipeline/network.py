@@ -1,9 +1,9 @@
 """Base and head as one network, of which only the wanted parts move.
 
-    images -> base, up to the layers that the head takes -> joined, flat -> linear layer -> logits or a number
+    images -> base, up to the layers that the head takes -> joined, standardised -> linear -> logits or number
 
-What does not move is left exactly as it was: no gradients, and evaluation mode, so that dropout is off and batch
-norm neither uses the batch nor updates its buffers, whatever mode the network is put into.
+What does not move is left exactly as it was: no gradients, and evaluation mode, so that dropout is off and
+batch norm neither uses the batch nor updates its buffers, whatever mode the network is put into.
 """
 
 from __future__ import annotations
@@ -27,19 +27,31 @@ State = dict[str, Tensor]
 
 
 class Network(nn.Module):
-    """A base up to the layers that its head takes, and the head: one linear layer."""
+    """A base up to the layers that its head takes, and the head: one linear layer on standardised features.
+
+    `mean` and `spread` (D,) are those of the features; 0 and 1 until `standardise` sets them. They keep one
+    learning rate right for every base: without, a step is as large as the base's features happen to be.
+    """
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, features: FeatureNetwork, head: nn.Linear) -> None:
         super().__init__()
         self.features = features
         self.head = head
+        self.register_buffer("mean", torch.zeros(head.in_features))
+        self.register_buffer("spread", torch.ones(head.in_features))
         self.move_only([features, head])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C), or values (B, 1), of normalised images, float (B, 3, H, W)."""
-        layers = self.features(images)
-        outputs: Tensor = self.head(torch.cat([layer.flatten(1) for layer in layers], dim=1))
+        outputs: Tensor = self.head((self.embed(images) - self.mean) / self.spread)
         return outputs
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features (B, D): the wanted layers side by side."""
+        return torch.cat([layer.flatten(1) for layer in self.features(images)], dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """Put what moves into training mode; the rest stays in evaluation mode."""
@@ -61,7 +73,7 @@ class Network(nn.Module):
 
 
 def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int) -> Network:
-    """A copy of `base` with a fresh linear layer of `outputs` on its `layers`, drawn from torch's random state.
+    """A copy of `base` with a fresh linear layer of `outputs` on its `layers`, drawn from torch's randomness.
 
     Raises `BaseError` for a layer that the base does not have.
     """
@@ -70,17 +82,34 @@ def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int
     return Network(features, nn.Linear(width, outputs))
 
 
-def start_from(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-    """Give the last layer the `weight` (C, D) and `bias` (C,) of a fitted linear head; raises `HeadError`."""
+def standardise(network: Network, features: Tensor) -> None:
+    """Take mean and spread from `features` (N, D) of the base as it is; the head stays the same numbers."""
+    spread = features.std(dim=0, correction=0)
+    # A feature that hardly moves here may do so once the base is trained: it must not be blown up.
+    floor = 0.1 * spread.mean()
+    network.mean.copy_(features.mean(dim=0))
+    network.spread.copy_(torch.where(floor > 0, spread.clamp(min=floor), torch.ones_like(spread)))
+
+
+def start_from(network: Network, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
+    """Make the outputs those of a fitted linear head, `weight` (C, D) and `bias` (C,); raises `HeadError`."""
     wanted = tuple(network.head.weight.shape)
     if weight.shape != wanted or bias.shape != wanted[:1]:
         raise HeadError(
             f"the head has weights {weight.shape[0]} x {weight.shape[-1]}, these classes and layers need "
             f"{wanted[0]} x {wanted[1]}"
         )
+    slopes, offset = torch.from_numpy(weight).double(), torch.from_numpy(bias).double()
     with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(weight))
-        network.head.bias.copy_(torch.from_numpy(bias))
+        network.head.weight.copy_(slopes * network.spread.double())
+        network.head.bias.copy_(offset + slopes @ network.mean.double())
+
+
+def folded_head(network: Network) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight (C, D) and bias (C,) of the head on the base's own features: the inverse of `start_from`."""
+    slopes = network.head.weight.detach().cpu().double() / network.spread.cpu().double()
+    offset = network.head.bias.detach().cpu().double() - slopes @ network.mean.cpu().double()
+    return slopes.numpy(), offset.numpy()
 
 
 def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False) -> None:

@@ -11,11 +11,13 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.network import (
     Network,
     build_network,
+    folded_head,
     freeze,
     parameter_groups,
     put_back,
     restore,
     snapshot,
+    standardise,
     start_from,
 )
 from pipeline.weights import digest
@@ -92,7 +94,7 @@ def test_everything_moves(resnet: Base) -> None:
     before = copied(network)
     freeze(network, ["all"])
     take_steps(network)
-    assert changed(network, before) == set(before)
+    assert changed(network, before) == set(before) - {"mean", "spread"}
 
 
 def test_batch_norm_can_be_kept_where_all_the_rest_moves(resnet: Base) -> None:
@@ -147,15 +149,33 @@ def test_wrong_modules_are_one_line(squeezenet: Base, train: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_it_starts_from_a_fitted_head(squeezenet: Base) -> None:
-    network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
-    weight = np.arange(1024, dtype=np.float32).reshape(2, 512)
-    bias = np.array([1, 2], dtype=np.float32)
-    start_from(network, weight, bias)
-    assert np.array_equal(network.head.weight.detach().numpy(), weight)
-    assert np.array_equal(network.head.bias.detach().numpy(), bias)
+def test_it_starts_from_a_fitted_head_and_gives_it_back(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2).eval()
+    rng = np.random.default_rng(0)
+    weight, bias = rng.normal(size=(2, 512)), np.array([1.0, 2.0])
+    with torch.no_grad():
+        features = network.embed(images())
+        standardise(network, features)
+        start_from(network, weight, bias)
+        expected = features.numpy() @ weight.T + bias
+        np.testing.assert_allclose(network(images()).numpy(), expected, rtol=1e-4, atol=1e-4)
+    again, offset = folded_head(network)
+    np.testing.assert_allclose(again, weight, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(offset, bias, rtol=1e-4)
     with pytest.raises(HeadError, match="weights 3 x 512, these classes and layers need 2 x 512"):
-        start_from(network, np.zeros((3, 512), np.float32), np.zeros(3, np.float32))
+        start_from(network, np.zeros((3, 512)), np.zeros(3))
+
+
+def test_the_head_sees_features_of_mean_0_and_spread_1_at_most(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["avgpool"], "none", outputs=2).eval()
+    features = torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 1.001]]).repeat(1, 171)[:, :512]
+    standardise(network, features)
+    seen = (features - network.mean) / network.spread
+    assert float(seen[:, 0].abs().max()) == 1.0
+    assert float(seen[:, 1].abs().max()) == 0.0
+    assert float(seen[:, 2].abs().max()) < 0.02, "what hardly moves is not blown up"
+    standardise(network, torch.full((4, 512), 7.0))
+    assert bool((network.spread == 1).all())
 
 
 def test_groups_have_their_own_rates(squeezenet: Base) -> None:

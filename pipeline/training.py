@@ -1,0 +1,286 @@
+"""The training loop: batches in, the best epoch's network out, with what each epoch measured.
+
+    before any step: validate -> each epoch: steps, validate, keep the best so far -> put the best back
+
+Epoch 0 is the network as it came, so that a start from a fitted head shows the head's own accuracy, and
+training that makes nothing better changes nothing. On a CPU the same seed gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import FinetuneSettings
+from pipeline.errors import EngineError, HeadError
+from pipeline.network import Network, parameter_groups, restore, snapshot
+from pipeline.registry import Registry
+
+#: Shaped images, uint8 (B, H, W, 3), and their targets, (B,).
+Batch = tuple[NDArray[np.uint8], NDArray[Any]]
+#: The batches of an epoch; epochs count from 1.
+Batches = Callable[[int], Iterable[Batch]]
+Measures = dict[str, float]
+
+
+class Goal(Protocol):
+    """What training makes small, and how an epoch is judged."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch of network outputs (B, C) or (B, 1)."""
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
+        """Loss and accuracy, or errors in the target's unit, over all rows of a pass."""
+
+    def rank(self, measures: Measures) -> tuple[float, ...]:
+        """A key that is larger for better measures."""
+
+
+class Classes:
+    """Cross entropy, judged by accuracy and then by loss."""
+
+    def __init__(self, weights: Tensor | None = None) -> None:
+        self._weights = weights
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch of the weighted cross entropy; targets are int64 codes (B,)."""
+        weights = None if self._weights is None else self._weights.to(outputs.device)
+        return functional.cross_entropy(outputs, targets, weight=weights)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
+        """Loss without class weights, and the share of rows whose largest logit is the right one."""
+        right = (outputs.argmax(dim=1) == targets).double().mean()
+        return {"loss": float(functional.cross_entropy(outputs, targets)), "accuracy": float(right)}
+
+    def rank(self, measures: Measures) -> tuple[float, ...]:
+        """Accuracy first, then the smaller loss."""
+        return measures["accuracy"], -measures["loss"]
+
+
+class Numbers:
+    """Mean squared error of the standardised target, judged by its root in the target's own unit."""
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of standardised values (B,)."""
+        return functional.mse_loss(outputs[:, 0], targets)
+
+    def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
+        """`loss` of the standardised values; `mae` and `rmse` in the target's unit."""
+        errors = outputs[:, 0].double() - targets.double()
+        loss = float(errors.square().mean())
+        return {
+            "loss": loss,
+            "mae": float(errors.abs().mean()) * self._scale,
+            "rmse": math.sqrt(loss) * self._scale,
+        }
+
+    def rank(self, measures: Measures) -> tuple[float, ...]:
+        """The smaller root mean squared error."""
+        return (-measures["rmse"],)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch measured. `train` is of the random views, while the network moved; None for epoch 0."""
+
+    number: int
+    train: Measures | None
+    val: Measures
+    lr: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ..., lr, seconds."""
+        passes = (("train", self.train or {}), ("val", self.val))
+        measured = {f"{which}_{name}": value for which, of in passes for name, value in of.items()}
+        return {"epoch": self.number, **measured, "lr": self.lr, "seconds": round(self.seconds, 3)}
+
+
+@dataclass
+class History:
+    """All epochs, from 0, and the number of the best one."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: int = 0
+
+
+Optimizers = Callable[[list[dict[str, Any]], FinetuneSettings], torch.optim.Optimizer]
+OPTIMIZERS: Registry[Optimizers] = Registry("optimizer")
+
+
+@OPTIMIZERS.register("sgd")
+def _sgd(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+@OPTIMIZERS.register("adam")
+def _adam(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+
+
+@OPTIMIZERS.register("adamw")
+def _adamw(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
+
+@OPTIMIZERS.register("rmsprop")
+def _rmsprop(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, weight_decay=settings.weight_decay)
+
+
+def train(
+    network: Network,
+    training: Batches,
+    validation: Callable[[], Iterable[Batch]],
+    *,
+    goal: Goal,
+    normalize: Callable[[Tensor], Tensor],
+    settings: FinetuneSettings,
+    device: torch.device,
+    watch: Callable[[Epoch], None] = lambda epoch: None,
+) -> History:
+    """Train what moves in `network`, and leave it with the weights of its best epoch, in evaluation mode.
+
+    `normalize` turns uint8 (B, H, W, 3) on the device into float (B, 3, H, W); `watch` hears of every epoch.
+    Raises `HeadError` where the loss stops being a number, `EngineError` where the device has no room.
+    """
+    trainer = Trainer(network, goal, normalize=normalize, device=device, clip=settings.clip)
+    with _repeatable(settings.seed, device):
+        network.to(device).to(memory_format=torch.channels_last)
+        optimizer = OPTIMIZERS[settings.optimizer](
+            parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr), settings
+        )
+        schedule = torch.optim.lr_scheduler.StepLR(
+            optimizer, settings.step or settings.epochs + 1, settings.gamma
+        )
+        history = History()
+        best = snapshot(network)
+        for number in range(settings.epochs + 1):
+            started = time.perf_counter()
+            lr = float(optimizer.param_groups[-1]["lr"])
+            measures = None
+            if number:
+                measures = trainer.learn(training(number), optimizer)
+                schedule.step()
+            epoch = Epoch(number, measures, trainer.judge(validation()), lr, time.perf_counter() - started)
+            _refuse_divergence(epoch, settings)
+            history.epochs.append(epoch)
+            if goal.rank(epoch.val) > goal.rank(history.epochs[history.best].val):
+                history.best = number
+                best = snapshot(network)
+            watch(epoch)
+        restore(network, best)
+        network.eval()
+    return history
+
+
+class Trainer:
+    """Passes of a network over batches, with and without learning."""
+
+    def __init__(
+        self,
+        network: Network,
+        goal: Goal,
+        *,
+        normalize: Callable[[Tensor], Tensor],
+        device: torch.device,
+        clip: float = 0.0,
+    ) -> None:
+        self._network = network
+        self._goal = goal
+        self._normalize = normalize
+        self._device = device
+        self._clip = clip
+
+    def learn(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> Measures:
+        """One epoch of steps; what it measures is of the network as it was at each step."""
+        self._network.train()
+        moving = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        passed = []
+        for pixels, targets in batches:
+            wanted = torch.from_numpy(targets).to(self._device)
+            optimizer.zero_grad()
+            with _room(len(pixels)):
+                outputs = self._network(self._images(pixels))
+                torch.autograd.backward(self._goal.loss(outputs, wanted))
+            if (
+                self._clip
+            ):  # bases without batch norm, and squared errors, overshoot more with every step else
+                torch.nn.utils.clip_grad_norm_(moving, self._clip)
+            optimizer.step()
+            passed.append((outputs.detach(), wanted))
+        return self._measure(passed)
+
+    def judge(self, batches: Iterable[Batch]) -> Measures:
+        """What the network as it is measures on `batches`."""
+        return self._goal.measure(*self.outputs(batches))
+
+    def outputs(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """Outputs (N, C) or (N, 1) in evaluation mode, and targets (N,), both on the CPU."""
+        self._network.eval()
+        passed = []
+        for pixels, targets in batches:
+            with torch.inference_mode(), _room(len(pixels)):
+                passed.append((self._network(self._images(pixels)), torch.from_numpy(targets)))
+        return _joined(passed)
+
+    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
+        images = self._normalize(torch.from_numpy(pixels).to(self._device))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _measure(self, passed: Sequence[tuple[Tensor, Tensor]]) -> Measures:
+        return self._goal.measure(*_joined(passed))
+
+
+def _joined(passed: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    outputs, targets = zip(*passed, strict=True)
+    return torch.cat(outputs).float().cpu(), torch.cat(targets).cpu()
+
+
+def _refuse_divergence(epoch: Epoch, settings: FinetuneSettings) -> None:
+    losses = [measures["loss"] for measures in (epoch.train, epoch.val) if measures]
+    if not all(math.isfinite(loss) for loss in losses):
+        raise HeadError(
+            f"training diverged in epoch {epoch.number}: the loss is not a number any more; "
+            f"lower lr={settings.rate:g} or raise batch_size={settings.batch_size}"
+        )
+
+
+@contextlib.contextmanager
+def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout drawn from `seed`, cuDNN without its lottery, and the caller's random state left as it was."""
+    forked = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=forked),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _room(rows: int) -> Iterator[None]:
+    """Say in one line what to change where a step of `rows` images cannot be taken."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise EngineError(f"the device has no room for a step of {rows} images; lower batch_size") from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise EngineError(
+            f"batch norm cannot learn from {rows} image of this size; raise batch_size or give freeze_norm"
+        ) from None
