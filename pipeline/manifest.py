@@ -110,8 +110,8 @@ def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | Non
 
 
 def _kind_of(source: str) -> tuple[str, SourceKind]:
-    if not source.startswith(datasets.PREFIX) and not Path(source).exists():
-        raise SourceError(f"there is no {shown(source)}")
+    if not source.startswith(datasets.PREFIX):
+        _require_existence(source)
     for name in SOURCES:
         if SOURCES[name].fits(source):
             return name, SOURCES[name]
@@ -119,6 +119,16 @@ def _kind_of(source: str) -> tuple[str, SourceKind]:
         raise SourceError(f"{shown(source)} is one image; a source is a folder or a list of images")
     known = "; ".join(SOURCES[name].description for name in SOURCES)
     raise SourceError(f"{shown(source)} is not a source that can be read; one is: {known}")
+
+
+def _require_existence(source: str) -> None:
+    try:
+        Path(source).stat()
+    except FileNotFoundError:
+        raise SourceError(f"there is no {shown(source)}") from None
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise SourceError(f"cannot read {shown(source)}: {cause}") from error
 
 
 def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings) -> None:

@@ -81,6 +81,10 @@ class Limits:
 _DEFAULT_LIMITS = Limits()
 
 
+#: Pillow's modules, as a regular expression that no other filter of warnings is likely to have.
+_PILLOW = r"(?:PIL)\."
+
+
 class _StrictPillow:
     """While entered, by however many threads: no truncated images, no warnings, and our cap on pixels alone.
 
@@ -103,8 +107,8 @@ class _StrictPillow:
                 Image.MAX_IMAGE_PIXELS = 2**28
             # Checked on every entry: a catch_warnings block of another thread may have taken it away.
             if self._silence is None or self._silence not in warnings.filters:
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-                self._silence = warnings.filters[0]
+                warnings.filterwarnings("ignore", module=_PILLOW)
+                self._silence = next(f for f in warnings.filters if getattr(f[3], "pattern", "") == _PILLOW)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -118,9 +122,7 @@ class _StrictPillow:
 _strict_pillow = _StrictPillow()
 
 
-def decode(
-    data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int, int] | None = None
-) -> Image.Image:
+def decode(data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int, int] | None = None) -> Image.Image:
     """RGB image of the bytes of one file, under the policy at the top of this module.
 
     With `at_least` = (width, height), a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as

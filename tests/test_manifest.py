@@ -173,6 +173,9 @@ def test_a_part_of_any_source(any_source: str) -> None:
 
 def test_what_is_not_a_source(tmp_path: Path) -> None:
     assert "there is no" in refusal(tmp_path / "nowhere")
+    assert "File name too long" in refusal(tmp_path / ("a" * 300))
+    assert "Not a directory" in refusal(Path(__file__) / "photos")
+    assert "null byte" in refusal("photos\0")
     (tmp_path / "one.jpg").write_bytes(encoded(photo()))
     assert "is one image; a source is a folder" in refusal(tmp_path / "one.jpg")
     (tmp_path / "notes.docx").touch()
@@ -762,9 +765,7 @@ def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
     pictures = [encoded(photo(seed)) for seed in range(3)]
     cells = [{"bytes": picture, "path": f"{2 - seed}.jpg"} for seed, picture in enumerate(pictures)]
     cells.append({"bytes": None, "path": "9.jpg"})
-    pq.write_table(
-        pa.table({"image": cells, "label": [7, 8, 7, 8]}), tmp_path / "a.parquet", row_group_size=2
-    )
+    pq.write_table(pa.table({"image": cells, "label": [7, 8, 7, 8]}), tmp_path / "a.parquet", row_group_size=2)
     manifest = listed(tmp_path / "a.parquet")
     assert ids(manifest) == ["0.jpg", "1.jpg", "2.jpg", "9.jpg"]
     assert [record.image.read(10**6) for record in manifest.records[:3]] == pictures[::-1]

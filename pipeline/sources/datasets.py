@@ -100,9 +100,7 @@ def _splits(source: str, builder: Any, options: dict[str, Any]) -> Iterator[tupl
     elif "split" in parameters and "split" not in options:
         choices = [(name, {"split": name}) for name in ("train", "val", "valid", "test")]
     else:
-        split = (
-            "train" if options.get("train") else "test" if "train" in options else options.get("split", "")
-        )
+        split = "train" if options.get("train") else "test" if "train" in options else options.get("split", "")
         choices = [(str(split), {})]
     problems = []
     for split, choice in choices:

@@ -202,7 +202,5 @@ def _notes(listing: Listing) -> list[str]:
         total = listing.skipped.total()
         notes.append(f"left out {total} files that are not named like images ({counted(listing.skipped)})")
     if listing.loops:
-        notes.append(
-            f"left out {len(listing.loops)} links to folders that lead in circles ({listing.loops[0]})"
-        )
+        notes.append(f"left out {len(listing.loops)} links to folders that lead in circles ({listing.loops[0]})")
     return notes

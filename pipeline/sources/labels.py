@@ -28,8 +28,7 @@ def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> M
     splits, split_column = read_splits(table, settings)
     used = {name for name in (column, split_column) if name}
     targets = {
-        name: _spread(target, found, len(manifest))
-        for name, target in read_targets(table, settings, used=used).items()
+        name: _spread(target, found, len(manifest)) for name, target in read_targets(table, settings, used=used).items()
     }
     if not targets and split_column is None:
         raise SourceError(f"{table.name} has no column beside {column!r}: there is no label in it")
@@ -71,8 +70,7 @@ def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int
             )
         if index in labelled:
             raise SourceError(
-                f"{table.place(row)}: {cell!r} is labelled already in {table.row_word}"
-                f" {table.lines[labelled[index]]}"
+                f"{table.place(row)}: {cell!r} is labelled already in {table.row_word} {table.lines[labelled[index]]}"
             )
         found[row], labelled[index] = index, row
     if not found:

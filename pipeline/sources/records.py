@@ -73,7 +73,8 @@ class FileImage:
                     raise ImageError("unreadable", "not a regular file")
                 if found.st_size > limit:
                     raise ImageError("too-large", f"{found.st_size} bytes, the limit is {limit}")
-                return file.read(limit)
+                # A file that grows meanwhile is read whole; one that hides its size, as in /proc, is not.
+                return file.read(min(limit, found.st_size + 2**16))
         except (OSError, ValueError) as error:
             raise _bad_file(error) from error
 

@@ -165,9 +165,7 @@ def _names_images(cells: Sequence[str]) -> bool:
     return bool(some) and sum(map(is_image_name, some)) * 2 >= len(some)
 
 
-def _images(
-    table: Table, column: str, folder: Path, settings: SourceSettings
-) -> tuple[Sequence[ImageRef], list[str]]:
+def _images(table: Table, column: str, folder: Path, settings: SourceSettings) -> tuple[Sequence[ImageRef], list[str]]:
     if column in table.images:
         digits = len(str(len(table)))
         held = table.columns.get(f"{column}.path", [""] * len(table))

@@ -67,10 +67,11 @@ class TarImage:
 
 def is_shards(folder: Path) -> bool:
     """Whether a folder holds tar files, and nothing else that could be images."""
-    if not folder.is_dir():
+    try:
+        with os.scandir(folder) as entries:
+            seen = [e for e in entries if not e.name.startswith(".")]
+    except OSError:  # a file, or a folder that cannot be listed: its reader says so
         return False
-    with os.scandir(folder) as entries:
-        seen = [e for e in entries if not e.name.startswith(".")]
     tars = [e for e in seen if e.name.endswith(".tar")]
     return bool(tars) and not any(is_image_name(e.name) or e.is_dir() for e in seen)
 

@@ -1,0 +1,187 @@
+"""The import rule, read from the sources: a module imports only what stands below it.
+
+The library stands in one order, lowest first. Every module that is not in it is a stage: it may import all of
+the library, but no other stage, with the exceptions below. The command line stands on top.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "pipeline"
+
+#: A module, or a package as a whole, may import those that stand before it.
+LIBRARY = (
+    *("errors", "registry", "files", "metrics", "progress", "environment"),
+    *("config", "pixels", "augment", "devices"),
+    *("sources", "manifest", "loading"),
+    *("inputs", "layers", "weights", "zoo", "bases", "engines"),
+    *("store", "heads", "network", "artifact", "feeding", "plots"),
+)
+TOP = ("cli", "__main__", "__init__")
+
+#: Stage -> the stages that it may import; None is all of them.
+BETWEEN_STAGES: dict[str, set[str] | None] = {"finetuning": {"training"}, "demo": None, "experiment": None}
+
+#: Package -> the only place that imports it.
+ONLY_IN = {"h5py": "store", "click": "cli"}
+
+#: What costs a noticeable part of a second, and what is imported without it.
+HEAVY = (
+    *("torch", "torchvision", "sklearn", "scipy", "matplotlib", "h5py", "pandas", "pyarrow"),
+    *("onnx", "onnxruntime", "joblib", "skops", "timm", "safetensors", "jinja2"),
+)
+LIGHT = ("errors", "registry", "files", "metrics", "progress", "config", "pixels", "manifest", "cli")
+
+#: Calls that may run what is in a file.
+UNPICKLES = re.compile(r"(pickle|cloudpickle|dill|marshal|shelve|joblib)\.(loads?|open|Unpickler)|eval|exec")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text())
+
+
+def unit(module: str) -> str:
+    """``pipeline.store.reader`` is a part of the unit ``store``."""
+    return module.split(".")[1]
+
+
+def imports(module: str, *, at_module_level: bool = False) -> Iterator[str]:
+    """Dotted names that a module imports; ``from pipeline import files`` is pipeline.files."""
+    nodes = _run_on_import(tree(module)) if at_module_level else ast.walk(tree(module))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            yield from (_as_module(f"{node.module}.{alias.name}", node.module) for alias in node.names)
+
+
+def _as_module(name: str, parent: str) -> str:
+    return name if name in SOURCES else parent
+
+
+def _run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not is_for_types and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _run_on_import(child)
+
+
+def our_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if name.startswith("pipeline.")}
+
+
+def is_allowed(importer: str, imported: str) -> bool:
+    """Whether one unit may import another."""
+    if importer == imported or importer in TOP:
+        return True
+    if importer in LIBRARY:
+        return imported in LIBRARY[: LIBRARY.index(importer)]
+    stages = BETWEEN_STAGES.get(importer, set())
+    return imported in LIBRARY or (imported not in TOP and (stages is None or imported in stages))
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
+    wrong = [name for name in our_imports(module) if not is_allowed(unit(module), unit(name))]
+    assert not wrong, f"{module} imports {', '.join(wrong)}; give a new module its place in {__file__}"
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("heads", "store", True),
+        ("store", "heads", False),
+        ("pixels", "manifest", False),
+        ("bases", "extraction", False),
+        ("extraction", "store", True),
+        ("extraction", "prediction", False),
+        ("finetuning", "training", True),
+        ("training", "finetuning", False),
+        ("demo", "extraction", True),
+        ("extraction", "cli", False),
+        ("cli", "extraction", True),
+    ],
+)
+def test_the_rule_itself(importer: str, imported: str, *, allowed: bool) -> None:
+    assert is_allowed(importer, imported) is allowed
+
+
+def test_the_order_names_no_module_twice() -> None:
+    assert len(set(LIBRARY)) == len(LIBRARY)
+    assert not set(LIBRARY) & {*TOP, *BETWEEN_STAGES}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = {module: {n for n in imports(module, at_module_level=True) if n in SOURCES} for module in SOURCES}
+    # A package's __init__ gathers its parts; a part reaches it only by name, never for what it gathers.
+    assert list(TopologicalSorter({module: names - {module} for module, names in graph.items()}).static_order())
+
+
+@pytest.mark.parametrize(("package", "place"), ONLY_IN.items())
+def test_one_place_imports_it(package: str, place: str) -> None:
+    users = {unit(module) for module in SOURCES for name in imports(module) if name.split(".")[0] == package}
+    assert users <= {place}
+
+
+HELP = """
+import runpy, sys
+sys.argv = ["pipeline", "--help"]
+try:
+    runpy.run_module("pipeline", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+"""
+
+
+def modules_after(code: str) -> set[str]:
+    """The packages that an interpreter has imported after running `code`."""
+    code += "\nimport sys; print('|'.join({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split("|"))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    loaded = modules_after(HELP)
+    assert "click" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_light_modules_load_nothing_heavy() -> None:
+    loaded = modules_after("import pipeline\n" + "\n".join(f"import pipeline.{module}" for module in LIGHT))
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_is_ever_unpickled(module: str) -> None:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Call):
+            called, place = ast.unparse(node.func), f"{module}:{node.lineno}"
+            assert not UNPICKLES.fullmatch(called), f"{place} calls {called}"
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called == "torch.load":
+                assert options.get("weights_only") == "True", f"{place} loads without weights_only=True"
+            if called in ("np.load", "numpy.load"):
+                assert options.get("allow_pickle") == "False", f"{place} loads without allow_pickle=False"
