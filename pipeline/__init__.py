@@ -21,7 +21,7 @@ _HOMES = {
     "predict": "prediction",
     "evaluate": "evaluation",
     "verify": "verification",
-    "info": "verification",
+    "info": "description",
     "merge": "merging",
     "FeatureStore": "store",
     "FeatureExtractor": "transformer",

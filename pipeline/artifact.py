@@ -1,6 +1,6 @@
 """The trained model on disk: a folder that `load_model` turns back into the same base, transform and head.
 
-    model.json          format, base with the digest of its weights, recipe, head, classes or target, metrics, versions
+    model.json          format, base and recipe, head, classes or target, metrics, versions
     head.safetensors    or head.skops; nothing in the folder is ever unpickled
     base.safetensors    only where the base was fine-tuned
     metrics.json  predictions.csv  plots/*.png
@@ -35,7 +35,6 @@ from pipeline.heads import Head, load_head
 from pipeline.loading import load
 from pipeline.manifest import Record
 
-FORMAT = "pipeline-model"
 FORMAT_VERSION = 1
 
 
@@ -65,7 +64,7 @@ class ModelRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["pipeline-model"] = FORMAT
+    format: Literal["pipeline-model"] = "pipeline-model"
     format_version: int = FORMAT_VERSION
     created: str
     task: Literal["classes", "numbers"]
@@ -145,9 +144,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
 
 
-def load_model(
-    folder: str | Path, *, weights: str | None = None, device: str = "auto", engine: str = "auto"
-) -> Model:
+def load_model(folder: str | Path, *, weights: str | None = None, device: str = "auto", engine: str = "auto") -> Model:
     """Open a model folder; the base itself is loaded when it is first needed.
 
     `weights` names a file with the base's weights where the one recorded has moved. Raises `ModelError`.
@@ -255,7 +252,8 @@ class Model:
         missing = [layer for layer in mine.layers if layer not in other.layers]
         if missing:
             raise RecipeMismatchError(
-                f"{where} has no layer {missing[0]!r} that {self.folder} was trained on; extract with --layer {missing[0]}"
+                f"{where} has no layer {missing[0]!r} that {self.folder} was trained on; "
+                f"extract with --layer {missing[0]}"
             )
         plain = {"layers": mine.layers, "views": mine.views, "augment": mine.augment, "seed": mine.seed}
         difference = mine.first_difference(other.model_copy(update=plain))
@@ -267,7 +265,7 @@ class Model:
             )
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """What the head says of `features` (B, D): label, score and the `top` classes, or value and interval."""
+        """What the head says of `features` (B, D): `top` classes with scores, or value and interval."""
         scores = self.head.scores(features)
         if self.record.classes is None:
             return [self._number(float(value)) for value in scores]
@@ -293,14 +291,12 @@ def joined(layers: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     if not path.is_file():
-        raise ModelError(
-            f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head"
-        )
+        raise ModelError(f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != "pipeline-model":
         raise ModelError(f"{path} does not describe a model of this program")
     if content.get("format_version") != FORMAT_VERSION:
         raise ModelError(

@@ -78,7 +78,7 @@ def settings_options(settings: type[Settings]) -> Callable[[Command], Command]:
     return decorate
 
 
-def _click_type(annotation: Any) -> click.ParamType:
+def _click_type(annotation: Any) -> click.ParamType[Any]:
     """Words to choose from where the field has only words; text otherwise, which the settings class then parses."""
     if typing.get_origin(annotation) is Literal:
         return click.Choice(typing.get_args(annotation))
@@ -89,7 +89,7 @@ def _click_type(annotation: Any) -> click.ParamType:
     return click.STRING
 
 
-def _metavar(name: str, kind: click.ParamType) -> str | None:
+def _metavar(name: str, kind: click.ParamType[Any]) -> str | None:
     return None if isinstance(kind, click.Choice) else name.rsplit("_", 1)[-1].upper()
 
 
@@ -102,9 +102,7 @@ def reporting(command: Command) -> Command:
 
 def output_option(default: str | None = None) -> Callable[[Command], Command]:
     """`-o`, required unless there is a default."""
-    return click.option(
-        "-o", "--output", type=click.Path(path_type=Path), required=default is None, default=default
-    )
+    return click.option("-o", "--output", type=click.Path(path_type=Path), required=default is None, default=default)
 
 
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
@@ -141,9 +139,7 @@ def tell(result: Result, *, as_json: bool) -> None:
 @settings_options(ExtractSettings)
 @force_option
 @reporting
-def extract(
-    source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def extract(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Stage 1: run the frozen base over the images of SOURCE, once, and keep the features in an HDF5 file.
 
     SOURCE is a folder (flat, one folder a class, or train/val/test with class folders), a CSV with an image column, or
@@ -161,9 +157,7 @@ def extract(
 @settings_options(FitSettings)
 @force_option
 @reporting
-def fit_head(
-    store: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Stage 2: train a head on the cached features of STORE."""
     from pipeline.fitting import fit_head as stage
 
@@ -177,9 +171,7 @@ def fit_head(
 @settings_options(FinetuneSettings)
 @force_option
 @reporting
-def finetune(
-    source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Stage 3, optional: train the network on the images of SOURCE, wholly or in part."""
     from pipeline.finetuning import finetune as stage
 
@@ -246,9 +238,7 @@ def predict(
 @settings_options(SourceSettings)
 @running
 @reporting
-def evaluate(
-    model: Path, source: str, split: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
-) -> None:
+def evaluate(model: Path, source: str, split: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Score MODEL on SOURCE: a feature file, or labelled images as extract takes them."""
     from pipeline.evaluation import evaluate as stage
 
@@ -270,6 +260,59 @@ def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
         return
     for base in found:
         click.echo(base.summary())
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@reporting
+def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """What PATH holds: a feature file, a folder of parts, or a model folder."""
+    from pipeline.description import info as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(path), as_json=as_json)
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, help="Rows to extract anew.")
+@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True, help="Chooses those rows.")
+@running
+@reporting
+def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Check every byte of STORE; with --recompute N also that N rows are what their images give today."""
+    from pipeline.verification import verify as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    result = stage(store, **options)
+    tell(result, as_json=as_json)
+    if not result.ok:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PART...")
+@output_option()
+@force_option
+@reporting
+def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Make one feature file of all its PARTs (files, or one folder of them)."""
+    from pipeline.merging import merge as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(parts, output, force=force), as_json=as_json)
+
+
+@cli.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@force_option
+@reporting
+def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Run the whole experiment that a TOML file describes."""
+    from pipeline.experiment import run as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(config, force=force), as_json=as_json)
 
 
 @cli.command()

@@ -61,23 +61,20 @@ class BaseSettings(Settings):
 class ExtractSettings(SourceSettings, BaseSettings):
     """Stage one: images to features."""
 
-    layer: tuple[str, ...] = Field(
-        ("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module."
-    )
+    layer: tuple[str, ...] = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
-    augment: Augmentations = Field(
-        (), description="What a random view does: crop,flip,mirror,rotate,brightness."
-    )
-    decode: Literal["exact", "fast"] = Field(
-        "exact", description="fast: scaled JPEG decoding, another recipe."
-    )
+    augment: Augmentations = Field((), description="What a random view does: crop,flip,mirror,rotate,brightness.")
+    decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
     engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     batch_size: Literal["auto"] | int = Field("auto", description="Images a forward pass.")
     workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
+    rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
+    part: str | None = Field(None, description="K/N, the K-th of N parts of the rows.")
+    rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     seed: int = Field(13, ge=0, description="Seed of everything random.")
 
@@ -93,36 +90,22 @@ class ExtractSettings(SourceSettings, BaseSettings):
 class FinetuneSettings(SourceSettings, BaseSettings):
     """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
 
-    head: str | None = Field(
-        None, description="Model folder of a fitted linear head to start from, with its base."
-    )
+    head: str | None = Field(None, description="Model folder of a fitted linear head to start from, with its base.")
     layer: tuple[str, ...] = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     train: tuple[str, ...] = Field(("all",), description="What moves: head, all, or modules such as layer4.")
-    freeze_norm: bool = Field(
-        False, description="Keep batch norm as in evaluation where the rest is trained."
-    )
+    freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="What takes the steps.")
-    lr: float | None = Field(
-        None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head."
-    )
-    base_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the base, where not that of the head."
-    )
+    lr: float | None = Field(None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head.")
+    base_lr: float | None = Field(None, gt=0, description="Learning rate of the base, where not that of the head.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
     weight_decay: float = Field(0.0, ge=0, description="Pull of the weights towards zero.")
     step: int = Field(7, ge=0, description="Epochs until the learning rate drops; 0: never.")
-    gamma: float = Field(
-        0.1, gt=0, le=1, description="What the learning rate is multiplied with as it drops."
-    )
-    class_weight: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rare classes count more."
-    )
-    clip: float = Field(
-        5.0, ge=0, description="Largest norm of a gradient, which is scaled down to it; 0: any."
-    )
+    gamma: float = Field(0.1, gt=0, le=1, description="What the learning rate is multiplied with as it drops.")
+    class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
+    clip: float = Field(5.0, ge=0, description="Largest norm of a gradient, which is scaled down to it; 0: any.")
     augment: Augmentations = Field(
         ("crop", "flip"),
         description="Random views of training rows: crop,flip,vflip,rotate,brightness; or none.",
@@ -161,21 +144,15 @@ class FitSettings(Settings):
 
     head: str = Field("linear", description="linear, svm, ridge, knn, mlp, regressor or auto.")
     target: str | None = Field(None, description="What to predict, where the file has several targets.")
-    layer: tuple[str, ...] = Field(
-        (), description="Layer(s) to train on, side by side; all where none is named."
-    )
+    layer: tuple[str, ...] = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, gt=0, lt=1, description="Share held out where the file has no split.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     score_views: Literal["plain", "mean"] = Field(
         "plain", description="Score a row on its plain view, or on the mean over its views."
     )
-    class_weight: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rare classes count more."
-    )
+    class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
-    solver: Literal["lbfgs", "sgd"] = Field(
-        "lbfgs", description="Of linear: exact, or the tutorials' epochs."
-    )
+    solver: Literal["lbfgs", "sgd"] = Field("lbfgs", description="Of linear: exact, or the tutorials' epochs.")
     kernel: Literal["auto", "linear", "rbf"] = Field("auto", description="Of svm; auto takes the better one.")
     hidden: int = Field(256, ge=1, description="Of mlp: hidden units.")
     optimizer: Literal["sgd", "adam", "rmsprop"] | None = Field(

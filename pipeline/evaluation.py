@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,7 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
     return features, Target(target.name, target.values[rows], target.names), split, asked - len(rows)
 
 
-def _from_images(
-    model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool
-) -> Labelled:
+def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
     target = _target(manifest.targets, model, source)
     split = _held_out([record.split for record in manifest.records], split, source)
@@ -125,9 +124,9 @@ def _target(targets: dict[str, Target], model: Model, source: str | Path) -> Tar
     return target
 
 
-def _held_out(splits: list[str], asked: str, source: str | Path) -> str:
+def _held_out(splits: Iterable[str], asked: str, source: str | Path) -> str:
     """The split to score; a model's own training rows only where they are asked for."""
-    present = set(splits)
+    present = {str(split) for split in splits}
     if asked == "auto":
         return next((split for split in ("test", "val") if split in present), "all")
     if asked != "all" and asked not in present:
@@ -143,8 +142,7 @@ def _in_the_models_words(target: Target, model: Model) -> NDArray[Any]:
     code = {name: index for index, name in enumerate(model.record.classes)}
     strangers = sorted({target.names[i] for i in np.unique(target.values) if i >= 0} - set(code))
     if strangers:
-        raise SourceError(
-            f"{target.name}: the model knows no class {strangers[0]!r}; it knows {', '.join(code)[:200]}"
-        )
+        raise SourceError(f"{target.name}: the model knows no class {strangers[0]!r}; it knows {', '.join(code)[:200]}")
     codes = np.array([code.get(name, -1) for name in target.names] + [-1], dtype=np.int64)
-    return codes[target.values]
+    found: NDArray[np.int64] = codes[target.values]
+    return found

@@ -33,7 +33,7 @@ from pipeline.loading import Loaded, Shape, load
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.store import LayerSpec, Source, StoreWriter
+from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,9 @@ def extract(
     """
     started = time.perf_counter()
     settings = ExtractSettings.of(options)
-    manifest = read_manifest(source, settings)
+    whole = read_manifest(source, settings)
+    start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
+    manifest = whole.rows(start, stop)
     for note in manifest.notes:
         log.info("%s: %s", manifest.source, note)
     base = load_base(settings.base, settings.weights, seed=settings.seed)
@@ -124,6 +126,8 @@ def extract(
         recipe=recipe,
         environment=environment_of(settings, engine),
         force=force,
+        part=Part.of([record.id for record in whole.records], start, stop),
+        rehash=settings.rehash,
     ) as writer:
         pending = writer.pending
         run = Run(writer, manifest, engine, settings.layer, shaper(recipe, base.transform))
@@ -285,9 +289,7 @@ def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
     def plain(image: Image.Image) -> NDArray[np.uint8]:
         return transform.shape(image, fast=fast)
 
-    view = augment.build_view(
-        recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling
-    )
+    view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
 
     def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
         image = pixels.decode(data, at_least=least)

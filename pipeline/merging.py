@@ -31,6 +31,10 @@ class MergeResult:
         """The keys that `--json` promises."""
         return {"store": str(self.store), "parts": self.parts, "rows": self.rows}
 
+    def summary(self) -> str:
+        """One line."""
+        return f"{self.store}: {self.rows} rows of {self.parts} parts"
+
 
 def merge(parts: Sequence[str | Path], output: str | Path, *, force: bool = False) -> MergeResult:
     """Write the rows of `parts` (files, or one folder of them) to one file, each row checked on its way.

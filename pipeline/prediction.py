@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.config import SourceSettings
 from pipeline.manifest import Manifest, from_paths, read_manifest
 from pipeline.progress import progress as progress_bar
 
@@ -69,7 +68,7 @@ def _manifest(images: Sequence[Path]) -> Manifest:
     files: list[Path] = []
     for image in images:
         if image.is_dir():
-            files += [image / record.id for record in read_manifest(image, SourceSettings()).records]
+            files += [image / record.id for record in read_manifest(image).records]
         else:
             files.append(image)
     return from_paths(files)

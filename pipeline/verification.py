@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreDamagedError
-from pipeline.store.header import GOOD, PENDING, STATUS_NAMES, Part, decode_texts, plain_name
+from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.layout import hdf5_differences
 from pipeline.store.origins import Origin, pieces
 from pipeline.store.parts import part_paths
@@ -43,6 +43,12 @@ class VerifyResult:
             "recomputed": self.recomputed,
             "largest_difference": self.largest_difference,
         }
+
+    def summary(self) -> str:
+        """The verdict, then one line a problem."""
+        again = f"; {self.recomputed} rows recomputed, off by {self.largest_difference:.1e} at most"
+        verdict = "nothing is wrong" if self.ok else f"{len(self.problems)} problems"
+        return "\n".join([verdict + (again if self.recomputed else ""), *self.problems])
 
 
 def verify(path: str | Path) -> VerifyResult:
@@ -89,9 +95,7 @@ def _row_problems(file: RowFile) -> Iterator[str]:
     for piece in pieces(header.rows, header.feature_bytes):
         rows = np.arange(piece.start, piece.stop)
         features = origin.features(rows)
-        finite = np.logical_and.reduce(
-            [np.isfinite(layer).reshape(len(rows), -1).all(axis=1) for layer in features]
-        )
+        finite = np.logical_and.reduce([np.isfinite(layer).reshape(len(rows), -1).all(axis=1) for layer in features])
         good = origin.status[rows] == GOOD
         yield from _name_rows(rows[origin.status[rows] == PENDING], "not computed yet")
         yield from _name_rows(rows[~origin.intact(rows, features)], "not what was committed")
@@ -109,12 +113,8 @@ def _label_problems(file: RowFile) -> Iterator[str]:
     except UnicodeDecodeError as error:
         yield f"an id or a split is not UTF-8: {error}"
         return
-    yield from (
-        f"the id {name!r} is there {count} times" for name, count in Counter(ids).items() if count > 1
-    )
-    yield from _name_rows(
-        np.flatnonzero(~np.isin(splits, SPLITS)), "of a split other than train, val and test"
-    )
+    yield from (f"the id {name!r} is there {count} times" for name, count in Counter(ids).items() if count > 1)
+    yield from _name_rows(np.flatnonzero(~np.isin(splits, SPLITS)), "of a split other than train, val and test")
     if header.part.total == header.rows and Part.whole(ids) != header.part:
         yield "the ids are not those of the list that the header names"
     for name, classes in header.targets.items():
@@ -127,63 +127,3 @@ def _label_problems(file: RowFile) -> Iterator[str]:
 def _name_rows(rows: NDArray[np.int64], what: str) -> Iterator[str]:
     if len(rows):
         yield f"row {rows[0]}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''} is {what}"
-
-
-def info(path: str | Path) -> dict[str, Any]:
-    """What made a feature file, from what, when, and what is in it; everything can be written as JSON.
-
-    Raises as `FeatureStore.open` does.
-    """
-    with FeatureStore.open(path) as store:
-        statuses = Counter(STATUS_NAMES[status] for status in store.statuses.tolist())
-        return {
-            "store": str(store.path),
-            "format": store.header.format,
-            "format_version": store.header.format_version,
-            "created": store.header.created,
-            "source": store.source,
-            "recipe": store.recipe.model_dump(mode="json"),
-            "recipe_sha256": store.recipe.fingerprint(),
-            "environment": store.environment,
-            "fingerprint": store.fingerprint,
-            "rows": len(store),
-            "good": statuses.pop("good", 0),
-            "bad": dict(statuses),
-            "layers": {name: list(shape) for name, shape in store.layers.items()},
-            "bytes": store.bytes,
-            "parts": len(store.part_starts()),
-            "image_bytes": int(store.sizes[store.sizes > 0].sum()),
-            "distinct_images": len({digest.tobytes() for digest in store.sha256} - {bytes(32)}),
-            "splits": _count(store.splits.tolist()),
-            "targets": {name: _describe_target(store, name) for name in store.targets},
-        }
-
-
-def _count(names: list[str]) -> dict[str, int]:
-    return dict(sorted(Counter(names).items()))
-
-
-def _describe_target(store: FeatureStore, name: str) -> dict[str, Any]:
-    """Images of each class in each split, or the spread of the numbers; of all rows with a label."""
-    target = store.targets[name]
-    if target.names is None:
-        known = target.values[~np.isnan(target.values)]
-        described: dict[str, Any] = {"task": "numbers", "known": len(known)}
-        if len(known):
-            described |= {
-                "least": known.min().item(),
-                "mean": known.mean().item(),
-                "most": known.max().item(),
-            }
-        return described
-    return {
-        "task": "classes",
-        "known": int((target.values >= 0).sum()),
-        "counts": {
-            split: {
-                label: int(((target.values == code) & (store.splits == split)).sum())
-                for code, label in enumerate(target.names)
-            }
-            for split in sorted(set(store.splits.tolist()))
-        },
-    }

@@ -1,0 +1,112 @@
+"""What a path holds: everything that a feature file, a folder of parts or a model folder says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifact import load_model
+from pipeline.store import FeatureStore
+from pipeline.store.header import STATUS_NAMES
+
+
+@dataclass
+class InfoResult:
+    """The description as one dictionary."""
+
+    content: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The dictionary itself."""
+        return self.content
+
+    def summary(self) -> str:
+        """One key a line; what is nested follows, indented."""
+        return "\n".join(_lines(self.content, ""))
+
+
+def info(path: str | Path) -> InfoResult:
+    """Describe a feature file, a folder of parts or a model folder.
+
+    Raises `StoreError` or `ModelError` where `path` is none of these.
+    """
+    path = Path(path)
+    if (path / "model.json").is_file():
+        return InfoResult({"model": str(path), **load_model(path).record.model_dump(mode="json")})
+    return InfoResult(describe_store(path))
+
+
+def _lines(content: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key or '(none)'}:", *_lines(value, indent + "  ")]
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{indent}{key or '(none)'}: {shown}")
+    return lines
+
+
+def describe_store(path: str | Path) -> dict[str, Any]:
+    """What made a feature file, from what, when, and what is in it; everything can be written as JSON.
+
+    Raises as `FeatureStore.open` does.
+    """
+    with FeatureStore.open(path) as store:
+        statuses = Counter(STATUS_NAMES[status] for status in store.statuses.tolist())
+        return {
+            "store": str(store.path),
+            "format": store.header.format,
+            "format_version": store.header.format_version,
+            "created": store.header.created,
+            "source": store.source,
+            "recipe": store.recipe.model_dump(mode="json"),
+            "recipe_sha256": store.recipe.fingerprint(),
+            "environment": store.environment,
+            "fingerprint": store.fingerprint,
+            "rows": len(store),
+            "good": statuses.pop("good", 0),
+            "bad": dict(statuses),
+            "layers": {name: list(shape) for name, shape in store.layers.items()},
+            "bytes": store.bytes,
+            "parts": len(store.part_starts()),
+            "image_bytes": int(store.sizes[store.sizes > 0].sum()),
+            "distinct_images": len({digest.tobytes() for digest in store.sha256} - {bytes(32)}),
+            "splits": _count(store.splits.tolist()),
+            "targets": {name: _describe_target(store, name) for name in store.targets},
+        }
+
+
+def _count(names: list[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def _describe_target(store: FeatureStore, name: str) -> dict[str, Any]:
+    """Images of each class in each split, or the spread of the numbers; of all rows with a label."""
+    target = store.targets[name]
+    if target.names is None:
+        known = target.values[~np.isnan(target.values)]
+        described: dict[str, Any] = {"task": "numbers", "known": len(known)}
+        if len(known):
+            described |= {
+                "least": known.min().item(),
+                "mean": known.mean().item(),
+                "most": known.max().item(),
+            }
+        return described
+    return {
+        "task": "classes",
+        "known": int((target.values >= 0).sum()),
+        "counts": {
+            split: {
+                label: int(((target.values == code) & (store.splits == split)).sum())
+                for code, label in enumerate(target.names)
+            }
+            for split in sorted(set(store.splits.tolist()))
+        },
+    }
