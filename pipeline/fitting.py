@@ -1,0 +1,384 @@
+"""Stage two: a head on cached features.
+
+    store and settings -> what to learn, from which rows -> search and fit -> score -> save
+
+Held-out rows are read once, after the head is trained, to score it. Nothing of them reaches scaling, search or
+calibration; training rows with the very content of a held-out one are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import metrics, plots
+from pipeline.artifact import BaseRecord, DataRecord, Figure, save_model
+from pipeline.config import FitSettings
+from pipeline.errors import HeadError, SettingsError
+from pipeline.files import refuse_existing
+from pipeline.heads.contract import Head, Problem, Task
+from pipeline.heads.folds import group_codes, hold_out
+from pipeline.heads.selection import Trained, task_of, train_head
+from pipeline.heads.table import FeatureTable, Indices
+from pipeline.manifest import Target
+from pipeline.registry import nearest
+from pipeline.store import FeatureStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FitResult:
+    """A trained head: where it is, how good it is on which rows, and what was chosen for it."""
+
+    model: Path
+    head: str
+    target: str
+    layers: tuple[str, ...]
+    metrics: dict[str, dict[str, Any]]
+    chosen: dict[str, Any]
+    ranking: list[dict[str, Any]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+        return {
+            "model": str(self.model),
+            "head": self.head,
+            "target": self.target,
+            "layers": list(self.layers),
+            "metrics": self.metrics,
+            "chosen": self.chosen,
+            "ranking": self.ranking,
+            "notices": self.notices,
+        }
+
+    def summary(self) -> str:
+        """For a person: held-out rows in full, the others in a line that says what they are."""
+        setting = ", ".join(f"{name} {_short(value)}" for name, value in self.chosen.items())
+        lines = [f"{self.target} from {', '.join(self.layers)}: {setting}"]
+        titles = {"val": "held-out rows", "test": "test rows", "cv": "out of fold", "train": "training rows"}
+        for name, title in titles.items():
+            if name in self.metrics:
+                shown = metrics.table(self.metrics[name])
+                lines.append(f"{title}: {shown if name == 'val' else shown.splitlines()[0]}")
+        lines += [f"note: {notice}" for notice in self.notices]
+        return "\n".join([*lines, f"saved to {self.model}"])
+
+
+def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **options: Any) -> FitResult:
+    """Train a head on the feature file `store` and save it as the model folder `output`.
+
+    `options` are the fields of `FitSettings`. Raises `HeadError` where the file has nothing that such a head can learn,
+    `OutputExistsError` where `output` exists and `force` is not given.
+    """
+    settings = FitSettings.of(options)
+    output = Path(output)
+    refuse_existing(output, last="model.json", replace=force)
+    with FeatureStore.open(store) as opened:
+        lesson = Lesson.of(opened, settings)
+        trained = train_head(settings.head, lesson.problem(), settings)
+        scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.all_rows().items()}
+        result = describe(trained, lesson, scored, output)
+        save_model(
+            output,
+            head=trained.head,
+            recipe=opened.recipe.model_copy(update={"layers": lesson.layers}),
+            base=BaseRecord(
+                name=opened.recipe.base,
+                weights=opened.environment["weights"],
+                seed=opened.environment["seed"],
+            ),
+            target=lesson.target.name,
+            classes=lesson.target.names,
+            metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
+            data=DataRecord(source=str(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
+            chosen=result.chosen,
+            predictions=lesson.predictions(trained.head, scored),
+            plots=draw(trained, lesson, scored, result.metrics),
+            replace=force,
+        )
+    return result
+
+
+# --- what is learned from what
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a store to learn from and rows to score on; `held_out` is val, or test, or both."""
+
+    train: Indices
+    held_out: dict[str, Indices]
+    notices: list[str]
+
+    def all_rows(self) -> dict[str, Indices]:
+        """Held-out rows first."""
+        return {**self.held_out, "train": self.train}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with the truth and a head's raw scores of them."""
+
+    rows: Indices
+    truth: NDArray[Any]
+    decisions: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a head is to learn from a store."""
+
+    store: FeatureStore
+    settings: FitSettings
+    target: Target
+    layers: tuple[str, ...]
+    split: Split
+    table: FeatureTable
+
+    @classmethod
+    def of(cls, store: FeatureStore, settings: FitSettings) -> Lesson:
+        """Find target, layers and rows as `settings` ask for; raises `HeadError` or `SettingsError`."""
+        target = choose_target(store.targets, settings, where=str(store.path))
+        layers = settings.layer or tuple(store.layers)
+        for layer in layers:
+            if layer not in store.layers:
+                raise SettingsError(
+                    f"{store.path} has no layer {layer!r}{nearest(layer, store.layers)}; "
+                    f"it has {', '.join(store.layers)}"
+                )
+        split = split_rows(store, target, settings)
+        refuse_unlearnable(target, split.train, where=str(store.path))
+        return cls(store, settings, target, layers, split, FeatureTable(store, layers))
+
+    def problem(self) -> Problem:
+        """The training rows."""
+        rows = self.split.train
+        return Problem(
+            rows=self.table.rows(rows, memory=self.settings.memory),
+            y=self.target.values[rows],
+            weights=self._weights(rows),
+            groups=group_codes(self.store.sha256[rows]),
+            classes=None if self.target.names is None else len(self.target.names),
+            views=self.table.views,
+            score_views=self.settings.score_views,
+        )
+
+    def score(self, head: Head, rows: Indices) -> Scored:
+        """What `head` says of `rows`."""
+        said = self.table.decisions(head, rows, score_views=self.settings.score_views)
+        return Scored(rows, self.target.values[rows], said)
+
+    def _weights(self, rows: Indices) -> NDArray[np.float64]:
+        """Weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
+        weights = np.ones(len(rows))
+        if self.settings.sample_weight is not None:
+            weights = read_weights(self.store, self.settings.sample_weight, rows)
+        if self.settings.class_weight == "balanced":
+            if self.target.names is None:
+                raise SettingsError("class_weight=balanced is for classes; this target is numbers")
+            codes = self.target.values[rows]
+            weights = weights / np.bincount(codes, weights=weights, minlength=len(self.target.names))[codes]
+        return np.asarray(weights / weights.mean())
+
+    def predictions(self, head: Head, scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
+        """A row for each held-out image: id, split, truth and what the head says."""
+        return [
+            {"id": self.store.ids[row], "split": name, **answer}
+            for name in self.split.held_out
+            for row, answer in zip(scored[name].rows, self._answers(head, scored[name]), strict=True)
+        ]
+
+    def _answers(self, head: Head, scored: Scored) -> list[dict[str, Any]]:
+        said = head.probabilities(scored.decisions)
+        names = self.target.names
+        if names is None:
+            half = head.interval_half_width
+            return [
+                {
+                    "true": true,
+                    "value": value,
+                    "low": None if half is None else value - half,
+                    "high": None if half is None else value + half,
+                }
+                for true, value in zip(scored.truth.tolist(), said.tolist(), strict=True)
+            ]
+        best = said.argmax(axis=1)
+        return [
+            {"true": names[true], "label": names[code], "score": row[code]}
+            for true, code, row in zip(scored.truth, best, said, strict=True)
+        ]
+
+
+def choose_target(targets: Mapping[str, Target], settings: FitSettings, *, where: str) -> Target:
+    """The target that is named, or the only one of the kind that the head learns."""
+    task = task_of(settings.head)
+    if not targets:
+        raise HeadError(
+            f"{where} has no labels to learn; extract a folder with one folder a class, or give extract "
+            "--labels FILE.csv"
+        )
+    if settings.target is not None:
+        if settings.target not in targets:
+            raise SettingsError(
+                f"{where} has no target {settings.target!r}{nearest(settings.target, targets)}; "
+                f"it has {', '.join(targets)}"
+            )
+        target = targets[settings.target]
+        if task is not None and _task(target) != task:
+            raise HeadError(_wrong_kind(settings.head, task, target.name))
+        return target
+    fitting = [target for target in targets.values() if task is None or _task(target) == task]
+    if not fitting:
+        raise HeadError(_wrong_kind(settings.head, task, ", ".join(targets)))
+    if len(fitting) > 1:
+        listed = ", ".join(target.name for target in fitting)
+        raise SettingsError(f"{where} has several targets; say which with --target: {listed}")
+    return fitting[0]
+
+
+def _task(target: Target) -> Task:
+    return "numbers" if target.names is None else "classes"
+
+
+def _wrong_kind(head: str, task: Task | None, found: str) -> str:
+    if task == "numbers":
+        return f"head {head!r} learns numbers and {found} is classes; take --head linear, svm or auto"
+    return f"head {head!r} learns classes and {found} is numbers; take --head regressor"
+
+
+def split_rows(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
+    """The file's own split where it has one, else a stratified hold-out of whole groups of equal content."""
+    usable = store.select(target=target.name)
+    if not len(usable):
+        raise HeadError(f"{store.path} has no row with features and a known {target.name!r}")
+    splits = store.splits[usable]
+    held_out = {name: usable[splits == name] for name in ("val", "test") if (splits == name).any()}
+    train = usable[splits == "train"]
+    notices = []
+    if held_out:
+        rest = usable[splits == ""]
+        if not len(train):
+            train = rest
+        elif len(rest):
+            notices.append(f"{len(rest)} rows of no split are left out")
+    else:
+        pool = train if len(train) else usable
+        groups = group_codes(store.sha256[pool])
+        held = hold_out(target.values[pool], groups, share=settings.val, seed=settings.seed)
+        train, held_out = pool[~held], {"val": pool[held]}
+    if "val" not in held_out:
+        held_out = {"val": held_out["test"]}
+        notices.append("the file has no val split: its test split is scored as val")
+    train, dropped = without_contents(store, train, np.concatenate(list(held_out.values())))
+    if dropped:
+        notices.append(f"{dropped} training rows are left out: a held-out row has the same content")
+    return Split(train, held_out, notices)
+
+
+def without_contents(store: FeatureStore, rows: Indices, others: Indices) -> tuple[Indices, int]:
+    """`rows` without those whose content one of `others` has, and how many those were."""
+    codes = group_codes(store.sha256[np.concatenate([rows, others])])
+    twins = np.isin(codes[: len(rows)], codes[len(rows) :])
+    return rows[~twins], int(twins.sum())
+
+
+def refuse_unlearnable(target: Target, train: Indices, *, where: str) -> None:
+    """Raise `HeadError` where the training rows hold nothing to tell apart."""
+    if len(train) < 2:
+        raise HeadError(f"{where} has {len(train)} training rows for {target.name!r}; a head needs two at least")
+    values = target.values[train]
+    if (values == values[0]).all():
+        only = target.names[values[0]] if target.names is not None else f"{values[0]:g}"
+        raise HeadError(
+            f"every training row of {where} has the same {target.name!r}, {only}; a head needs two classes, or numbers "
+            "that differ"
+        )
+
+
+def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.float64]:
+    """The numeric target `name` of `rows` as weights; raises where one is not positive."""
+    target = store.targets.get(name)
+    if target is None or target.names is not None:
+        numeric = [one.name for one in store.targets.values() if one.names is None]
+        raise SettingsError(
+            f"sample_weight={name!r} is no numeric target of {store.path}; it has {', '.join(numeric) or 'none'}"
+        )
+    weights = target.values[rows]
+    if not (weights > 0).all():
+        raise HeadError(f"{name!r} is not positive in {int((~(weights > 0)).sum())} training rows; weights must be")
+    return np.asarray(weights, dtype=np.float64)
+
+
+# --- what came of it
+
+
+def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], output: Path) -> FitResult:
+    """Metrics of every part, and what was chosen."""
+    head, names = trained.head, lesson.target.names
+    found = {name: measured(head, part, names) for name, part in scored.items()}
+    guesses = head.search.scores
+    if guesses is not None:
+        seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
+        found["cv"] = measured(
+            head,
+            Scored(*(part[seen] for part in (lesson.split.train, lesson.target.values[lesson.split.train], guesses))),
+            names,
+        )
+    return FitResult(
+        model=output,
+        head=lesson.settings.head,
+        target=lesson.target.name,
+        layers=lesson.layers,
+        metrics=found,
+        chosen={"head": head.name, **head.search.chosen},
+        ranking=trained.ranking,
+        notices=[*lesson.split.notices, *trained.notices],
+    )
+
+
+def measured(head: Head, scored: Scored, names: tuple[str, ...] | None) -> dict[str, Any]:
+    """Metrics of one part: calibration error also before temperature, and what share the intervals cover."""
+    said = head.probabilities(scored.decisions)
+    if names is not None:
+        found = metrics.classification(scored.truth, said, names)
+        raw = type(head).restore({"task": head.task}).probabilities(scored.decisions)
+        return found | {"ece_uncalibrated": metrics.calibration_error(scored.truth, raw)}
+    found = metrics.regression(scored.truth, said)
+    half = head.interval_half_width
+    if half is None:
+        return found
+    covered = float((np.abs(scored.truth - said) <= half).mean())
+    return found | {"interval": {"half_width": half, "coverage": head.settings.coverage, "covered": covered}}
+
+
+def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: Mapping[str, Any]) -> dict[str, Figure]:
+    """The plots of a model folder by name."""
+    head, held, names = trained.head, scored["val"], lesson.target.names
+    drawn: dict[str, Figure] = {}
+    if names is None:
+        drawn["predicted"] = plots.predicted_against_true(
+            held.truth,
+            held.decisions,
+            name=lesson.target.name,
+            half_width=head.interval_half_width,
+            title=f"held-out rows: R2 {_short(found['val']['r2'])}",
+        )
+    elif "confusion" in found["val"]:
+        drawn["confusion"] = plots.confusion(
+            np.array(found["val"]["confusion"]), names, title=f"held-out rows: {found['val']['accuracy']:.1%}"
+        )
+    if head.search.epochs:
+        drawn["learning"] = plots.learning_curve(head.search.epochs, best=head.search.best_epoch)
+    return drawn
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,153 @@
+"""Coordinates in which features are uncorrelated: the solvers converge fast there, and wide data becomes small.
+
+Features X (n, D), standardised, are written as Z (n, r) with orthogonal columns, r = min(n, D). L2-penalised models
+have the same optimum in both: the penalty does not change under rotation, and weights outside the span of the rows
+are zero (the representer theorem).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.heads.rows import ArrayRows, Rows
+from pipeline.heads.standard import Standard
+
+#: Decompositions larger than this cost more than the iterations that they save.
+LARGEST_DECOMPOSITION = 4096
+_RANK_TOLERANCE = 1e-7
+
+
+class Basis(ABC):
+    """Rotated features; `variance` (r,) is their mean square."""
+
+    variance: Tensor
+
+    @abstractmethod
+    def double(self) -> Basis:
+        """The same basis in double precision."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows to multiply with what `enter` gives, block by block."""
+
+    @abstractmethod
+    def enter(self, weights: Tensor) -> Tensor:
+        """Weights (r, M) of the rotated features as weights of the rows of `blocks`."""
+
+    @abstractmethod
+    def leave(self, gradient: Tensor) -> Tensor:
+        """A gradient for the rows of `blocks` as one for the rotated features, (r, M)."""
+
+    @abstractmethod
+    def standard_weights(self, weights: Tensor) -> Tensor:
+        """Weights (r, M) of the rotated features as weights (D, M) of the standardised ones."""
+
+
+class RotatedRows(Basis):
+    """Z in memory, `back` (D, r) takes weights to standardised features."""
+
+    def __init__(self, features: Tensor, variance: Tensor, back: Tensor | None) -> None:
+        self._features = features
+        self._back = back
+        self.variance = variance
+
+    def double(self) -> Basis:
+        """A copy."""
+        back = None if self._back is None else self._back.double()
+        return RotatedRows(self._features.double(), self.variance.double(), back)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Views."""
+        length = max((1 << 21) // max(self._features.shape[1], 1), 256)
+        for start in range(0, len(self._features), length):
+            which = slice(start, min(start + length, len(self._features)))
+            yield which, self._features[which]
+
+    def enter(self, weights: Tensor) -> Tensor:
+        """As they are."""
+        return weights
+
+    def leave(self, gradient: Tensor) -> Tensor:
+        """As it is."""
+        return gradient
+
+    def standard_weights(self, weights: Tensor) -> Tensor:
+        """Rotated back."""
+        return weights if self._back is None else self._back @ weights
+
+
+class StreamedRotation(Basis):
+    """Rows stay on disk and are standardised as they pass; it is the weights that are rotated."""
+
+    def __init__(self, rows: Rows, standard: Standard, rotation: Tensor | None, variance: Tensor) -> None:
+        self._rows = rows
+        self._standard = standard
+        self._rotation = rotation
+        self.variance = variance
+
+    def double(self) -> Basis:
+        """The same rows."""
+        rotation = None if self._rotation is None else self._rotation.double()
+        return StreamedRotation(self._rows, self._standard, rotation, self.variance.double())
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Read, standardise, forget."""
+        for which, block in self._rows.blocks():
+            yield which, torch.from_numpy(self._standard.apply(block)).to(self.variance.dtype)
+
+    def enter(self, weights: Tensor) -> Tensor:
+        """Rotated to features."""
+        return weights if self._rotation is None else self._rotation @ weights
+
+    def leave(self, gradient: Tensor) -> Tensor:
+        """Rotated from features."""
+        return gradient if self._rotation is None else self._rotation.T @ gradient
+
+    def standard_weights(self, weights: Tensor) -> Tensor:
+        """Rotated to features."""
+        return self.enter(weights)
+
+
+def make_basis(rows: Rows, standard: Standard) -> Basis:
+    """The basis for `rows`: by the smaller of Gram matrix and covariance, or none where both are large."""
+    count, dimensions = rows.shape
+    if not isinstance(rows, ArrayRows):
+        return _streamed(rows, standard)
+    features = torch.from_numpy(standard.apply(rows.array()))
+    if min(count, dimensions) > LARGEST_DECOMPOSITION:
+        return RotatedRows(features, features.square().mean(dim=0), None)
+    if count <= dimensions:
+        return _from_gram(features)
+    variance, rotation = _eigen((features.T @ features).double() / count)
+    return RotatedRows(features @ rotation, variance, rotation)
+
+
+def _from_gram(features: Tensor) -> Basis:
+    squares, left = _eigen((features @ features.T).double())
+    kept = squares > _RANK_TOLERANCE * squares[-1]
+    back = features.T @ (left[:, kept] / squares[kept].sqrt())
+    return RotatedRows(features @ back, squares[kept] / len(features), back)
+
+
+def _streamed(rows: Rows, standard: Standard) -> Basis:
+    count, dimensions = rows.shape
+    if dimensions > LARGEST_DECOMPOSITION:
+        informative = torch.from_numpy(np.isfinite(standard.scale).astype(np.float32))
+        return StreamedRotation(rows, standard, None, informative)
+    covariance = torch.zeros(dimensions, dimensions, dtype=torch.float64)
+    for _, block in rows.blocks():
+        part = torch.from_numpy(standard.apply(block))
+        covariance += part.T @ part
+    variance, rotation = _eigen(covariance / count)
+    return StreamedRotation(rows, standard, rotation, variance)
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and vectors in float32: the basis steers how fast a solver is, not where it ends."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp(min=0).float(), vectors.float()

@@ -1,0 +1,241 @@
+"""What every head is: trained on a `Problem`, asked with arrays, saved without pickle.
+
+A head searches its settings by cross-validation inside the rows it is given and never sees others. Features are
+standardised by the mean and spread of those rows. What a search leaves behind is kept in `Search`, among it the
+scores of every row by a model that did not train on it: calibration and prediction intervals are made of these.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import FitSettings
+from pipeline.errors import HeadError
+from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
+from pipeline.heads.folds import make_folds
+from pipeline.heads.rows import ArrayRows, Rows
+
+Task = Literal["classes", "numbers"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Training images: V consecutive feature rows each (V = 1 without views), and for each of the n images the rest.
+
+    `y` is class codes (n,) int64 or numbers (n,) float64, `weights` (n,) positive with mean 1, `groups` (n,) equal
+    where the content is identical, `classes` the number of classes or None for numbers.
+    """
+
+    rows: Rows
+    y: NDArray[Any]
+    weights: NDArray[np.float64]
+    groups: NDArray[np.int64]
+    classes: int | None
+    views: int = 1
+    score_views: str = "plain"
+
+    @property
+    def task(self) -> Task:
+        """Whether classes or numbers are asked for."""
+        return "numbers" if self.classes is None else "classes"
+
+    @property
+    def row_y(self) -> NDArray[Any]:
+        """The target of every feature row, (n V,)."""
+        return np.repeat(self.y, self.views)
+
+    @property
+    def row_weights(self) -> NDArray[np.float64]:
+        """The weight of every feature row, (n V,): the views of an image share its weight."""
+        return np.repeat(self.weights / self.views, self.views)
+
+    def per_image(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Scores of images (n, ...) from those of feature rows (n V, ...): the plain view's, or the mean."""
+        if self.views == 1:
+            return scores
+        stacked = scores.reshape(len(self.y), self.views, *scores.shape[1:])
+        return np.asarray(stacked.mean(axis=1) if self.score_views == "mean" else stacked[:, 0])
+
+    def feature_rows(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Positions of the feature rows of `images`."""
+        return (images[:, None] * self.views + np.arange(self.views)).ravel()
+
+    def take(self, images: NDArray[np.int64]) -> Problem:
+        """The problem of some of the images."""
+        weights = self.weights[images]
+        return Problem(
+            self.rows.take(self.feature_rows(images)),
+            self.y[images],
+            weights / weights.mean(),
+            self.groups[images],
+            self.classes,
+            self.views,
+            self.score_views,
+        )
+
+    def folds(self, count: int, seed: int) -> NDArray[np.int64] | None:
+        """The fold of every image, (n,), or None where no class has two distinct images to learn and to check on."""
+        distinct = len(np.unique(self.groups))
+        if self.classes is not None:
+            classes_of_groups = self.y[np.unique(self.groups, return_index=True)[1]]
+            if np.bincount(classes_of_groups).max() < 2:
+                return None
+        if distinct < 3:
+            return None
+        return make_folds(self.y, self.groups, folds=min(count, distinct), seed=seed)
+
+
+@dataclass
+class Search:
+    """What a search found: every setting with its loss, the chosen one, and out-of-fold scores with it.
+
+    `scores` (n, C) or (n,) are raw, NaN where no fold could score an image; None where nothing could be searched.
+    """
+
+    table: list[dict[str, Any]] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
+    scores: NDArray[Any] | None = None
+    notices: list[str] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int | None = None
+
+
+class Head(ABC):
+    """A small model on features. `search` says how its settings were found, while it is fresh from training."""
+
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[Task, ...]] = ("classes", "numbers")
+    #: What `train` learns; fewer than `tasks` where a head of the other kind can only be made from weights.
+    learns: ClassVar[tuple[Task, ...]] = ("classes", "numbers")
+    #: Whether it can be trained on more rows than fit into memory.
+    streams: ClassVar[bool] = False
+
+    def __init__(self, task: Task, settings: FitSettings | None = None) -> None:
+        if task not in self.tasks:
+            other = "regressor" if task == "numbers" else "linear"
+            raise HeadError(f"head {self.name!r} cannot predict {task}; take --head {other}")
+        self.task: Task = task
+        self.settings = settings or FitSettings.of({})
+        self.search = Search()
+        self.sharpness = 1.0
+        self.interval_half_width: float | None = None
+
+    def fit(self, problem: Problem, folds: NDArray[np.int64] | None = None) -> Self:
+        """Search, train on all of `problem`, calibrate. `folds` (n,) are those of `problem.folds` unless given."""
+        if folds is None:
+            folds = problem.folds(self.settings.cv, self.settings.seed)
+        self.search = self.train(problem, folds)
+        if folds is None:
+            self.search.notices.append(
+                "too few examples to hold any back: settings are defaults, nothing is calibrated"
+            )
+        self._calibrate(problem)
+        return self
+
+    @abstractmethod
+    def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
+        """Choose settings by `folds` (defaults where None) and train on all rows with them."""
+
+    @abstractmethod
+    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Raw scores (n, C), larger is likelier, or values (n,), of features (n, D)."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write what was learned into `folder`; what is returned is JSON and goes to `load`."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        """What `save` wrote. Raises `ModelError`."""
+
+    def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities (n, C), or values (n,), of features (n, D) or (n, V, D), whose views are averaged."""
+        return self.probabilities(self.decisions(features))
+
+    def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """`decision`, and its mean over the views of features (n, V, D)."""
+        if features.ndim == 3:
+            rows, views, dimensions = features.shape
+            raw = self.decision(features.reshape(rows * views, dimensions))
+            return np.asarray(raw.reshape(rows, views, *raw.shape[1:]).mean(axis=1))
+        return self.decision(features)
+
+    def probabilities(self, decisions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What `scores` says where the raw scores are `decisions`."""
+        if self.task == "numbers":
+            return np.asarray(decisions, dtype=np.float64)
+        return softmax(decisions, self.sharpness)
+
+    def predict(self, features: NDArray[np.floating]) -> NDArray[Any]:
+        """Class codes (n,) or values (n,)."""
+        scores = self.scores(features)
+        return scores if self.task == "numbers" else scores.argmax(axis=1)
+
+    def config(self) -> dict[str, Any]:
+        """What all heads keep beside their weights."""
+        shared: dict[str, Any] = {"task": self.task}
+        if self.task == "classes":
+            return shared | {"sharpness": self.sharpness}
+        return shared | {
+            "interval_half_width": self.interval_half_width,
+            "interval_coverage": self.settings.coverage,
+        }
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any]) -> Self:
+        """An untrained head with what `config` kept."""
+        settings = FitSettings.of({"coverage": config.get("interval_coverage", 0.9)})
+        head = cls(config["task"], settings)
+        head.sharpness = float(config.get("sharpness", 1.0))
+        head.interval_half_width = config.get("interval_half_width")
+        return head
+
+    def _calibrate(self, problem: Problem) -> None:
+        """Fit temperature or interval on out-of-fold scores; both need rows that the scoring model did not see."""
+        scores = self.search.scores
+        if scores is None:
+            return
+        seen = np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
+        if problem.task == "classes":
+            self.sharpness = fit_sharpness(scores[seen], problem.y[seen], problem.weights[seen])
+            return
+        self.interval_half_width = interval_half_width(scores[seen] - problem.y[seen], self.settings.coverage)
+        if self.interval_half_width is None:
+            self.search.notices.append(
+                f"{int(seen.sum())} rows are too few for a prediction interval of {self.settings.coverage:.0%}"
+            )
+
+
+def problem_of(
+    features: NDArray[np.floating],
+    y: NDArray[Any],
+    *,
+    sample_weight: NDArray[np.floating] | None = None,
+    groups: NDArray[np.int64] | None = None,
+    classes: int | None = None,
+    score_views: str = "plain",
+) -> Problem:
+    """A problem from arrays: features (n, D) or (n, V, D), `y` integer codes for classes or floats for numbers.
+
+    >>> problem = problem_of(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
+    >>> problem.task, problem.classes, problem.rows.shape
+    ('classes', 2, (4, 4))
+    """
+    views = features.shape[1] if features.ndim == 3 else 1
+    rows = ArrayRows(features.reshape(len(features) * views, -1))
+    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    if np.issubdtype(y.dtype, np.integer):
+        y = y.astype(np.int64)
+        classes = classes or int(y.max()) + 1
+    else:
+        y, classes = y.astype(np.float64), None
+    groups = np.arange(len(y)) if groups is None else groups
+    return Problem(rows, y, weights / weights.mean(), groups, classes, views, score_views)

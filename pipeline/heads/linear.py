@@ -1,0 +1,98 @@
+"""Logistic regression: a linear layer on standardised features, its penalty found by cross-validation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import HeadError
+from pipeline.heads.affine import AffineHead
+from pipeline.heads.basis import Basis, make_basis
+from pipeline.heads.contract import Problem, Search
+from pipeline.heads.logistic import LogisticBatch, fold_weights, log_losses
+from pipeline.heads.rows import ArrayRows
+from pipeline.heads.standard import Standard
+
+#: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.
+PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
+#: Where nothing can be cross-validated.
+DEFAULT_PENALTY = 0.1
+#: The search needs an order of settings, the final fit the optimum.
+SEARCH_TOLERANCE, FINAL_TOLERANCE, FINAL_TOLERANCE_SINGLE = 1e-4, 1e-9, 1e-8
+SEARCH_STEPS, FINAL_STEPS = 200, 1000
+#: Up to so many floats the final fit is in double precision.
+DOUBLE_FLOATS = 60_000_000
+
+
+class LinearHead(AffineHead):
+    """Multinomial logistic regression; `--solver sgd` takes the tutorials' epochs instead of the optimum."""
+
+    name = "linear"
+    learns = ("classes",)
+    streams = True
+
+    def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
+        """Solve all folds for each penalty, from strong to weak; then all rows with the best."""
+        if problem.classes is None:
+            raise HeadError("head 'linear' learns classes; take --head regressor or ridge for numbers")
+        if self.settings.solver == "sgd":
+            raise HeadError("solver sgd")
+        standard = Standard.of(problem.rows)
+        weight, bias, search = fit_logistic(problem, standard, folds)
+        self.weight, self.bias = standard.fold(weight, bias)
+        return search
+
+
+def fit_logistic(
+    problem: Problem, standard: Standard, folds: NDArray[np.int64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
+    """Weight (C, D) and bias (C,) on standardised features, and the search that led there."""
+    classes = problem.classes or 0
+    basis = make_basis(problem.rows, standard)
+    total = float(problem.weights.sum())
+    start: torch.Tensor | None = None
+    search = Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)})
+    if folds is not None:
+        search, start = search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
+    count, dimensions = problem.rows.shape
+    double = isinstance(problem.rows, ArrayRows) and count * min(count, dimensions) <= DOUBLE_FLOATS
+    if double:
+        basis = basis.double()
+    final = LogisticBatch(basis, problem.row_y, problem.row_weights[:, None], classes)
+    fits = final.solve(
+        search.chosen["C"],
+        final.start() if start is None else start.to(final.dtype),
+        tolerance=FINAL_TOLERANCE if double else FINAL_TOLERANCE_SINGLE,
+        most=FINAL_STEPS,
+    )
+    weight = basis.standard_weights(fits.weights[:-1, 0]).T.double().numpy()
+    return weight, fits.weights[-1, 0].double().numpy(), search
+
+
+def search_penalty(
+    problem: Problem, basis: Basis, folds: NDArray[np.int64], strengths: list[float]
+) -> tuple[Search, torch.Tensor]:
+    """The C of least out-of-fold log loss, and the mean of its fits, (r + 1, 1, C), to start from."""
+    row_folds = np.repeat(folds, problem.views)
+    weights = fold_weights(problem.row_weights, row_folds)
+    batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0)
+    known = batch.present.numpy()[folds, problem.y]  # a fold cannot score a class it has no example of
+    search = Search()
+    if not known.all():
+        search.notices.append(
+            f"{int((~known).sum())} training rows are the only ones of their class and have no part in the search"
+        )
+    point, best, least = batch.start(), batch.start(), np.inf
+    for strength in strengths:
+        fits = batch.solve(strength, point, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
+        point = fits.weights
+        logits = problem.per_image(batch.held_out(point, row_folds))
+        losses = log_losses(logits[known], problem.y[known])
+        loss = float(np.average(losses, weights=problem.weights[known]))
+        right = float((logits[known].argmax(axis=1) == problem.y[known]).mean())
+        search.table.append({"C": strength, "log_loss": loss, "accuracy": right, "iterations": fits.iterations})
+        if loss < least:
+            least, best, search.chosen = loss, fits.mean(), {"C": strength}
+            search.scores = np.where(known[:, None], logits, np.nan)
+    return search, best

@@ -1,0 +1,252 @@
+"""Multinomial logistic regression, many at once: all folds of a penalty in one batch, each penalty from the last.
+
+    minimise   sum_i w_i log_loss(i) / sum_i w_i  +  |W|^2 / (2 C sum_i w_i)          (C as in scikit-learn)
+
+L-BFGS in coordinates where features are uncorrelated and scaled by their curvature. The K fits of a batch share every
+matrix product: logits of a block of rows are (rows, r) x (r, K classes). A row counts in a fit by its weight there,
+which is zero in the fold that holds it out. A fit that has converged leaves the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.heads.basis import Basis
+
+#: Pairs that L-BFGS remembers, and the floats all of them may take.
+MEMORY, MEMORY_FLOATS = 12, 100_000_000
+SUFFICIENT_DECREASE = 1e-4
+HALVINGS = 12
+#: Logit of a class without an example: its probability is zero, and nothing needs to be learned for it.
+ABSENT = -1e30
+
+
+@dataclass
+class Fits:
+    """K models in rotated coordinates: weights and bias in one tensor (r + 1, K, classes), bias last."""
+
+    weights: Tensor
+    losses: Tensor
+    iterations: int
+
+    def mean(self) -> Tensor:
+        """Their average, (r + 1, 1, classes): a start for a fit on all rows."""
+        return self.weights.mean(dim=1, keepdim=True)
+
+
+class LogisticBatch:
+    """K fits on the same rows. `weights` (n, K) says how much a row counts in each fit; `y` (n,) are class codes."""
+
+    def __init__(self, basis: Basis, y: NDArray[np.int64], weights: NDArray[np.float64], classes: int) -> None:
+        self.basis = basis
+        self.dtype = basis.variance.dtype
+        self.classes = classes
+        self.y = torch.from_numpy(y)
+        total = torch.from_numpy(weights.sum(axis=0))
+        self.weights = (torch.from_numpy(weights) / total).to(self.dtype)
+        self.total = total
+        counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
+        self.present = torch.from_numpy(counts > 0)  # (K, classes)
+        self._mask = torch.where(self.present, 0.0, ABSENT).to(self.dtype)
+
+    def start(self) -> Tensor:
+        """Weights zero, (r + 1, K, classes)."""
+        return torch.zeros(len(self.basis.variance) + 1, len(self.total), self.classes, dtype=self.dtype)
+
+    def penalties(self, strength: float) -> Tensor:
+        """1 / (C sum of weights) of every fit, (K,).
+
+        scikit-learn has one vector of weights for two classes, w; here they have w/2 and -w/2, half its square.
+        """
+        twice = 2.0 if self.classes == 2 else 1.0
+        return (twice / (strength * self.total)).to(self.dtype)
+
+    def evaluate(self, weights: Tensor, fits: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectives (k,) float64 and gradients (r + 1, k, classes) of the fits with numbers `fits` (k,)."""
+        entered = self._enter(weights)
+        gradient = torch.zeros_like(entered)
+        slope = torch.zeros(weights.shape[1:], dtype=torch.float64)
+        loss = torch.zeros(len(fits), dtype=torch.float64)
+        for which, rows in self.basis.blocks():
+            share, y = self.weights[which][:, fits], self.y[which]
+            logits, true = self._logits(rows, entered, weights[-1], fits, y)
+            top = logits.amax(dim=2, keepdim=True)
+            powers = logits.sub_(top).exp_()
+            norm = powers.sum(dim=2)
+            loss += (share * (norm.log() + top[:, :, 0] - true)).sum(dim=0, dtype=torch.float64)
+            residual = powers.mul_((share / norm)[:, :, None])
+            residual.scatter_add_(2, y[:, None, None].expand(-1, len(fits), 1), -share[:, :, None])
+            slope += residual.sum(dim=0)
+            gradient += rows.T @ residual.flatten(1)
+        size = weights.shape[0] - 1, *weights.shape[1:]
+        inner = self.basis.leave(gradient).reshape(size) + penalties[None, :, None] * weights[:-1]
+        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
+        return loss, torch.cat([inner, slope.to(self.dtype)[None]])
+
+    def curvature(self, weights: Tensor, fits: Tensor) -> Tensor:
+        """Mean p (1 - p) of every fit and class, (k, classes)."""
+        entered = self._enter(weights)
+        found = torch.zeros(weights.shape[1:], dtype=torch.float64)
+        for which, rows in self.basis.blocks():
+            logits, _ = self._logits(rows, entered, weights[-1], fits, self.y[which])
+            chance = logits.softmax(dim=2)
+            found += torch.einsum("nk,nkc->kc", self.weights[which][:, fits], chance * (1 - chance))
+        return found.to(self.dtype)
+
+    def held_out(self, weights: Tensor, fit_of_row: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (n, classes) of every row by the fit that holds it out."""
+        fits = torch.arange(weights.shape[1])
+        entered = self._enter(weights)
+        chosen = torch.from_numpy(fit_of_row)
+        out = torch.empty(len(self.y), self.classes, dtype=torch.float32)
+        for which, rows in self.basis.blocks():
+            logits, _ = self._logits(rows, entered, weights[-1], fits, self.y[which])
+            out[which] = logits[torch.arange(len(rows)), chosen[which]].float()
+        return out.numpy()
+
+    def _enter(self, weights: Tensor) -> Tensor:
+        return self.basis.enter(weights[:-1].flatten(1))
+
+    def _logits(self, rows: Tensor, entered: Tensor, bias: Tensor, fits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, k, classes), and of the true class (n, k)."""
+        logits = (rows @ entered).view(len(rows), len(fits), self.classes)
+        logits += bias + self._mask[fits]
+        return logits, logits.gather(2, y[:, None, None].expand(-1, len(fits), 1))[:, :, 0]
+
+    def solve(self, strength: float, start: Tensor, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
+        """Minimise all fits at C = `strength` from `start`, to a relative gap of about `tolerance`."""
+        return _Descent(self, self.penalties(strength), start, tolerance=tolerance).run(most)
+
+
+class _Descent:
+    """L-BFGS over a batch whose members keep their own steps and leave as they converge."""
+
+    def __init__(self, batch: LogisticBatch, penalties: Tensor, start: Tensor, *, tolerance: float) -> None:
+        self.batch = batch
+        self.tolerance = tolerance
+        self.done = start.clone()
+        self.final = torch.zeros(start.shape[1], dtype=torch.float64)
+        self.fits = torch.arange(start.shape[1])
+        self.penalties = penalties
+        self.scale = self._scale(start)
+        self.point = start / self.scale
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // max(2 * start.numel(), 1)))
+
+    def _scale(self, start: Tensor) -> Tensor:
+        """One over the root of the curvature along every coordinate, (r + 1, K, classes)."""
+        chance = 1 / self.batch.classes
+        curvature = self.batch.curvature(start, self.fits).clamp(min=1e-3 * chance * (1 - chance))
+        slopes = self.batch.basis.variance[:, None, None] * curvature + self.penalties[None, :, None]
+        return torch.cat([slopes, curvature[None]]).rsqrt()
+
+    def run(self, most: int) -> Fits:
+        """Iterate until every fit has converged or `most` steps are taken."""
+        loss, gradient = self._evaluate(self.point, slice(None))
+        taken = 0
+        while len(self.fits) and taken < most:
+            direction = self._direction(gradient)
+            slope = (gradient * direction).sum(dim=(0, 2)).double()
+            uphill = slope >= 0
+            if uphill.any():  # rounding spoiled the memory of these fits: steepest descent
+                direction[:, uphill] = -gradient[:, uphill]
+                slope = (gradient * direction).sum(dim=(0, 2)).double()
+            settled = -slope / 2 <= self.tolerance * loss
+            if settled.any():
+                loss, gradient, direction, slope = self._retire(settled, loss, gradient, direction, slope)
+                if not len(self.fits):
+                    break
+            loss, gradient, stuck = self._step(loss, gradient, direction, slope)
+            if stuck.any():
+                loss, gradient, _, _ = self._retire(stuck, loss, gradient, direction, slope)
+            taken += 1
+        self._retire(torch.ones(len(self.fits), dtype=torch.bool), loss, gradient, gradient, loss)
+        return Fits(self.done, self.final, taken)
+
+    def _evaluate(self, point: Tensor, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        scale = self.scale[:, which]
+        loss, gradient = self.batch.evaluate(point * scale, self.fits[which], self.penalties[which])
+        return loss, gradient * scale
+
+    def _step(self, loss: Tensor, gradient: Tensor, direction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Backtrack, each fit on its own; fits that no step improves are at the floor of the arithmetic."""
+        length = torch.ones(len(self.fits), dtype=self.batch.dtype)
+        rounding = 4 * torch.finfo(self.batch.dtype).eps * loss.abs()
+        new_loss, new_gradient = loss.clone(), gradient.clone()
+        trying = torch.arange(len(self.fits))
+        for _ in range(HALVINGS):
+            point = self.point[:, trying] + length[trying][None, :, None] * direction[:, trying]
+            found, found_gradient = self._evaluate(point, trying)
+            wanted = loss[trying] + SUFFICIENT_DECREASE * length[trying] * slope[trying] + rounding[trying]
+            good = found <= wanted
+            new_loss[trying[good]] = found[good]
+            new_gradient[:, trying[good]] = found_gradient[:, good]
+            trying, found = trying[~good], found[~good]
+            if not len(trying):
+                break
+            length[trying] = _shorter(length[trying], slope[trying], found - loss[trying])
+        stuck = loss - new_loss <= torch.finfo(self.batch.dtype).eps * loss.abs()
+        length[trying] = 0
+        step = length[None, :, None] * direction
+        self._remember(step, new_gradient - gradient)
+        self.point = self.point + step
+        return new_loss, new_gradient, stuck
+
+    def _remember(self, step: Tensor, change: Tensor) -> None:
+        along = (step * change).sum(dim=(0, 2))
+        inverse = torch.where(along > 1e-12, 1 / along.clamp(min=1e-12), 0.0)
+        self.pairs.append((step, change, inverse))
+        del self.pairs[: -self.memory]
+
+    def _direction(self, gradient: Tensor) -> Tensor:
+        """The two loops of Nocedal (1980), for every fit at once; a pair with inverse 0 is skipped."""
+        direction = -gradient
+        passed = []
+        for step, change, inverse in reversed(self.pairs):
+            part = inverse * (step * direction).sum(dim=(0, 2))
+            passed.append(part)
+            direction = direction - part[None, :, None] * change
+        if self.pairs:
+            _, change, inverse = self.pairs[-1]
+            size = (inverse * change.square().sum(dim=(0, 2))).clamp(min=0)
+            direction = direction * torch.where(size > 0, 1 / size, 1.0)[None, :, None]
+        for (step, change, inverse), part in zip(self.pairs, reversed(passed), strict=True):
+            back = inverse * (change * direction).sum(dim=(0, 2))
+            direction = direction + (part - back)[None, :, None] * step
+        return direction
+
+    def _retire(self, out: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keep the result of the fits marked `out` and drop them from the batch; gives back the rest of `state`."""
+        gradient, direction, slope = state
+        self.done[:, self.fits[out]] = (self.point * self.scale)[:, out]
+        self.final[self.fits[out]] = loss[out]
+        rest = ~out
+        self.fits, self.penalties = self.fits[rest], self.penalties[rest]
+        self.point, self.scale = self.point[:, rest], self.scale[:, rest]
+        self.pairs = [(step[:, rest], change[:, rest], inverse[rest]) for step, change, inverse in self.pairs]
+        return loss[rest], gradient[:, rest], direction[:, rest], slope[rest]
+
+
+def _shorter(length: Tensor, slope: Tensor, rise: Tensor) -> Tensor:
+    """Where the parabola through both losses and the slope is least, kept within a tenth and a half of the step."""
+    parabola = -slope * length.double() ** 2 / (2 * (rise - slope * length)).clamp(min=1e-30)
+    best = torch.where(torch.isfinite(rise), parabola, 0.0).to(length.dtype)
+    return torch.minimum(torch.maximum(best, 0.1 * length), 0.5 * length)
+
+
+def fold_weights(weights: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Row weights (n, K): those of `weights` (n,), zero in the fit that holds the row out."""
+    held = folds[:, None] == np.arange(folds.max() + 1)
+    return np.where(held, 0.0, weights[:, None])
+
+
+def log_losses(logits: NDArray[np.float32], y: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log loss (n,) of logits (n, classes)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(logits))
+    return torch.nn.functional.cross_entropy(tensor, torch.as_tensor(y), reduction="none").double().numpy()
