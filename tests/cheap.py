@@ -71,9 +71,7 @@ def features_of(content: bytes) -> dict[str, NDArray[Any]]:
     return {"avgpool": digest[:24] / np.float32(7), "conv": (digest[:6].reshape(2, 3) / 3).astype(np.float16)}
 
 
-def extract(
-    manifest: Manifest, output: Path, *, batch: int = 4, part: Part | None = None, **options: Any
-) -> list[str]:
+def extract(manifest: Manifest, output: Path, *, batch: int = 4, part: Part | None = None, **options: Any) -> list[str]:
     """Bring `output` up to date, and return the ids whose features were computed."""
     computed: list[str] = []
     with open_writer(manifest, output, part=part, **options) as writer:
@@ -165,7 +163,9 @@ def datasets(path: Path) -> dict[str, bytes]:
     """The bytes of every dataset, as plain h5py reads them."""
     found: dict[str, bytes] = {}
     with h5py.File(path, "r") as file:
-        file.visititems(lambda name, thing: found.update({name: thing[()].tobytes()}) if hasattr(thing, "shape") else None)
+        file.visititems(
+            lambda name, thing: found.update({name: thing[()].tobytes()}) if hasattr(thing, "shape") else None
+        )
     return found
 
 

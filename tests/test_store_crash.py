@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import shutil
 import signal
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cheap import (
     Nursery,
@@ -28,7 +26,7 @@ from cheap import (
 )
 
 from pipeline import files
-from pipeline.errors import StoreError, StoreLockedError
+from pipeline.errors import StoreError
 from pipeline.manifest import Manifest
 from pipeline.store import FeatureStore
 
@@ -184,12 +182,12 @@ class Disk:
 def _sectors(write: tuple[int, bytes]) -> list[tuple[int, bytes]]:
     offset, data = write
     cuts = [0, *range(SECTOR - offset % SECTOR, len(data), SECTOR), len(data)]
-    return [(offset + start, data[start:stop]) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [(offset + start, data[start:stop]) for start, stop in itertools.pairwise(cuts)]
 
 
 def _overlap(pieces: list[tuple[int, bytes]]) -> bool:
     ordered = sorted((offset, offset + len(data)) for offset, data in pieces)
-    return any(stop > start for (_, stop), (start, _) in zip(ordered, ordered[1:], strict=False))
+    return any(stop > start for (_, stop), (start, _) in itertools.pairwise(ordered))
 
 
 def _assert_recoverable(
@@ -232,9 +230,7 @@ def test_every_prefix_and_any_part_of_what_was_not_synced_is_right(
     assert len(recorder.calls) > 100
 
 
-def test_every_call_of_an_update_may_be_the_last(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_call_of_an_update_may_be_the_last(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An update beside a finished file: after a loss of power there is the old file or the new one, whole."""
     work, dice = tmp_path / "images", random.Random(13)
     shutil.copytree(images, work)

@@ -50,9 +50,7 @@ def test_a_full_disk_is_an_error_before_the_first_image(nursery: Nursery, images
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-def test_a_full_file_system_is_an_error_before_the_first_image(
-    nursery: Nursery, images: Path, tmp_path: Path
-) -> None:
+def test_a_full_file_system_is_an_error_before_the_first_image(nursery: Nursery, images: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True)
@@ -146,10 +144,15 @@ def test_two_writers_in_one_process_exclude_each_other_too(images: Path, tmp_pat
 
 def test_ctrl_c_keeps_what_is_written(images: Path, tmp_path: Path) -> None:
     manifest, path = manifest_of(images), tmp_path / "F.h5"
-    with pytest.raises(KeyboardInterrupt), open_writer(manifest, path) as writer:
-        for index in range(7):
-            writer.fail(index, "corrupt", Source(*manifest.records[index].image.stat(), None))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with open_writer(manifest, path) as writer:
+            for index in range(7):
+                writer.fail(index, "corrupt", Source(*manifest.records[index].image.stat(), None))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     with open_writer(manifest, path) as writer:
         assert writer.pending.tolist() == list(range(7, 40))
         assert writer.reused == 7

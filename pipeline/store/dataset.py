@@ -23,9 +23,7 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
     its block.
     """
 
-    def __init__(
-        self, store: FeatureStore, layer: str | None, rows: NDArray[np.int64], targets: NDArray[Any]
-    ) -> None:
+    def __init__(self, store: FeatureStore, layer: str | None, rows: NDArray[np.int64], targets: NDArray[Any]) -> None:
         self.store = store
         self.layer = layer
         self.rows = rows

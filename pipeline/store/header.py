@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import zlib
 from collections.abc import Sequence
 from math import prod
@@ -148,12 +149,19 @@ class Part(_Strict):
         return cls.of(ids, 0, len(ids))
 
 
+def new_token() -> str:
+    """A random name for one file."""
+    return secrets.token_hex(8)
+
+
 class Header(_Strict):
     """Everything about a feature file but its rows."""
 
     format: Literal["pipeline-features"] = "pipeline-features"
     format_version: Literal[1] = 1
     created: str
+    #: Random: two files are never taken for one another, however alike they are.
+    token: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] = Field(default_factory=new_token)
     source: str
     recipe: Recipe
     environment: dict[str, Any]
@@ -209,14 +217,10 @@ def header_size(first_bytes: bytes, where: str) -> int:
     """How many bytes the header has, by its first line. Raises `StoreDamagedError` where there is none."""
     found = MAGIC.match(first_bytes)
     if not found:
-        raise StoreDamagedError(
-            f"{where} is not a feature file of format {VERSION}, or its first line is damaged"
-        )
+        raise StoreDamagedError(f"{where} is not a feature file of format {VERSION}, or its first line is damaged")
     size = int(found[1])
     if not len(found[0]) < size <= LARGEST_HEADER:
-        raise StoreDamagedError(
-            f"{where}: the first line gives a header of {size} bytes, which no writer makes"
-        )
+        raise StoreDamagedError(f"{where}: the first line gives a header of {size} bytes, which no writer makes")
     return size
 
 
@@ -224,9 +228,7 @@ def parse_header(data: bytes, *, where: str, file_size: int) -> Header:
     """The header in the first `header_size` bytes of a file, checked against its checksum and the size."""
     found = MAGIC.match(data)
     if not found or zlib.crc32(data[found.end() :]) != int(found[2], 16):
-        raise StoreDamagedError(
-            f"{where}: the header does not have its checksum; restore the file from a copy"
-        )
+        raise StoreDamagedError(f"{where}: the header does not have its checksum; restore the file from a copy")
     try:
         header = Header.model_validate(json.loads(data[found.end() :].rstrip(b"\0")))
     except (ValidationError, ValueError, RecursionError, OverflowError) as error:

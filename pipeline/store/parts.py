@@ -35,9 +35,7 @@ def part_range(total: int, *, rows: str | None = None, part: str | None = None) 
 
 def part_paths(folder: Path) -> list[Path]:
     """The feature files of a folder. Raises `StoreError` where there is none."""
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix == ".h5" and not path.name.startswith(".")
-    )
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".h5" and not path.name.startswith("."))
     if not paths:
         raise StoreError(f"{folder} holds no feature file (*.h5)")
     return paths
@@ -53,7 +51,7 @@ def check_parts(where: Path, parts: Sequence[tuple[Path, Header]]) -> list[tuple
     expected = 0
     for path, header in ordered:
         if difference := _difference(first, header):
-            raise StoreError(f"{path} and {first_path} are no parts of one store: other {difference}")
+            raise StoreError(f"{path} and {first_path} are not parts of one store: other {difference}")
         if header.part.start > expected:
             raise StoreError(_describe_gap(where, expected, header.part.start, first.part.total))
         if header.part.start < expected:

@@ -135,7 +135,7 @@ class FeatureStore:
 
     @property
     def _identity(self) -> tuple[str, ...]:
-        return tuple(header.model_dump_json() for _, header in self._parts)
+        return tuple(header.token for _, header in self._parts)
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}: {len(self)} rows of {', '.join(self.layers)})"
@@ -247,9 +247,7 @@ class FeatureStore:
             if split not in self.splits:
                 known = sorted(set(self.splits.tolist()) - {""})
                 listed = ", ".join(known) or "none"
-                raise SettingsError(
-                    f"{self.path} has no split {split!r}{nearest(split, known)}; known: {listed}"
-                )
+                raise SettingsError(f"{self.path} has no split {split!r}{nearest(split, known)}; known: {listed}")
             chosen = chosen & (self.splits == split)
         if target is not None:
             values = self._target(target).values
@@ -332,8 +330,7 @@ class FeatureStore:
             return self._header.layers[0]
         if layer not in self.layers:
             raise SettingsError(
-                f"{self.path} has no layer {layer!r}{nearest(layer, self.layers)};"
-                f" known: {', '.join(self.layers)}"
+                f"{self.path} has no layer {layer!r}{nearest(layer, self.layers)}; known: {', '.join(self.layers)}"
             )
         return layer_column(layer)
 
@@ -349,9 +346,7 @@ class FeatureStore:
     def _target(self, name: str) -> Target:
         if name not in self.targets:
             known = ", ".join(self.targets) or "none"
-            raise SettingsError(
-                f"{self.path} has no target {name!r}{nearest(name, self.targets)}; it has: {known}"
-            )
+            raise SettingsError(f"{self.path} has no target {name!r}{nearest(name, self.targets)}; it has: {known}")
         return self.targets[name]
 
     # --- bytes
@@ -363,7 +358,7 @@ class FeatureStore:
         if file is None:
             path, header = self._parts[number]
             file = RowFile.open(path)
-            if file.header != header:
+            if file.header.token != header.token:
                 file.close()
                 raise StoreError(f"{path} was replaced while it was being read; open the store again")
             self._open_files[number] = file

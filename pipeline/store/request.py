@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreError
 from pipeline.manifest import Manifest
-from pipeline.store.header import Header, Part, encode_texts, escape, plain_name, target_column
+from pipeline.store.header import Header, Part, encode_texts, escape, new_token, plain_name, target_column
 from pipeline.store.layout import LayerSpec, plan_columns
 from pipeline.store.rows import RowFile
 
@@ -49,9 +49,7 @@ class Request:
         targets = manifest.targets.values()
         fixed: dict[str, NDArray[Any]] = {"id": encode_texts(ids), "split": splits}
         for target in targets:
-            fixed[target_column(target.name)] = np.asarray(
-                target.values, "<f8" if target.names is None else "<i8"
-            )
+            fixed[target_column(target.name)] = np.asarray(target.values, "<f8" if target.names is None else "<i8")
         header = Header(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             source=escape(str(manifest.source)),
@@ -74,7 +72,8 @@ class Request:
             for name, column in header.columns.items()
             if name in header.layers
         ]
-        return cls(header.model_copy(update={"columns": plan_columns(layers, fixed)}), fixed)
+        columns = plan_columns(layers, fixed)
+        return cls(header.model_copy(update={"columns": columns, "token": new_token()}), fixed)
 
     def is_met_by(self, file: RowFile) -> bool:
         """Whether a file is for the same ids, splits, targets, layers and part: only its rows may differ."""

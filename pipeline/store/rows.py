@@ -34,9 +34,7 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, where: str) -
     while buffer:
         got = os.preadv(descriptor, [buffer], offset)
         if not got:
-            raise StoreDamagedError(
-                f"{where} ends at byte {offset}, before its data does; restore it from a copy"
-            )
+            raise StoreDamagedError(f"{where} ends at byte {offset}, before its data does; restore it from a copy")
         buffer, offset = buffer[got:], offset + got
 
 
@@ -62,9 +60,7 @@ class RowFile:
         operating system refuses.
         """
         try:
-            descriptor = os.open(
-                path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
-            )
+            descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
         try:
@@ -119,9 +115,7 @@ class RowFile:
         """Rows `start` to `stop` of a column as they lie there, unchecked."""
         column = self.header.columns[name]
         rows = column.empty((self.header.rows if stop is None else stop) - start)
-        read_exactly(
-            self.descriptor, as_bytes(rows), column.offset + start * column.row_bytes, str(self.path)
-        )
+        read_exactly(self.descriptor, as_bytes(rows), column.offset + start * column.row_bytes, str(self.path))
         return rows
 
     # --- with checksums
@@ -143,13 +137,13 @@ class RowFile:
         """The given rows of a column in their order, every block that they touch checked."""
         column = self.header.columns[name]
         taken = column.empty(len(rows))
+        if not len(rows):
+            return taken
         order = np.argsort(rows, kind="stable")
         blocks, starts = np.unique(rows[order] // column.block, return_index=True)
         for block, which in zip(blocks.tolist(), np.split(order, starts[1:]), strict=True):
             begin = block * column.block
-            taken[which] = self.span(name, begin, min(begin + column.block, self.header.rows))[
-                rows[which] - begin
-            ]
+            taken[which] = self.span(name, begin, min(begin + column.block, self.header.rows))[rows[which] - begin]
         return taken
 
     def damaged_blocks(self, name: str) -> Iterator[str]:
@@ -193,9 +187,7 @@ class RowFile:
 
 
 def _in_threads(work: Any, items: int) -> None:
-    threads = min(
-        4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, range(first, items, threads)) for first in range(threads)]:
             done.result()
@@ -214,12 +206,8 @@ def row_checksums(
     rows = len(size)
     if not rows:
         return np.empty(0, np.uint32)
-    labels = np.concatenate(
-        [np.ascontiguousarray(column).view(np.uint8).reshape(rows, -1) for column in columns], 1
-    )
-    pieces = [
-        (as_bytes(layer), layer.nbytes // rows) for layer in (labels, *map(np.ascontiguousarray, features))
-    ]
+    labels = np.concatenate([np.ascontiguousarray(column).view(np.uint8).reshape(rows, -1) for column in columns], 1)
+    pieces = [(as_bytes(layer), layer.nbytes // rows) for layer in (labels, *map(np.ascontiguousarray, features))]
     crcs = np.empty(rows, np.uint32)
     for row in range(rows):
         crc = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,6 +69,7 @@ class StoreWriter:
         self._last_commit = time.monotonic()
         self._broken = False
         self._contents: dict[bytes, tuple[Origin, int]] | None = None
+        self._contents_lock = threading.Lock()
         self.reused = int(own.final.sum())
 
     @classmethod
@@ -123,9 +125,7 @@ class StoreWriter:
         return cls.create(path, request, origins, None if rehash else seen)
 
     @classmethod
-    def create(
-        cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None
-    ) -> Self:
+    def create(cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None) -> Self:
         """Make the unfinished file, with all rows that `origins` have of what is `seen`; the lock is held."""
         temporary = path.with_name(f".{path.name}.tmp")  # the lock is ours, so is the name
         file = _lay_out(temporary, request.header)
@@ -190,17 +190,18 @@ class StoreWriter:
         return {name: STATUS_NAMES[status[row]] for name, row in zip(names, rows.tolist(), strict=True)}
 
     def knows(self, sha256: bytes) -> bool:
-        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file."""
+        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file.
+
+        May be asked by any thread.
+        """
         return self._locate(sha256) is not None
 
     def _locate(self, sha256: bytes) -> tuple[Origin, int] | None:
-        if self._contents is None:
-            self._contents = {
-                content: (origin, row)
-                for origin in (*self._origins, self._own)
-                for content, row in origin.contents()
-            }
-        found = self._contents.get(sha256)
+        with self._contents_lock:
+            if self._contents is None:
+                everyone = (*self._origins, self._own)
+                self._contents = {key: (origin, row) for origin in everyone for key, row in origin.contents()}
+            found = self._contents.get(sha256)
         if found is None:
             return None
         origin, row = found
@@ -250,9 +251,7 @@ class StoreWriter:
             raise KeyError(f"no row has the content of row {index}")
         origin, row = found
         rows = np.array([row])
-        self._put(
-            np.array([index]), origin.features(rows), status=origin.status[rows], **_as_arrays([source])
-        )
+        self._put(np.array([index]), origin.features(rows), status=origin.status[rows], **_as_arrays([source]))
 
     def _as_columns(self, features: Mapping[str, NDArray[Any]], rows: int) -> list[NDArray[Any]]:
         header = self._own.file.header
@@ -263,9 +262,7 @@ class StoreWriter:
         for name in expected:
             column, given = header.columns[layer_column(name)], np.asarray(features[name])
             if given.shape != (rows, *column.shape[1:]):
-                raise SettingsError(
-                    f"layer {name}: {given.shape} given for {rows} rows of {column.shape[1:]}"
-                )
+                raise SettingsError(f"layer {name}: {given.shape} given for {rows} rows of {column.shape[1:]}")
             with np.errstate(over="ignore"):  # too large for float16 becomes infinite, and so a named reason
                 arrays.append(given.astype(column.dtype))
         return arrays
@@ -290,9 +287,7 @@ class StoreWriter:
         ]
         columns = dict(zip(header.layers, features, strict=True))
         columns |= {"source/size": size, "source/mtime_ns": mtime_ns, "source/sha256": sha256}
-        columns["commit"] = row_checksums(
-            features, size=size, mtime_ns=mtime_ns, sha256=sha256, status=status
-        )
+        columns["commit"] = row_checksums(features, size=size, mtime_ns=mtime_ns, sha256=sha256, status=status)
         with self._fatal():
             for name, values in columns.items():
                 write_rows(own.file.descriptor, header.columns[name], indices, values)
@@ -305,9 +300,10 @@ class StoreWriter:
     def _remember(self, indices: NDArray[np.int64]) -> None:
         self._staged.append(indices)
         self._staged_bytes += len(indices) * self._own.file.header.feature_bytes
-        if self._contents is not None:
-            for index in indices.tolist():
-                self._contents[self._own.sha256[index].tobytes()] = (self._own, index)
+        with self._contents_lock:
+            if self._contents is not None:
+                for index in indices.tolist():
+                    self._contents[self._own.sha256[index].tobytes()] = (self._own, index)
 
     # --- making it last
 

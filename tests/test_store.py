@@ -1,0 +1,491 @@
+"""The store's own promises: layout, reuse, reading, names, PyTorch and pandas."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from cheap import (
+    LAYERS,
+    assert_rows_right,
+    extract,
+    features_of,
+    manifest_of,
+    open_writer,
+    recipe,
+    write_images,
+)
+
+from pipeline.errors import RecipeMismatchError, SettingsError, StoreError
+from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter, is_store, part_range
+from pipeline.store.header import dataset_name, decode_texts, encode_texts, escape, unescape
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    write_images(tmp_path / "images", 30)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def path(images: Path, tmp_path: Path) -> Path:
+    extract(manifest_of(images), tmp_path / "F.h5")
+    return tmp_path / "F.h5"
+
+
+# --- the file
+
+
+def test_plain_h5py_reads_the_whole_layout(path: Path, images: Path) -> None:
+    manifest = manifest_of(images)
+    with h5py.File(path, "r") as file:
+        assert file.attrs["format"] == "pipeline-features"
+        assert file.attrs["format_version"] == 1
+        assert json.loads(file.attrs["recipe"])["base"] == "cheap"
+        assert file.attrs["recipe_sha256"] == recipe().fingerprint()
+        assert json.loads(file.attrs["environment"]) == {"by": "cheap"}
+        assert file["id"].asstr()[:].tolist() == [record.id for record in manifest.records]
+        assert file["split"].asstr()[:].tolist() == [record.split for record in manifest.records]
+        assert file["target/class"].attrs["names"].tolist() == ["even", "odd"]
+        np.testing.assert_array_equal(file["target/class"][:], manifest.targets["class"].values)
+        np.testing.assert_array_equal(file["target/length"][:], manifest.targets["length"].values)
+        assert file["status"].attrs["names"].tolist()[:4] == ["pending", "good", "missing", "unreadable"]
+        assert file["features/avgpool"].shape == (30, 24)
+        assert file["features/avgpool"].dtype == np.float32
+        assert file["features/conv"].shape == (30, 2, 3)
+        assert file["features/conv"].dtype == np.float16
+        assert file["source/sha256"].shape == (30, 32)
+        assert file["source/size"][0] == 1
+        assert file["checksum/features/avgpool"].attrs["rows"] == 2730
+        assert file["features/avgpool"].chunks is None
+    assert assert_rows_right(path, manifest) == 30
+
+
+def test_a_hundred_thousand_class_names_fit(images: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(images)
+    names = tuple(f"class number {number}" for number in range(100_000))
+    manifest.targets["class"] = Target("class", np.arange(30), names)
+    extract(manifest, tmp_path / "F.h5")
+    with FeatureStore.open(tmp_path / "F.h5") as store:
+        assert store.targets["class"].names == names
+    with h5py.File(tmp_path / "F.h5") as file:
+        assert file["target/class"].attrs["names"].tolist() == list(names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plain", "-n", "a\nb\t", "ünï/çödé.jpg", os.fsdecode(b"caf\xe9.jpg"), "\\", "\\u0041", "\0", "a\0"),
+        *("\ud800x", "n" * 255, " ", "..", "\\\\\\u", "𝕏"),
+    ],
+)
+def test_any_name_survives(name: str, tmp_path: Path) -> None:
+    assert unescape(escape(name)) == name
+    assert decode_texts(encode_texts([name, "other"])) == [name, "other"]
+    assert escape(name).encode("utf-8")
+    file = tmp_path / "image"
+    file.write_bytes(b"x")
+    target = Target(name, np.array([0]), (name,))
+    manifest = Manifest(name, [Record(0, name, FileImage(str(file)), "")], {name: target})
+    out = tmp_path / "F.h5"
+    with StoreWriter.open(
+        out, manifest=manifest, layers=[LayerSpec(name, (2,))], recipe=recipe(), environment={}
+    ) as writer:
+        writer.write([0], {name: np.ones((1, 2))}, [Source(1, 1, bytes(31) + b"1")])
+        writer.publish()
+    with FeatureStore.open(out) as store:
+        assert (store.ids, store.layers, store.source) == ([name], {name: (2,)}, name)
+        assert store.targets[name].names == (name,)
+        assert store.features(name).tolist() == [[1, 1]]
+    with h5py.File(out) as written:
+        assert unescape(written["id"].asstr()[0]) == name
+        assert list(written["features"]) == [dataset_name(name)]
+
+
+def test_a_name_that_is_a_dot_or_empty() -> None:
+    assert dataset_name(".") == "\\u002e"
+    assert unescape(dataset_name("a/b")) == "a/b"
+    with pytest.raises(SettingsError, match="needs a name"):
+        dataset_name("")
+
+
+# --- what is computed again
+
+
+def test_a_second_run_computes_and_writes_nothing(path: Path, images: Path) -> None:
+    before = (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+    with open_writer(manifest_of(images), path) as writer:
+        assert len(writer.pending) == 0
+        assert writer.reused == 30
+        assert writer.bad() == {"00004.jpg": "corrupt", "00022.jpg": "corrupt", "00027.jpg": "corrupt"}
+        assert writer.publish() == path
+    assert (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) == before
+    assert sorted(left.name for left in path.parent.iterdir()) == ["F.h5", "images"]
+
+
+def test_equal_content_is_computed_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", 30)
+    computed = extract(manifest_of(tmp_path / "images"), tmp_path / "F.h5")
+    assert len(computed) == 30 - 4
+    assert assert_rows_right(tmp_path / "F.h5", manifest_of(tmp_path / "images")) == 30
+
+
+def test_only_new_content_is_computed(path: Path, images: Path) -> None:
+    (images / "00001.jpg").rename(images / "renamed.jpg")
+    (images / "00002.jpg").unlink()
+    (images / "00003.jpg").write_bytes(b"changed")
+    (images / "added.jpg").write_bytes(b"added")
+    shutil.copy(images / "00005.jpg", images / "copied.jpg")
+    os.utime(images / "00007.jpg", ns=(5, 5))
+    manifest = manifest_of(images)
+    assert extract(manifest, path) == ["00003.jpg", "added.jpg"]
+    assert assert_rows_right(path, manifest) == len(manifest) == 31
+    assert extract(manifest, path) == []
+
+
+def test_two_files_that_swap_names_are_not_computed(path: Path, images: Path) -> None:
+    (images / "00001.jpg").rename(images / "away")
+    (images / "00002.jpg").rename(images / "00001.jpg")
+    (images / "away").rename(images / "00002.jpg")
+    os.utime(images / "00001.jpg", ns=(5, 5))
+    os.utime(images / "00002.jpg", ns=(6, 6))
+    assert extract(manifest_of(images), path) == []
+    assert assert_rows_right(path, manifest_of(images)) == 30
+
+
+def test_labels_change_without_computing(path: Path, images: Path) -> None:
+    manifest = manifest_of(images, flipped=frozenset(["00003.jpg"]))
+    assert extract(manifest, path) == []
+    with FeatureStore.open(path) as store:
+        np.testing.assert_array_equal(store.targets["class"].values, manifest.targets["class"].values)
+    manifest.targets["weight"] = Target("weight", np.arange(30.0), None)
+    del manifest.targets["length"]
+    assert extract(manifest, path) == []
+    with FeatureStore.open(path) as store:
+        assert list(store.targets) == ["class", "weight"]
+
+
+def test_rehash_reads_every_image_and_computes_only_what_changed(path: Path, images: Path) -> None:
+    stat = (images / "00003.jpg").stat()
+    (images / "00003.jpg").write_bytes(b"Y")  # as long as before, and made to look as old
+    os.utime(images / "00003.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert extract(manifest_of(images), path) == []
+    assert extract(manifest_of(images), path, rehash=True) == ["00003.jpg"]
+    assert assert_rows_right(path, manifest_of(images)) == 30
+
+
+def test_force_computes_everything(path: Path, images: Path) -> None:
+    assert len(extract(manifest_of(images), path, force=True)) == 26
+
+
+def test_an_unfinished_update_goes_on_in_place(path: Path, images: Path) -> None:
+    write_images(images, 20, first=50)
+    manifest = manifest_of(images)
+    with open_writer(manifest, path) as writer:
+        assert writer.reused == 30
+        index = int(writer.pending[0])
+        content = manifest.records[index].image.read(100)
+        layers = {name: value[None] for name, value in features_of(content).items()}
+        writer.write([index], layers, [Source(*manifest.records[index].image.stat(), b"1" * 32)])
+    inode = path.with_name("F.h5.partial").stat().st_ino
+    with open_writer(manifest, path) as writer:
+        assert writer.reused == 31
+        assert path.with_name("F.h5.partial").stat().st_ino == inode
+    (images / "00055.jpg").unlink()
+    with open_writer(manifest_of(images), path) as writer:
+        assert writer.reused == 31
+        assert path.with_name("F.h5.partial").stat().st_ino != inode
+
+
+def test_an_unfinished_file_that_is_not_wanted_any_more_goes(path: Path, images: Path) -> None:
+    manifest = manifest_of(images)
+    (images / "added.jpg").write_bytes(b"added")
+    with open_writer(manifest_of(images), path):
+        pass
+    assert path.with_name("F.h5.partial").exists()
+    assert extract(manifest, path) == []
+    assert not path.with_name("F.h5.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "other"}, "base='cheap', and 'other' is asked for"),
+        ({"weights": "1" * 64}, "weights='000"),
+        ({"transform": {"crop": 65}}, "transform={'crop': 64}"),
+        ({"precision": "bf16"}, "precision='fp32'"),
+        ({"views": 2}, "views=0, and 2"),
+        ({"pixels": 2}, "pixels=1, and 2"),
+        ({"pool": "avg"}, "pool='none'"),
+    ],
+)
+def test_another_recipe_is_refused_with_the_first_difference(
+    path: Path, images: Path, change: dict[str, Any], message: str
+) -> None:
+    before = path.read_bytes()
+    with pytest.raises(RecipeMismatchError) as refused:
+        extract(manifest_of(images), path, recipe=recipe(**change))
+    assert message in str(refused.value)
+    assert str(refused.value).endswith("; give --force to start anew, or another -o")
+    assert path.read_bytes() == before
+    assert extract(manifest_of(images), path) == []
+
+
+def test_a_forced_run_that_was_killed_goes_on_without_force(path: Path, images: Path) -> None:
+    manifest, other = manifest_of(images), recipe(base="other")
+    with open_writer(manifest, path, recipe=other, force=True) as writer:
+        writer.fail(0, "corrupt", Source(*manifest.records[0].image.stat(), None))
+    with open_writer(manifest, path, recipe=other) as writer:
+        assert writer.reused == 1
+    with pytest.raises(RecipeMismatchError, match=r"F\.h5\.partial was made with base='other'"):
+        extract(manifest, path)
+
+
+def test_rows_that_could_not_be_read_are_tried_again(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "F.h5"
+    manifest = manifest_of(images, missing=["gone.jpg"])
+    assert "gone.jpg" not in extract(manifest, path)
+    with FeatureStore.open(path) as store:
+        assert store.reasons[store.ids.index("gone.jpg")] == "missing"
+        assert store.sizes[store.ids.index("gone.jpg")] == -1
+    assert extract(manifest, path) == []
+    (images / "gone.jpg").write_bytes(b"found")
+    assert extract(manifest_of(images), path) == ["gone.jpg"]
+
+
+def test_what_is_not_finite_is_a_bad_row(images: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(images).rows(0, 4)
+    values = np.ones((4, 24), np.float32)
+    maps = np.ones((4, 2, 3), np.float32)
+    values[1, 3], maps[2, 1, 1] = np.nan, 70_000  # more than float16 holds
+    sources = [Source(1, 1, bytes([number] * 32)) for number in range(1, 5)]
+    with open_writer(manifest, tmp_path / "F.h5") as writer:
+        writer.write(range(4), {"avgpool": values, "conv": maps}, sources)
+        writer.publish()
+    with FeatureStore.open(tmp_path / "F.h5") as store:
+        assert store.reasons == ["", "non-finite", "non-finite", ""]
+        assert np.isnan(store.features("avgpool", np.array([1, 2]))).all()
+        assert store.select().tolist() == [0, 3]
+
+
+def test_misuse_is_refused(images: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(images)
+    rows = {"avgpool": np.zeros((1, 24)), "conv": np.zeros((1, 2, 3))}
+    source = [Source(1, 1, None)]
+    with open_writer(manifest, tmp_path / "F.h5") as writer:
+        with pytest.raises(SettingsError, match=r"layer avgpool: \(1, 25\) given"):
+            writer.write([0], {**rows, "avgpool": np.zeros((1, 25))}, source)
+        with pytest.raises(SettingsError, match="holds the layers"):
+            writer.write([0], {"avgpool": rows["avgpool"]}, source)
+        with pytest.raises(KeyError, match="no row has the content of row 3"):
+            writer.adopt(3, Source(1, 1, b"?" * 32))
+        writer.write([0], rows, source)
+        with pytest.raises(ValueError, match="never written again"):
+            writer.write([0], rows, source)
+        with pytest.raises(StoreError, match=r"29 rows of .* are not computed yet"):
+            writer.publish()
+    empty = Manifest("nothing", [], {})
+    with pytest.raises(StoreError, match="at least one image"):
+        extract(empty, tmp_path / "E.h5")
+    twice = Manifest("twice", [manifest.records[0]] * 2, {})
+    with pytest.raises(StoreError, match=r"the id '00000.jpg' stands for two images"):
+        extract(twice, tmp_path / "E.h5")
+    with pytest.raises(SettingsError, match=r"30 rows are not rows 0 to 10"):
+        extract(manifest, tmp_path / "E.h5", part=Part.of([record.id for record in manifest.records], 0, 10))
+    for spec in LayerSpec("a", (0,)), LayerSpec("a", (2,), "float64"):
+        with (
+            pytest.raises(SettingsError, match="cannot be a row of features"),
+            StoreWriter.open(tmp_path / "E.h5", manifest=manifest, layers=[spec], recipe=recipe(), environment={}),
+        ):
+            pass
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["F.h5.partial", "images"]
+
+
+def test_a_hundred_thousand_rows_with_nothing_to_do_take_seconds(tmp_path: Path) -> None:
+    image = tmp_path / "image.jpg"
+    image.write_bytes(b"same")
+    names = [f"class{number % 10}/{number:06}.jpg" for number in range(100_000)]
+    records = [Record(index, name, FileImage(str(image)), "") for index, name in enumerate(names)]
+    manifest = Manifest("many", records, {"class": Target("class", np.arange(100_000) % 10, tuple("abcdefghij"))})
+    layers = [LayerSpec("avgpool", (8,))]
+    opened = {"manifest": manifest, "layers": layers, "recipe": recipe(), "environment": {}}
+    size, mtime_ns = records[0].image.stat()
+    source = Source(size, mtime_ns, b"x" * 32)
+    with StoreWriter.open(tmp_path / "F.h5", **opened) as writer:
+        for start in range(0, 100_000, 5000):
+            rows = {"avgpool": np.ones((5000, 8))}
+            writer.write(range(start, start + 5000), rows, [source] * 5000)
+        writer.publish()
+    stamp = (tmp_path / "F.h5").stat().st_mtime_ns
+    started = time.process_time()
+    with StoreWriter.open(tmp_path / "F.h5", **opened) as writer:
+        assert len(writer.pending) == 0
+        writer.publish()
+    assert time.process_time() - started < 5
+    assert (tmp_path / "F.h5").stat().st_mtime_ns == stamp
+
+
+# --- reading
+
+
+def test_arrays_and_selections(path: Path, images: Path) -> None:
+    manifest = manifest_of(images)
+    with FeatureStore.open(path) as store:
+        assert len(store) == 30
+        assert repr(store).endswith("30 rows of avgpool, conv)")
+        assert store.layers == {"avgpool": (24,), "conv": (2, 3)}
+        good = [row for row, reason in enumerate(store.reasons) if not reason]
+        assert store.select().tolist() == good
+        X, y = store.arrays("conv", target="class")
+        np.testing.assert_array_equal(y, manifest.targets["class"].values[good])
+        for row, features in zip(good, X, strict=True):
+            content = manifest.records[row].image.read(100)
+            np.testing.assert_array_equal(features, features_of(content)["conv"])
+        blocks = list(store.iter_blocks("conv", rows=4))
+        assert [len(rows) for rows, _ in blocks] == [4] * (len(good) // 4) + [len(good) % 4] * bool(len(good) % 4)
+        np.testing.assert_array_equal(np.concatenate([rows for rows, _ in blocks]), good)
+        np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]), X)
+        shuffled = np.random.default_rng(0).permutation(good)
+        np.testing.assert_array_equal(store.features("conv", shuffled), store.features("conv")[shuffled])
+        assert store.features("avgpool", np.array([], np.int64)).shape == (0, 24)
+        assert store.select(split="train").tolist() == store.select().tolist()
+
+
+def test_unknown_names_are_told_the_nearest(path: Path, images: Path, tmp_path: Path) -> None:
+    with FeatureStore.open(path) as store:
+        for call, message in [
+            (lambda: store.features("avgpol"), "no layer 'avgpol' (did you mean 'avgpool'?); known: avgpool, conv"),
+            (lambda: store.features(), "has the layers avgpool, conv; say which one"),
+            (lambda: store.arrays("conv"), "has the targets class, length; say which one"),
+            (lambda: store.arrays("conv", target="clas"), "no target 'clas' (did you mean 'class'?)"),
+            (lambda: store.select(split="trains"), "no split 'trains' (did you mean 'train'?); known: train"),
+            (lambda: list(store.iter_blocks("conv", rows=0)), "rows=0"),
+        ]:
+            with pytest.raises(SettingsError) as refused:
+                call()
+            assert message in str(refused.value)
+        for rows in [30], [-1]:
+            with pytest.raises(IndexError, match="of a store of 30"):
+                store.features("conv", np.array(rows))
+    unlabelled = manifest_of(images)
+    unlabelled.targets.clear()
+    extract(unlabelled, tmp_path / "U.h5")
+    with FeatureStore.open(tmp_path / "U.h5") as store:
+        with pytest.raises(SettingsError, match="has no target; extract again with --labels"):
+            store.arrays("conv")
+        with pytest.raises(SettingsError, match="it has: none"):
+            store.arrays("conv", target="class")
+
+
+def test_fingerprints_tell_what_was_learned_from(path: Path, images: Path, tmp_path: Path) -> None:
+    with FeatureStore.open(path) as store:
+        first = store.fingerprint
+    extract(manifest_of(images), tmp_path / "again.h5")
+    with FeatureStore.open(tmp_path / "again.h5") as store:
+        assert store.fingerprint == first
+    extract(manifest_of(images, flipped=frozenset(["00003.jpg"])), path)
+    with FeatureStore.open(path) as store:
+        assert store.fingerprint != first
+
+
+def test_a_frame_has_everything(path: Path) -> None:
+    with FeatureStore.open(path) as store:
+        frame = store.frame("avgpool")
+        assert frame.index.tolist() == store.ids
+        assert frame["class"].cat.categories.tolist() == ["even", "odd"]
+        assert frame["reason"].tolist() == store.reasons
+        assert frame["sha256"].iloc[0] == store.sha256[0].tobytes().hex()
+        features = frame[[f"avgpool.{number}" for number in range(24)]].to_numpy()
+        np.testing.assert_array_equal(features, store.features("avgpool"))
+        assert "avgpool.0" not in store.frame()
+
+
+def test_a_frame_without_pandas_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with FeatureStore.open(path) as store, pytest.raises(StoreError, match="pip install pandas"):
+        store.frame()
+
+
+def test_a_store_that_was_replaced_is_not_mixed_with_the_new_one(path: Path, images: Path) -> None:
+    store = FeatureStore.open(path)
+    before = store.features("conv").tobytes()
+    packed = pickle.dumps(store)
+    assert pickle.loads(packed).features("conv").tobytes() == before  # noqa: S301
+    store.close()
+    extract(manifest_of(images, flipped=frozenset(["00003.jpg"])), path)
+    with pytest.raises(StoreError, match="was replaced while it was being read; open the store again"):
+        store.features("conv")
+    with pytest.raises(StoreError, match="was replaced since this store was opened"):
+        pickle.loads(packed)  # noqa: S301
+
+
+def test_a_store_that_is_open_keeps_reading_the_file_that_it_opened(path: Path, images: Path) -> None:
+    with FeatureStore.open(path) as store:
+        classes = store.targets["class"].values
+        extract(manifest_of(images, flipped=frozenset(["00003.jpg"])), path)
+        np.testing.assert_array_equal(store.column("target/class"), classes)
+
+
+def test_is_store(path: Path, images: Path, tmp_path: Path) -> None:
+    assert is_store(path)
+    assert is_store(path.parent)
+    assert not is_store(images)
+    assert not is_store(images / "00001.jpg")
+    assert not is_store(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_the_same_rows(path: Path, method: str) -> None:
+    import torch
+    from torch.utils.data import DataLoader
+
+    with FeatureStore.open(path) as store:
+        dataset = store.torch_dataset("avgpool", target="class")
+        X, y = store.arrays("avgpool", target="class")
+        assert len(dataset) == len(y)
+        np.testing.assert_array_equal(dataset[3][0].numpy(), X[3])
+        assert dataset[3][1].dtype == torch.int64
+        assert store.torch_dataset("conv", target="length")[0][1].dtype == torch.float32
+        loader = DataLoader(dataset, batch_size=4, num_workers=2, multiprocessing_context=method)
+        seen = list(loader)
+    np.testing.assert_array_equal(torch.cat([features for features, _ in seen]).numpy(), X)
+    np.testing.assert_array_equal(torch.cat([labels for _, labels in seen]).numpy(), y)
+
+
+# --- ranges
+
+
+def test_parts_cover_every_row_once() -> None:
+    for total in 1, 7, 100:
+        for of in range(1, total + 1):
+            ranges = [part_range(total, part=f"{number}/{of}") for number in range(1, of + 1)]
+            assert [row for start, stop in ranges for row in range(start, stop)] == list(range(total))
+    assert part_range(10) == (0, 10)
+    assert part_range(10, rows="2:5") == (2, 5)
+    assert part_range(10, rows=":5") == (0, 5)
+    assert part_range(10, rows="5:") == (5, 10)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"part": text} for text in ("0/8", "9/8", "1/11", "a/b", "1", "1/0", "-1/8")]
+    + [{"rows": text} for text in ("5:5", "6:5", "0:11", "a", "5", "::", "-1:3")]
+    + [{"rows": "0:1", "part": "1/2"}],
+)
+def test_ranges_that_are_none_are_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingsError):
+        part_range(10, **wrong)
+
+
+def test_layers_of_the_tests_are_those_of_the_recipe() -> None:
+    assert tuple(layer.name for layer in LAYERS) == recipe().layers
