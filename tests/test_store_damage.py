@@ -165,7 +165,7 @@ def test_an_unfinished_file_under_a_finished_name_is_refused(images: Path, tmp_p
         writer.fail(0, "empty")
     with pytest.raises(StoreError, match=r"F\.h5 is not finished: run the same extract command again"):
         FeatureStore.open(path)
-    with pytest.raises(StoreError, match="39 rows"), open_writer(manifest_of(images), path) as writer:
+    with pytest.raises(StoreError, match="40 rows"), open_writer(manifest_of(images), path) as writer:
         writer.publish()
     path.with_name("F.h5.partial").rename(path)
     with pytest.raises(StoreDamagedError, match="status, block 0"):
