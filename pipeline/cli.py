@@ -34,7 +34,7 @@ class Result(Protocol):
         """The same for a person."""
 
 
-class Terminated(KeyboardInterrupt):
+class Terminated(BaseException):
     """SIGTERM: handled like Ctrl-C, with its own exit status."""
 
 
@@ -334,12 +334,10 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except click.Abort:
-        status = 130
+    except click.Abort:  # click's name for Ctrl-C
+        status = _stopped(130)
     except Terminated:
         status = _stopped(143)
-    except KeyboardInterrupt:
-        status = _stopped(130)
     except SettingsError as error:
         status = _failed(str(error), 2)
     except PipelineError as error:

@@ -65,7 +65,12 @@ def demo(output: str | Path, *, progress: bool = False) -> DemoResult:
     folder = Path(output)
     table = write_digits(folder / "digits")
     store = extract(
-        table, folder / "digits.h5", base="squeezenet1_1", weights="embedded", progress=progress
+        table,
+        folder / "digits.h5",
+        base="squeezenet1_1",
+        weights="embedded",
+        target=("digit", "ink"),
+        progress=progress,
     ).store
     found: dict[str, dict[str, float]] = {}
     for head, target, shown in (
@@ -92,9 +97,7 @@ def write_digits(folder: Path) -> Path:
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "digit", "ink", "split"])
-        for number, (image, digit, val) in enumerate(
-            zip(digits.images, digits.target, held_out, strict=True)
-        ):
+        for number, (image, digit, val) in enumerate(zip(digits.images, digits.target, held_out, strict=True)):
             name = f"{number:04d}.png"
             draw_digit(image).save(folder / name)
             rows.writerow([name, int(digit), f"{image.mean() / 16:.4f}", "val" if val else "train"])

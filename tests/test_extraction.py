@@ -1,0 +1,233 @@
+"""Stage one on real files through the real base: what ends up in which row."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, photo, write_photos
+from PIL import Image
+
+from pipeline.bases import feature_network, load_base
+from pipeline.errors import RecipeMismatchError, SettingsError, SourceError
+from pipeline.extraction import ExtractResult, extract
+from pipeline.pixels import decode
+from pipeline.store import FeatureStore
+
+EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}
+
+
+def run(source: Path, output: Path, **options: Any) -> ExtractResult:
+    return extract(source, output, **{**EMBEDDED, **options})
+
+
+def expected(data: bytes) -> np.ndarray:
+    """The embedding of one image file, by the network itself."""
+    base = load_base("squeezenet1_1", "embedded")
+    pixels = torch.tensor(base.transform.shape(decode(data)))[None]
+    with torch.inference_mode():
+        return feature_network(base, ["avgpool"])(base.transform.normalize(pixels))[0][0].numpy()
+
+
+def test_the_file_is_the_one_that_the_format_describes(split_folder: Path, tmp_path: Path) -> None:
+    result = run(split_folder, tmp_path / "f.h5")
+    assert (result.rows, result.good, result.computed, result.reused) == (24, 24, 24, 0)
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file.attrs["format"] == "pipeline-features"
+        assert file["features/avgpool"].shape == (24, 512)
+        assert file["features/avgpool"].dtype == np.float32
+        assert file["features/avgpool"].chunks is None
+        ids = file["id"].asstr()[:].tolist()
+        assert ids == sorted(ids)
+        assert ids[0] == "train/ants/000.jpg"
+        assert set(file["split"].asstr()[:]) == {"train", "val"}
+        assert file["target/class"][:].tolist() == [0] * 8 + [1] * 8 + [0] * 4 + [1] * 4
+        assert list(file["target/class"].attrs["names"]) == ["ants", "bees"]
+        assert (file["status"][:] == 1).all()
+        assert file["source/sha256"].shape == (24, 32)
+        row = ids.index("val/bees/002.jpg")
+        right = expected((split_folder / "val/bees/002.jpg").read_bytes())
+        np.testing.assert_allclose(file["features/avgpool"][row], right, atol=1e-4)
+
+
+def hostile(folder: Path) -> dict[str, str]:
+    """Eleven files a real folder may hold; the reason of each bad one."""
+    folder.mkdir()
+    good = photo(1, (90, 70))
+    (folder / "plain.jpg").write_bytes(encoded(good))
+    (folder / "text.jpg").write_text("not an image at all\n")
+    (folder / "empty.jpg").touch()
+    (folder / "truncated.jpg").write_bytes(encoded(photo(2, (90, 70)))[:-200])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (folder / "rotated.jpg").write_bytes(encoded(photo(3, (90, 70)), exif=exif.tobytes(), quality=95))
+    (folder / "cmyk.jpg").write_bytes(encoded(good.convert("CMYK"), quality=95))
+    ramp = np.linspace(0, 65535, 90 * 70).reshape(70, 90).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "deep.png")
+    clear = good.copy().convert("RGBA")
+    clear.putalpha(0)
+    clear.save(folder / "transparent.png")
+    frames = [photo(seed, (90, 70)) for seed in (4, 5)]
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    (folder / "last.jpg").write_bytes(encoded(photo(6, (90, 70))))
+    return {"text.jpg": "not-an-image", "empty.jpg": "empty", "truncated.jpg": "truncated"}
+
+
+def test_bad_images_have_a_reason_and_disturb_no_other_row(tmp_path: Path) -> None:
+    bad = hostile(tmp_path / "mixed")
+    result = run(tmp_path / "mixed", tmp_path / "mixed.h5")
+    assert result.bad == bad
+    with FeatureStore.open(tmp_path / "mixed.h5") as store:
+        found = dict(zip(store.ids, store.features("avgpool", np.arange(len(store))), strict=True))
+    for name, features in found.items():
+        if name in bad:
+            assert np.isnan(features).all()
+        else:
+            data = (tmp_path / "mixed" / name).read_bytes()
+            np.testing.assert_allclose(features, expected(data), atol=1e-4)
+    upright = np.asarray(decode((tmp_path / "mixed" / "rotated.jpg").read_bytes()))
+    assert upright.shape == (90, 70, 3)
+    white = expected(encoded(Image.new("RGB", (90, 70), "white"), "PNG"))
+    np.testing.assert_allclose(found["transparent.png"], white, atol=1e-4)
+
+
+def test_a_second_run_computes_nothing_and_only_changes_after_that(photo_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "f.h5"
+    run(photo_folder, store)
+    before = store.read_bytes()
+    again = run(photo_folder, store)
+    assert (again.computed, again.reused) == (0, 12)
+    assert store.read_bytes() == before
+
+    (photo_folder / "bees" / "005.jpg").unlink()
+    (photo_folder / "ants" / "000.jpg").rename(photo_folder / "bees" / "moved.jpg")
+    (photo_folder / "ants" / "001.jpg").write_bytes(encoded(photo(77)))
+    write_photos(photo_folder / "ants", 1, first_seed=500)  # 000.jpg is another picture now
+    third = run(photo_folder, store)
+    assert (third.rows, third.computed) == (12, 2)
+    fresh = run(photo_folder, tmp_path / "fresh.h5")
+    assert fresh.computed == 12
+    with FeatureStore.open(store) as one, FeatureStore.open(tmp_path / "fresh.h5") as other:
+        assert list(one.ids) == list(other.ids)
+        rows = np.arange(12)
+        np.testing.assert_allclose(one.features("avgpool", rows), other.features("avgpool", rows), atol=1e-5)
+        np.testing.assert_array_equal(one.targets["class"].values, other.targets["class"].values)
+
+
+def test_identical_content_is_computed_once(tmp_path: Path) -> None:
+    write_photos(tmp_path / "p", 3)
+    for copy in range(5):
+        shutil.copyfile(tmp_path / "p/001.jpg", tmp_path / f"p/copy{copy}.jpg")
+    (tmp_path / "p/bad1.jpg").write_text("same text")
+    (tmp_path / "p/bad2.jpg").write_text("same text")
+    result = run(tmp_path / "p", tmp_path / "f.h5")
+    assert (result.rows, result.computed) == (10, 3)
+    assert result.bad == {"bad1.jpg": "not-an-image", "bad2.jpg": "not-an-image"}
+    with FeatureStore.open(tmp_path / "f.h5") as store:
+        features = store.features("avgpool", store.select())
+    assert features.shape == (8, 512)
+    assert len(np.unique(features, axis=0)) == 3
+
+
+def test_views_do_not_depend_on_batches_or_threads_and_the_plain_one_comes_first(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"views": 2, "augment": ("crop", "flip", "brightness")}
+    run(photo_folder, tmp_path / "a.h5", **options, batch_size=1, workers=1)
+    run(photo_folder, tmp_path / "b.h5", **options, batch_size=7, workers=3)
+    run(photo_folder, tmp_path / "plain.h5")
+    rows = np.arange(12)
+    a = FeatureStore.open(tmp_path / "a.h5").features("avgpool", rows)
+    b = FeatureStore.open(tmp_path / "b.h5").features("avgpool", rows)
+    plain = FeatureStore.open(tmp_path / "plain.h5").features("avgpool", rows)
+    assert a.shape == (12, 3, 512)
+    np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_allclose(a[:, 0], plain, atol=1e-4)
+    assert np.abs(a[:, 1] - a[:, 2]).max() > 0.1
+
+
+def test_several_layers_and_poolings(photo_folder: Path, tmp_path: Path) -> None:
+    result = run(photo_folder, tmp_path / "f.h5", layer=("features.5", "avgpool"), pool="avg", dtype="float16")
+    assert result.layers == {"features.5": (128,), "avgpool": (512,)}
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file["features/features.5"].dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    "change", [{"layer": ("features.5",)}, {"pool": "flatten"}, {"dtype": "float16"}, {"weights": "none"}]
+)
+def test_another_recipe_is_refused_and_the_file_stays(
+    photo_folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run(photo_folder, tmp_path / "f.h5")
+    before = (tmp_path / "f.h5").read_bytes()
+    with pytest.raises(RecipeMismatchError, match="--force"):
+        run(photo_folder, tmp_path / "f.h5", **change)
+    assert (tmp_path / "f.h5").read_bytes() == before
+    run(photo_folder, tmp_path / "f.h5", **change, force=True)
+
+
+def test_too_many_bad_images_stop_the_run_but_keep_what_was_done(tmp_path: Path) -> None:
+    write_photos(tmp_path / "p", 20)
+    for number in range(15):
+        (tmp_path / "p" / f"bad{number}.jpg").write_text(f"text {number}")
+    with pytest.raises(SourceError, match=r"15 of 35 images are bad \(15 not-an-image; the first is bad0\.jpg\)"):
+        run(tmp_path / "p", tmp_path / "f.h5")
+    assert not (tmp_path / "f.h5").exists()
+    again = run(tmp_path / "p", tmp_path / "f.h5", max_bad=1)
+    assert (again.computed, again.reused, again.good) == (0, 35, 20)
+
+
+def test_not_one_good_image_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.jpg").write_text("text")
+    with pytest.raises(SourceError, match="1 of 1 images are bad"):
+        run(tmp_path / "p", tmp_path / "f.h5", max_bad=1)
+
+
+def test_parts_hold_their_rows(photo_folder: Path, tmp_path: Path) -> None:
+    run(photo_folder, tmp_path / "whole.h5")
+    for number in (1, 2, 3):
+        run(photo_folder, tmp_path / "parts" / f"{number}.h5", part=f"{number}/3")
+    with FeatureStore.open(tmp_path / "parts") as parts, FeatureStore.open(tmp_path / "whole.h5") as whole:
+        assert list(parts.ids) == list(whole.ids)
+        np.testing.assert_allclose(parts.arrays()[0], whole.arrays()[0], atol=1e-4)
+    with pytest.raises(SettingsError, match="K/N"):
+        run(photo_folder, tmp_path / "x.h5", part="4/3")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    write_photos(tmp_path / "p", 150)
+    command = [sys.executable, "-m", "pipeline", "extract", "p", "-o", "f.h5", "--base", "squeezenet1_1"]
+    command += ["--weights", "embedded", "--batch-size", "2", "--workers", "1", "--views", "4", "--augment", "crop"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / "f.h5.partial"
+    while child.poll() is None and not (partial.exists() and _done(partial)):
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == status, said
+    assert "the same command again" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "f.h5").exists()
+    done = _done(partial)
+    assert 0 < done < 150
+    result = run(tmp_path / "p", tmp_path / "f.h5", views=4, augment=("crop",))
+    assert (result.reused, result.computed) == (done, 150 - done)
+
+
+def _done(partial: Path) -> int:
+    with h5py.File(partial) as file:
+        return int((file["status"][:] == 1).sum())
