@@ -20,19 +20,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline import augment, pixels
+from pipeline import pixels
 from pipeline.bases import Base, load_base
-from pipeline.config import ExtractSettings, Recipe
+from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.engines import Engine, make_engine
 from pipeline.environment import machine, versions
 from pipeline.errors import SourceError
-from pipeline.inputs import InputTransform
 from pipeline.loading import Loaded, Shape, load
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
+from pipeline.shaping import forward, shaper
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
 
 log = logging.getLogger(__name__)
@@ -204,12 +203,8 @@ class Run:
         self.computed += len(batch)
 
     def _forward(self, batch: Sequence[Loaded]) -> dict[str, NDArray[np.float32]]:
-        pixels = [loaded.pixels for loaded in batch if loaded.pixels is not None]
-        views = len(pixels[0])
-        found = self._engine(np.concatenate(pixels))
-        if views > 1:
-            found = [layer.reshape(len(pixels), views, *layer.shape[1:]) for layer in found]
-        return dict(zip(self._names, found, strict=True))
+        images = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+        return dict(zip(self._names, forward(self._engine, images), strict=True))
 
     def _settle(self, batch: Sequence[Loaded]) -> None:
         """Images without pixels: bad ones get their reason, copies of others wait until those are done."""
@@ -271,32 +266,12 @@ def environment_of(settings: ExtractSettings, engine: Engine) -> dict[str, Any]:
     return {
         "weights": weights,
         "seed": settings.seed,
+        "source": settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),
         "engine": engine.name,
         "device": engine.device,
         **machine(),
         "versions": versions(),
     }
-
-
-def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
-    """What makes the bytes of an image file into its views, uint8 (V, H, W, 3); raises `ImageError`.
-
-    The plain view comes first. The random ones depend on the seed and the content of the file alone.
-    """
-    fast = recipe.decode == "fast"
-    least = transform.least_size if fast else None
-
-    def plain(image: Image.Image) -> NDArray[np.uint8]:
-        return transform.shape(image, fast=fast)
-
-    view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
-
-    def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
-        image = pixels.decode(data, at_least=least)
-        rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
-        return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
-
-    return shape
 
 
 def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str) -> None:

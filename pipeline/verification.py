@@ -1,17 +1,23 @@
-"""Is a feature file what was written, and what does it hold? `verify` doubts everything, `info` tells."""
+"""Is a feature file what was written, and would its images give it again?"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreDamagedError
+from pipeline.bases import load_base
+from pipeline.config import SourceSettings
+from pipeline.engines import make_engine
+from pipeline.errors import RecipeMismatchError, StoreDamagedError
+from pipeline.loading import Loaded, load
+from pipeline.manifest import read_manifest
+from pipeline.shaping import forward, shaper
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.layout import hdf5_differences
 from pipeline.store.origins import Origin, pieces
@@ -19,6 +25,9 @@ from pipeline.store.parts import part_paths
 from pipeline.store.reader import FeatureStore
 from pipeline.store.rows import RowFile
 
+#: How far a recomputed row may be off, relatively, by the type it is kept in and the arithmetic of the base:
+#: batch sizes and engines differ by 1e-5, half precision by its rounding.
+TOLERANCE = {"float32": 1e-4, "fp32": 1e-4, "float16": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 SPLITS = ("", "train", "val", "test")
 
 
@@ -51,10 +60,22 @@ class VerifyResult:
         return "\n".join([verdict + (again if self.recomputed else ""), *self.problems])
 
 
-def verify(path: str | Path) -> VerifyResult:
+def verify(
+    path: str | Path,
+    *,
+    recompute: int = 0,
+    seed: int = 13,
+    weights: str | None = None,
+    engine: str = "auto",
+    device: str = "auto",
+) -> VerifyResult:
     """Check every block, row, status, id and label of a feature file or a folder of parts, and its HDF5 side.
 
-    Damage is reported, not raised. Raises `StoreError` where there is no file.
+    With `recompute`, so many rows, chosen by `seed`, are extracted from their images again; a row is off by the
+    largest difference of its features over the largest of them, and `TOLERANCE` says how much is a problem.
+
+    Damage is reported, not raised. Raises `StoreError` where there is no file; and where rows are recomputed
+    `SourceError`, `BaseError` or `RecipeMismatchError` where source or base are not those of the file any more.
     """
     path = Path(path)
     result = VerifyResult()
@@ -62,7 +83,10 @@ def verify(path: str | Path) -> VerifyResult:
         result.problems += [f"{part}: {problem}" for problem in _file_problems(part)]
     if result.ok:
         try:
-            FeatureStore.open(path).close()
+            with FeatureStore.open(path) as store:
+                if recompute:
+                    again = Recomputation(store, weights=weights, engine=engine, device=device)
+                    again.compare(sample(store, recompute, seed), result)
         except StoreDamagedError as error:
             result.problems.append(str(error))
     return result
@@ -127,3 +151,76 @@ def _label_problems(file: RowFile) -> Iterator[str]:
 def _name_rows(rows: NDArray[np.int64], what: str) -> Iterator[str]:
     if len(rows):
         yield f"row {rows[0]}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''} is {what}"
+
+
+# --- images again
+
+
+def sample(store: FeatureStore, count: int, seed: int) -> NDArray[np.int64]:
+    """At most `count` of the rows that have features, at random, in order."""
+    good = store.select()
+    return np.sort(np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False))
+
+
+class Recomputation:
+    """The extraction that made a store, once more, for some of its rows."""
+
+    def __init__(self, store: FeatureStore, *, weights: str | None, engine: str, device: str) -> None:
+        recipe, made_with = store.recipe, store.environment
+        base = load_base(recipe.base, weights or made_with["weights"], seed=made_with["seed"])
+        if base.digest != recipe.weights or base.transform.describe() != recipe.transform:
+            raise RecipeMismatchError(
+                f"{store.path} was made with weights {recipe.weights[:12]} of {recipe.base}, and"
+                f" {weights or made_with['weights']} are {base.digest[:12]}; give the right file with --weights FILE"
+            )
+        self._store = store
+        self._shape = shaper(recipe, base.transform)
+        self._engine = make_engine(
+            base, recipe.layers, recipe.pool, engine=engine, device=device, precision=recipe.precision
+        )
+        self._manifest = read_manifest(store.source, SourceSettings.of(made_with["source"]))
+
+    def compare(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
+        """Extract `rows` again, and put into `result` how far they are off and what is wrong with their images."""
+        store = self._store
+        records = {record.id: record for record in self._manifest.records}
+        present = [row for row in rows.tolist() if store.ids[row] in records]
+        for row in sorted(set(rows.tolist()) - set(present)):
+            result.problems.append(f"{store.ids[row]} is not in {store.source} any more; extract again")
+        for batch in load([replace(records[store.ids[row]], index=row) for row in present], self._shape):
+            same = [loaded for loaded in batch if self._same_content(loaded, result)]
+            if same:
+                self._compare_features(same, result)
+
+    def _same_content(self, loaded: Loaded, result: VerifyResult) -> bool:
+        where = f"{self._store.ids[loaded.index]} in {self._store.source}"
+        if loaded.sha256 is not None and loaded.sha256 != self._store.sha256[loaded.index].tobytes():
+            result.problems.append(f"{where} was changed after it was extracted; extract again")
+        elif loaded.error is not None:
+            result.problems.append(f"{where} is bad now, {loaded.error}; extract again")
+        else:
+            return True
+        return False
+
+    def _compare_features(self, batch: Sequence[Loaded], result: VerifyResult) -> None:
+        store, recipe = self._store, self._store.recipe
+        rows = np.array([loaded.index for loaded in batch])
+        found = forward(self._engine, [loaded.pixels for loaded in batch if loaded.pixels is not None])
+        tolerance = max(TOLERANCE[recipe.dtype], TOLERANCE[recipe.precision])
+        for layer, features in zip(recipe.layers, found, strict=True):
+            off = relative_difference(features, store.features(layer, rows))
+            result.largest_difference = max(result.largest_difference, float(off.max()))
+            for row, difference in zip(rows[off > tolerance], off[off > tolerance], strict=True):
+                result.problems.append(
+                    f"{layer} of {store.ids[row]} is off by {difference:.1e}, more than {tolerance:.0e}; extract again"
+                    " with --force"
+                )
+        result.recomputed += len(rows)
+
+
+def relative_difference(found: NDArray[Any], kept: NDArray[Any]) -> NDArray[np.float64]:
+    """For each row, the largest difference over the largest number of the row that is kept."""
+    rows = len(kept)
+    kept = kept.reshape(rows, -1).astype(np.float64)
+    largest = np.maximum(np.abs(kept).max(axis=1), np.finfo(np.float32).tiny)
+    return np.asarray(np.abs(found.reshape(rows, -1) - kept).max(axis=1) / largest)

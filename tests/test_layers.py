@@ -24,7 +24,7 @@ LIBRARY = (
     *("errors", "registry", "files", "metrics", "progress", "environment"),
     *("config", "pixels", "augment", "devices"),
     *("sources", "manifest", "loading"),
-    *("inputs", "layers", "weights", "zoo", "bases", "engines"),
+    *("inputs", "layers", "weights", "zoo", "bases", "engines", "shaping"),
     *("store", "heads", "network", "artifact", "feeding", "plots"),
 )
 TOP = ("cli", "__main__", "__init__")

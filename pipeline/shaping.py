@@ -1,0 +1,43 @@
+"""From the bytes of an image file, by a recipe, to what a base sees, and on to its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import augment, pixels
+from pipeline.config import Recipe
+from pipeline.engines import Engine
+from pipeline.inputs import InputTransform
+from pipeline.loading import Shape
+
+
+def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
+    """What makes the bytes of an image file into its views, uint8 (V, H, W, 3); raises `ImageError`.
+
+    The plain view comes first. The random ones depend on the seed and the content of the file alone.
+    """
+    fast = recipe.decode == "fast"
+    least = transform.least_size if fast else None
+
+    def plain(image: Image.Image) -> NDArray[np.uint8]:
+        return transform.shape(image, fast=fast)
+
+    view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
+
+    def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
+        image = pixels.decode(data, at_least=least)
+        rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
+        return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
+
+    return shape
+
+
+def forward(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+    """Features of images of uint8 (V, H, W, 3) each: (n, ...) a layer for one view, (n, V, ...) for more."""
+    views = len(images[0])
+    found = engine(np.concatenate(images))
+    return found if views == 1 else [layer.reshape(len(images), views, *layer.shape[1:]) for layer in found]
