@@ -145,11 +145,22 @@ def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings)
 def from_paths(paths: Sequence[str | os.PathLike[str]]) -> Manifest:
     """Images one by one, in the order given and under the names given, for prediction.
 
+    A folder stands for all the images below it, in the order of their names. No layout is asked of it.
+
     >>> [record.id for record in from_paths(["b.jpg", "a.jpg"]).records]
     ['b.jpg', 'a.jpg']
     """
-    names = [os.fspath(path) for path in paths]
+    names = [name for path in paths for name in _files_of(os.fspath(path))]
     records = [Record(index, as_id(name), FileImage(name), "") for index, name in enumerate(names)]
     if not records:
         raise SourceError("no image is named")
     return Manifest("the images named", records, {})
+
+
+def _files_of(path: str) -> list[str]:
+    if not Path(path).is_dir():
+        return [path]
+    files = folder.scan(Path(path)).files
+    if not files:
+        raise SourceError(f"{shown(path)} holds no images")
+    return [os.path.join(path, file) for file in files]  # noqa: PTH118 (a Path would rewrite the name)

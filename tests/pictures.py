@@ -9,9 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-def photo(
-    seed: int = 0, size: tuple[int, int] = (64, 48), colour: tuple[int, int, int] | None = None
-) -> Image.Image:
+def photo(seed: int = 0, size: tuple[int, int] = (64, 48), colour: tuple[int, int, int] | None = None) -> Image.Image:
     """A smooth RGB picture of width x height, different for every seed; near `colour` if there is one."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -27,9 +25,7 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> byte
     return buffer.getvalue()
 
 
-def write_photos(
-    folder: Path, count: int, *, first_seed: int = 0, colour: tuple[int, int, int] | None = None
-) -> None:
+def write_photos(folder: Path, count: int, *, first_seed: int = 0, colour: tuple[int, int, int] | None = None) -> None:
     """`count` JPEGs called 000.jpg and so on in a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):

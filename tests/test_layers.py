@@ -25,7 +25,7 @@ LIBRARY = (
     *("config", "pixels", "augment", "devices"),
     *("sources", "manifest", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "engines", "shaping"),
-    *("store", "heads", "network", "artifact", "feeding", "plots"),
+    *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
 )
 TOP = ("cli", "__main__", "__init__")
 

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -199,6 +200,18 @@ def test_paths_one_by_one_keep_their_order_and_names(photo_folder: Path) -> None
         from_paths([])
 
 
+def test_a_folder_among_paths_is_its_images_whatever_its_layout(photo_folder: Path) -> None:
+    odd = os.fsdecode(b"\xe9.jpg")
+    (photo_folder / odd).write_bytes(encoded(photo()))
+    manifest = from_paths(["z.jpg", photo_folder])
+    expected = ["z.jpg", *(f"{photo_folder}/{kind}/00{n}.jpg" for kind in ("ants", "bees") for n in range(6))]
+    assert ids(manifest) == [*expected, f"{photo_folder}/\\xe9.jpg"]
+    assert decode(manifest.records[-1].image.read(10**6)).size == (64, 48)
+    (photo_folder / "empty").mkdir()
+    with pytest.raises(SourceError, match="empty holds no images"):
+        from_paths([photo_folder / "empty"])
+
+
 # ---- folders ----
 
 
@@ -376,18 +389,18 @@ SETPRIV = Path("/usr/bin/setpriv")
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not SETPRIV.exists(), reason="root reads everything")
-def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
-    touch(tmp_path, "ants/1.jpg", "bees/1.jpg")
-    (tmp_path / "bees").chmod(0)
-    code = f"from pipeline.manifest import read_manifest; read_manifest({str(tmp_path)!r})"
-    command = [sys.executable, "-c", code]
-    if os.geteuid() == 0:
-        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-            folder.chmod(0o755)
-        command = [str(SETPRIV), "--reuid=65534", "--clear-groups", *command]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    (tmp_path / "bees").chmod(0o755)
-    assert f"SourceError: cannot list {tmp_path}/bees: Permission denied" in done.stderr
+def test_an_unreadable_folder_is_named() -> None:
+    # Not under tmp_path, which is closed to the other user that root becomes.
+    with tempfile.TemporaryDirectory() as folder:
+        root = touch(Path(folder), "ants/1.jpg", "bees/1.jpg")
+        root.chmod(0o755)
+        (root / "bees").chmod(0)
+        command = [sys.executable, "-c", f"from pipeline.manifest import read_manifest; read_manifest({folder!r})"]
+        if os.geteuid() == 0:
+            command = [str(SETPRIV), "--reuid=65534", "--clear-groups", *command]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        (root / "bees").chmod(0o755)
+    assert f"SourceError: cannot list {folder}/bees: Permission denied" in done.stderr
 
 
 name = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)

@@ -58,9 +58,7 @@ def test_plain_rgb_equals_pillow(format: str) -> None:
     assert np.array_equal(pixels(data), np.asarray(expected))
 
 
-@pytest.mark.parametrize(
-    "options", [{"progressive": True}, {"subsampling": 0}, {"quality": 5}, {"optimize": True}]
-)
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"quality": 5}, {"optimize": True}])
 def test_kinds_of_jpeg_equal_pillow(options: dict[str, object]) -> None:
     data = encoded(photo(2), "JPEG", **options)
     assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
@@ -212,9 +210,7 @@ def test_a_photo_saved_with_sixteen_bits_keeps_its_brightness() -> None:
     assert np.array_equal(pixels(encoded(Image.fromarray(grey.astype(np.uint16)), "PNG"))[..., 0], grey)
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0, 255), (0, 65535), (0, 1e-6), (-1, 1), (0, 1e30), (-3e38, 3e38)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (0, 65535), (0, 1e-6), (-1, 1), (0, 1e30), (-3e38, 3e38)])
 def test_a_float_ramp_keeps_all_its_tones(low: float, high: float) -> None:
     values = (ramp(1, np.float64) * (high - low) + low).astype(np.float32)
     found = pixels(encoded(Image.fromarray(values), "TIFF"))[..., 0]
@@ -422,9 +418,7 @@ def run_length_bmp(rows: int) -> bytes:
     body = b"\x04\x01\0\0" * rows
     palette = bytes(range(256)) * 4
     size = 54 + len(palette) + len(body)
-    header = b"BM" + struct.pack(
-        "<IIIIiiHHIIIIII", size, 0, 54 + 1024, 40, 4, 4, 1, 8, 1, len(body), 0, 0, 256, 0
-    )
+    header = b"BM" + struct.pack("<IIIIiiHHIIIIII", size, 0, 54 + 1024, 40, 4, 4, 1, 8, 1, len(body), 0, 0, 256, 0)
     return header + palette + body
 
 
