@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.manifest import Manifest, from_paths, read_manifest
+from pipeline.manifest import from_paths
 from pipeline.progress import progress as progress_bar
 
 
@@ -49,7 +49,7 @@ def predict(
     `error`. Raises `ModelError` where the model or its base cannot be loaded.
     """
     loaded = load_model(model, weights=weights, device=device, engine=engine)
-    manifest = _manifest([Path(image) for image in images])
+    manifest = from_paths(images)
     entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]
     with progress_bar(len(entries), "predicting", show=progress) as bar:
         for batch in loaded.embed(manifest.records):
@@ -61,17 +61,6 @@ def predict(
     if csv is not None:
         write_rows(Path(csv), [_row(entry, loaded.record.classes is None) for entry in entries])
     return PredictResult(entries)
-
-
-def _manifest(images: Sequence[Path]) -> Manifest:
-    """Files as they are named, and the images of every folder among them."""
-    files: list[Path] = []
-    for image in images:
-        if image.is_dir():
-            files += [image / record.id for record in read_manifest(image).records]
-        else:
-            files.append(image)
-    return from_paths(files)
 
 
 def _line(entry: dict[str, Any]) -> str:
