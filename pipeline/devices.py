@@ -1,0 +1,74 @@
+"""Where the work runs: the device of the forward pass, the cores, the place among several processes."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import EngineError, SettingsError
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+KINDS = ("cpu", "cuda", "mps")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`: cpu, cuda, cuda:1, mps, or auto, the fastest kind there is.
+
+    Raises `SettingsError` for a name that is none, `EngineError` for a device that this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in KINDS or (number and not number.isdecimal()):
+        raise SettingsError(f"unknown device {name!r}; known: auto, {', '.join(KINDS)}, cuda:NUMBER")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
+    if int(number or 0) >= count:
+        raise EngineError(f"no device {name!r} here: there are {count} of kind {kind}; --device cpu always works")
+    return torch.device(name)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def devices_of_kind(kind: str) -> list[str]:
+    """All devices of one kind, by name: a process each is how several work at once."""
+    if kind == "cuda":
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [kind]
+
+
+def cores(quota: Path = CGROUP_QUOTA) -> int:
+    """How many cores this process may use: its affinity, or less where a container has a quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        granted, period = quota.read_text().split()
+        return max(1, min(allowed, math.ceil(int(granted) / int(period))))
+    except (OSError, ValueError):  # no container, another system, or "max"
+        return allowed
+
+
+def core_threads(count: int | str = "auto") -> ThreadPoolExecutor:
+    """One thread a core. Decoding and forward share them, so that they never have more threads than cores.
+
+    Raises `SettingsError` for a count below one.
+    """
+    number = cores() if count == "auto" else int(count)
+    if number < 1:
+        raise SettingsError(f"workers={number}: at least one thread is needed; auto is one a core")
+    return ThreadPoolExecutor(number, thread_name_prefix="core")
+
+
+def rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of this process among those that torchrun started; 0 for a process on its own."""
+    return int(environment.get("RANK", "0"))
+
+
+def world_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes torchrun started; 1 for a process on its own."""
+    return int(environment.get("WORLD_SIZE", "1"))

@@ -1,0 +1,128 @@
+"""Records to batches of pixels, in order: read, hash, decode, shape, on threads and a bounded number of batches ahead.
+
+Threads, not processes: Pillow decodes and resizes without holding Python's lock, pixels need no copy, and no worker
+can die alone. A bad image is an entry with an error; it is never dropped and nothing takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import pixels
+from pipeline.devices import core_threads
+from pipeline.errors import ImageError
+from pipeline.manifest import Record
+
+#: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
+Shape = Callable[[bytes, bytes], NDArray[np.uint8]]
+
+BATCHES_AHEAD = 2
+
+
+@dataclass
+class Loaded:
+    """One image: its `pixels` uint8 (V, H, W, 3), or its `error`, or neither for a `duplicate`."""
+
+    index: int
+    size: int = -1
+    mtime_ns: int = -1
+    sha256: bytes | None = None
+    pixels: NDArray[np.uint8] | None = None
+    error: ImageError | None = None
+    duplicate: bool = False
+
+
+@dataclass
+class Timings:
+    """Where loading spent its time: `read` and `decode` in seconds of a thread, `wait` of the one that waited."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    wait: float = 0.0
+
+
+@dataclass
+class _Job:
+    loaded: Loaded
+    read: float
+    decode: float
+
+
+def load(
+    records: Iterable[Record],
+    shape: Shape,
+    *,
+    batch_size: int = 16,
+    workers: int | Literal["auto"] = "auto",
+    seen: Callable[[bytes], bool] | None = None,
+    threads: Executor | None = None,
+    timings: Timings | None = None,
+) -> Iterator[list[Loaded]]:
+    """Batches of images in the order of `records`, loaded ahead of their use.
+
+    `seen` is asked, on a loading thread, whether the content with this sha256 is known already; such an image is a
+    duplicate and is not decoded. `threads` does the work, else `workers` threads of its own. `timings` is added to.
+    An error that is no `ImageError` ends the iteration: it is a mistake of ours, not of an image.
+    """
+    timings = timings if timings is not None else Timings()
+    waiting = iter(records)
+    with nullcontext(threads) if threads is not None else core_threads(workers) as crew:
+        queue: deque[list[Future[_Job]]] = deque()
+
+        def order_next() -> None:
+            if part := list(islice(waiting, batch_size)):
+                queue.append([crew.submit(_load, record, shape, seen) for record in part])
+
+        try:
+            for _ in range(BATCHES_AHEAD):
+                order_next()
+            while queue:
+                batch = _collect(queue.popleft(), timings)
+                order_next()
+                yield batch
+        finally:
+            for future in (future for futures in queue for future in futures):
+                future.cancel()
+
+
+def _collect(futures: list[Future[_Job]], timings: Timings) -> list[Loaded]:
+    started = time.perf_counter()
+    try:
+        jobs = [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+    timings.wait += time.perf_counter() - started
+    timings.read += sum(job.read for job in jobs)
+    timings.decode += sum(job.decode for job in jobs)
+    return [job.loaded for job in jobs]
+
+
+def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) -> _Job:
+    job = _Job(Loaded(record.index), read=0.0, decode=0.0)
+    loaded = job.loaded
+    started = time.perf_counter()
+    try:
+        loaded.size, loaded.mtime_ns = record.image.stat()
+        data = record.image.read(pixels.Limits().max_bytes)
+        loaded.sha256 = hashlib.sha256(data).digest()
+        job.read = time.perf_counter() - started
+        if seen is not None and seen(loaded.sha256):
+            loaded.duplicate = True
+        else:
+            loaded.pixels = shape(data, loaded.sha256)
+    except ImageError as error:
+        loaded.error = error
+    job.decode = time.perf_counter() - started - job.read
+    return job
