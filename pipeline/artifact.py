@@ -21,7 +21,6 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import pixels
@@ -32,8 +31,9 @@ from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
 from pipeline.files import publish_folder
 from pipeline.heads import Head, load_head
-from pipeline.loading import load
+from pipeline.loading import Shape, load
 from pipeline.manifest import Record
+from pipeline.shaping import shaper
 
 FORMAT_VERSION = 1
 
@@ -82,7 +82,7 @@ class ModelRecord(BaseModel):
 class Figure(Protocol):
     """What draws itself into a file: a matplotlib figure."""
 
-    def savefig(self, path: Path) -> None:
+    def savefig(self, path: Path, /) -> None:
         """Write the picture."""
 
 
@@ -224,14 +224,11 @@ class Model:
             precision=recipe.precision,
         )
 
-    def shape(self, data: bytes) -> NDArray[np.uint8]:
-        """The bytes of an image file as the base's input, uint8 (1, H, W, 3); raises `ImageError`."""
-        size = self.base.transform.least_size if self.record.recipe.decode == "fast" else None
-        return self.shape_image(pixels.decode(data, at_least=size))
-
-    def shape_image(self, image: Image) -> NDArray[np.uint8]:
-        """A decoded RGB image as the base's input, uint8 (1, H, W, 3)."""
-        return self.base.transform.shape(image)[None]
+    @cached_property
+    def shape(self) -> Shape:
+        """What makes the bytes of an image file into the base's input, uint8 (1, H, W, 3)."""
+        plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
+        return shaper(plain, self.base.transform)
 
     def features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""
@@ -239,12 +236,11 @@ class Model:
 
     def embed(self, records: Sequence[Record], *, batch_size: int = 16) -> Iterator[Embedded]:
         """Embeddings of the images of `records`, batch by batch, in their order."""
-        for batch in load(records, lambda data, _: self.shape(data), batch_size=batch_size):
-            good = [loaded for loaded in batch if loaded.pixels is not None]
-            stacked = np.concatenate([loaded.pixels for loaded in good if loaded.pixels is not None])
-            features = self.features(stacked)
+        for batch in load(records, self.shape, batch_size=batch_size):
+            images = {loaded.index: loaded.pixels for loaded in batch if loaded.pixels is not None}
             errors = {loaded.index: loaded.error for loaded in batch if loaded.error is not None}
-            yield Embedded([loaded.index for loaded in good], features, errors)
+            features = self.features(np.concatenate(list(images.values()))) if images else np.empty((0, 0), np.float32)
+            yield Embedded(list(images), features, errors)
 
     def check_recipe(self, other: Recipe, where: str | Path) -> None:
         """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""

@@ -105,9 +105,7 @@ def _is_file(weights: str) -> bool:
 
 
 def _random(plan: Plan, name: str, seed: int) -> nn.Module:
-    log.warning(
-        "%s has RANDOM weights (seed %d): features of it are fit for tests, not for results", name, seed
-    )
+    log.warning("%s has RANDOM weights (seed %d): features of it are fit for tests, not for results", name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return plan.build(plan.classes)
@@ -160,6 +158,12 @@ class BaseInfo:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
+
+    def summary(self) -> str:
+        """One line of a table."""
+        size = f"{self.parameters / 1e6:.1f} M"
+        weights = ", ".join(self.weights) or "none published"
+        return f"{self.name:<28} {self.dimensions:>5}  {size:>8}  {' '.join(self.layers)}  ({weights})"
 
 
 def list_bases(filter: str = "") -> list[BaseInfo]:

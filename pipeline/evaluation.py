@@ -104,8 +104,9 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
     rows, blocks = [], []
     with progress_bar(len(records), "evaluating", show=progress) as bar:
         for batch in model.embed(records):
-            rows += batch.indices
-            blocks.append(batch.features)
+            if batch.indices:
+                rows += batch.indices
+                blocks.append(batch.features)
             bar.advance(len(batch))
     if not rows:
         raise SourceError(f"{source}: not one of {len(records)} images could be read")

@@ -16,7 +16,7 @@ from pipeline.registry import Registry
 from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars
 from pipeline.sources.records import FileImage, ImageRef, Manifest, Record, Target, as_id, shown
 
-__all__ = ["SOURCES", "FileImage", "ImageRef", "Manifest", "Record", "Target", "from_paths", "read_manifest"]
+__all__ = ["SOURCES", "FileImage", "ImageRef", "Manifest", "Record", "Target", "from_paths", "read_manifest", "shown"]
 
 
 @dataclass(frozen=True)

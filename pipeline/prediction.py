@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.manifest import from_paths
+from pipeline.manifest import from_paths, shown
 from pipeline.progress import progress as progress_bar
 
 
@@ -53,8 +53,9 @@ def predict(
     entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]
     with progress_bar(len(entries), "predicting", show=progress) as bar:
         for batch in loaded.embed(manifest.records):
-            for index, answer in zip(batch.indices, loaded.answers(batch.features, top=top), strict=True):
-                entries[index].update(answer)
+            if batch.indices:
+                for index, answer in zip(batch.indices, loaded.answers(batch.features, top=top), strict=True):
+                    entries[index].update(answer)
             for index, error in batch.errors.items():
                 entries[index]["error"] = str(error)
             bar.advance(len(batch))
@@ -64,14 +65,15 @@ def predict(
 
 
 def _line(entry: dict[str, Any]) -> str:
+    name = shown(entry["id"])
     if "error" in entry:
-        return f"{entry['id']}\tno answer: {entry['error']}"
+        return f"{name}\tno answer: {entry['error']}"
     if "value" in entry:
         between = entry["interval"]
         sure = f"  ({between[0]:.4g} to {between[1]:.4g})" if between else ""
-        return f"{entry['id']}\t{entry['value']:.4g}{sure}"
+        return f"{name}\t{entry['value']:.4g}{sure}"
     ranked = "  ".join(f"{label} {score:.3f}" for label, score in entry["top"])
-    return f"{entry['id']}\t{ranked}"
+    return f"{name}\t{ranked}"
 
 
 def _row(entry: dict[str, Any], is_number: bool) -> dict[str, Any]:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pictures import write_photos
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Photos in train and val, their features and models; the same photos with a number each."""
+
+    photos: Path
+    store: Path
+    linear: Path
+    table: Path
+    numbers: Path
+    ridge: Path
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +48,30 @@ def split_folder(tmp_path: Path) -> Path:
         write_photos(root / split / "ants", count, first_seed=1000 * seed, colour=(200, 60, 40))
         write_photos(root / split / "bees", count, first_seed=1000 * seed + 100, colour=(40, 60, 200))
     return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Photos with splits, their features, and a linear head and a regressor on them: read, never write."""
+    from pipeline.extraction import extract
+    from pipeline.fitting import fit_head
+
+    root = tmp_path_factory.mktemp("trained")
+    for seed, (split, count) in enumerate((("train", 12), ("val", 6))):
+        write_photos(root / "photos" / split / "ants", count, first_seed=1000 * seed, colour=(200, 60, 40))
+        write_photos(root / "photos" / split / "bees", count, first_seed=1000 * seed + 100, colour=(40, 60, 200))
+    table = root / "lengths.csv"
+    files = sorted((root / "photos").rglob("*.jpg"))
+    lines = [f"{file.relative_to(root)},{100 + 7.5 * ('ants' in file.parts)},{file.parts[-3]}" for file in files]
+    table.write_text("\n".join(["image,length,split", *lines]) + "\n")
+    base = {"base": "squeezenet1_1", "weights": "embedded"}
+    store = extract(root / "photos", root / "photos.h5", **base).store
+    numbers = extract(table, root / "lengths.h5", target=("length:number",), **base).store
+    return Trained(
+        photos=root / "photos",
+        store=store,
+        linear=fit_head(store, root / "linear", head="linear").model,
+        table=table,
+        numbers=numbers,
+        ridge=fit_head(numbers, root / "ridge", head="ridge").model,
+    )

@@ -1,0 +1,76 @@
+"""What a saved model says of images, from its folder alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from conftest import Trained
+from pictures import encoded, photo
+
+from pipeline.errors import ModelError, SourceError
+from pipeline.prediction import predict
+
+
+def test_one_image_alone_and_in_a_batch_agree(trained: Trained) -> None:
+    together = predict(trained.linear, [trained.photos]).predictions
+    assert len(together) == 36
+    for entry in together[::7]:
+        (alone,) = predict(trained.linear, [entry["id"]]).predictions
+        assert alone["label"] == entry["label"]
+        for (name, score), (same, other) in zip(alone["top"], entry["top"], strict=True):
+            assert name == same
+            assert score == pytest.approx(other, abs=1e-4)
+
+
+def test_every_photo_gets_its_class(trained: Trained) -> None:
+    for entry in predict(trained.linear, [trained.photos / "val"]).predictions:
+        assert entry["label"] == Path(entry["id"]).parent.name
+        assert entry["score"] == entry["top"][0][1] >= 0.5
+        assert sum(score for _, score in entry["top"]) == pytest.approx(1)
+
+
+def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("text")
+    good = trained.photos / "val/ants/000.jpg"
+    table = tmp_path / "out.csv"
+    result = predict(trained.linear, [tmp_path / "text.jpg", good, tmp_path / "gone.jpg"], csv=table)
+    assert [sorted(entry) for entry in result.predictions] == [
+        ["error", "id"],
+        ["id", "label", "score", "top"],
+        ["error", "id"],
+    ]
+    assert result.predictions[0]["error"].startswith("not-an-image")
+    assert not result.all_bad
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["", "ants", ""]
+    assert rows[2]["error"].startswith("missing")
+
+
+def test_only_bad_images_are_all_bad(trained: Trained, tmp_path: Path) -> None:
+    assert predict(trained.linear, [tmp_path / "gone.jpg"]).all_bad
+
+
+def test_numbers_have_a_value(trained: Trained, tmp_path: Path) -> None:
+    result = predict(trained.ridge, [trained.photos / "val/ants/000.jpg"], csv=tmp_path / "out.csv")
+    (entry,) = result.predictions
+    assert entry["value"] == pytest.approx(107.5, abs=3)
+    assert set(entry) == {"id", "value", "interval"}
+    assert (tmp_path / "out.csv").read_text().startswith("id,value,low,high,error")
+
+
+def test_names_with_odd_bytes_come_back(trained: Trained, tmp_path: Path) -> None:
+    odd = tmp_path / "a\nb\udcff.jpg"
+    odd.write_bytes(encoded(photo(1)))
+    result = predict(trained.linear, [odd], csv=tmp_path / "out.csv")
+    assert "label" in result.predictions[0]
+    assert result.summary().count("\n") == 0
+
+
+def test_no_image_and_no_model_are_one_line(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        predict(trained.linear, [])
+    with pytest.raises(ModelError, match=r"no model\.json"):
+        predict(tmp_path, ["x.jpg"])
