@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -53,15 +54,17 @@ def cores(quota: Path = CGROUP_QUOTA) -> int:
         return allowed
 
 
-def core_threads(count: int | str = "auto") -> ThreadPoolExecutor:
-    """One thread a core. Decoding and forward share them, so that they never have more threads than cores.
+class CoreThreads(ThreadPoolExecutor):
+    """One thread a core, `count` of them. Decoding and forward share them, so that neither takes a core from the other.
 
     Raises `SettingsError` for a count below one.
     """
-    number = cores() if count == "auto" else int(count)
-    if number < 1:
-        raise SettingsError(f"workers={number}: at least one thread is needed; auto is one a core")
-    return ThreadPoolExecutor(number, thread_name_prefix="core")
+
+    def __init__(self, count: int | Literal["auto"] = "auto") -> None:
+        self.count = cores() if count == "auto" else count
+        if self.count < 1:
+            raise SettingsError(f"workers={count}: at least one thread is needed; auto is one a core")
+        super().__init__(self.count, thread_name_prefix="core")
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -10,7 +10,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -23,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnx_state
 
 from pipeline.bases import Base, FeatureNetwork, feature_network
 from pipeline.config import Pool
-from pipeline.devices import core_threads, pick_device
+from pipeline.devices import CoreThreads, pick_device
 from pipeline.errors import EngineError, SettingsError
 from pipeline.graphs import export, graph_key, keep_cached, matches, read_cached
 from pipeline.inputs import InputTransform
@@ -78,7 +77,7 @@ def make_engine(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int | Literal["auto"] = "auto",
-    threads: ThreadPoolExecutor | None = None,
+    threads: CoreThreads | None = None,
 ) -> Engine:
     """What runs `base` up to `layers`, each pooled by `pool`.
 
@@ -120,13 +119,13 @@ class OnnxEngine:
         base: Base,
         network: FeatureNetwork,
         *,
-        threads: ThreadPoolExecutor | None = None,
+        threads: CoreThreads | None = None,
         batch_size: int | Literal["auto"] = "auto",
     ) -> None:
         self.shapes = list(network.shapes)
         self.seconds = 0.0
-        self._threads = threads or core_threads()
-        self._cores: int = self._threads._max_workers
+        self._threads = threads or CoreThreads()
+        self._cores = self._threads.count
         self._graph = _graph(base, network)
         self._session = _session(self._graph, threads=1)
         automatic = IMAGES_A_CORE * CHUNKS_A_CORE * self._cores

@@ -12,8 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
+from pipeline.devices import CoreThreads
 from pipeline.engines import Engine, make_engine
 from pipeline.environment import machine, versions
 from pipeline.errors import SourceError
-from pipeline.loading import Loaded, Shape, load
+from pipeline.loading import Loaded, Shape, Timings, load
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
@@ -108,6 +108,7 @@ def extract(
     for note in manifest.notes:
         log.info("%s: %s", manifest.source, note)
     base = load_base(settings.base, settings.weights, seed=settings.seed)
+    threads = CoreThreads(settings.workers)
     engine = make_engine(
         base,
         settings.layer,
@@ -115,34 +116,39 @@ def extract(
         engine=settings.engine,
         device=settings.device,
         precision=settings.precision,
+        batch_size=settings.batch_size,
+        threads=threads,
     )
     recipe = recipe_of(settings, base)
     layers = layer_specs(settings, engine)
-    with StoreWriter.open(
-        output,
-        manifest=manifest,
-        layers=layers,
-        recipe=recipe,
-        environment=environment_of(settings, engine),
-        force=force,
-        part=Part.of([record.id for record in whole.records], start, stop),
-        rehash=settings.rehash,
-    ) as writer:
+    with (
+        threads,
+        StoreWriter.open(
+            output,
+            manifest=manifest,
+            layers=layers,
+            recipe=recipe,
+            environment=environment_of(settings, engine),
+            force=force,
+            part=Part.of([record.id for record in whole.records], start, stop),
+            rehash=settings.rehash,
+        ) as writer,
+    ):
         pending = writer.pending
         run = Run(writer, manifest, engine, settings.layer, shaper(recipe, base.transform))
         with progress_bar(len(pending), "extracting", show=progress) as bar:
-            run.compute(pending, settings, bar)
+            run.compute(pending, threads, bar)
         bad = writer.bad()
         refuse_too_many_bad(bad, len(manifest), settings.max_bad, manifest.source)
         store = writer.publish()
-    run.seconds["total"] = time.perf_counter() - started
+    seconds = {"total": time.perf_counter() - started, **run.seconds}
     return ExtractResult(
         store=store,
         rows=len(manifest),
         bad=bad,
         computed=run.computed,
         reused=len(manifest) - len(pending) + run.adopted,
-        seconds=run.seconds,
+        seconds=seconds,
         engine=engine.name,
         device=engine.device,
         layers={spec.name: spec.shape for spec in layers},
@@ -165,16 +171,29 @@ class Run:
         self._copies: list[tuple[int, Source]] = []
         self.computed = 0
         self.adopted = 0
-        self.seconds = {"read": 0.0, "decode": 0.0, "forward": 0.0, "write": 0.0}
+        self._written = 0.0
+        self._timings = Timings()
 
-    def compute(self, pending: NDArray[np.int64], settings: ExtractSettings, bar: Bar) -> None:
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage. Reading, decoding and forward passes share the cores: theirs are as if they took turns."""
+        return {
+            "read": self._timings.read,
+            "decode": self._timings.decode,
+            "forward": self._engine.seconds,
+            "write": self._written,
+            "wait": self._timings.wait,
+        }
+
+    def compute(self, pending: NDArray[np.int64], threads: CoreThreads, bar: Bar) -> None:
         """Give every pending row a final status, in batches."""
         batches = load(
             [self._records[row] for row in pending],
             self._shape,
-            batch_size=16,
-            workers=settings.workers,
+            batch_size=self._engine.batch_size,
+            threads=threads,
             seen=self._seen,
+            timings=self._timings,
         )
         for batch in batches:
             self._write([loaded for loaded in batch if loaded.pixels is not None])
@@ -195,11 +214,10 @@ class Run:
         """Features of images that could be read."""
         if not batch:
             return
-        with self._timed("forward"):
-            layers = self._forward(batch)
-        with self._timed("write"):
-            rows = [loaded.index for loaded in batch]
-            self._writer.write(rows, layers, [source_of(loaded) for loaded in batch])
+        layers = self._forward(batch)
+        started = time.perf_counter()
+        self._writer.write([loaded.index for loaded in batch], layers, [source_of(loaded) for loaded in batch])
+        self._written += time.perf_counter() - started
         self.computed += len(batch)
 
     def _forward(self, batch: Sequence[Loaded]) -> dict[str, NDArray[np.float32]]:
@@ -214,12 +232,6 @@ class Run:
                 self._copies.append((loaded.index, source))
             else:
                 self._writer.fail(loaded.index, loaded.error.reason, source)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - started
 
     def _copy(self, index: int, source: Source) -> None:
         self._writer.adopt(index, source)

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import pixels
-from pipeline.devices import core_threads
+from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError
 from pipeline.manifest import Record
 
@@ -45,7 +45,10 @@ class Loaded:
 
 @dataclass
 class Timings:
-    """Where loading spent its time: `read` and `decode` in seconds of a thread, `wait` of the one that waited."""
+    """Where loading spent its time, in seconds.
+
+    `read` and `decode` are as if all threads did one thing at a time, `wait` is that of the one who asked for batches.
+    """
 
     read: float = 0.0
     decode: float = 0.0
@@ -66,7 +69,7 @@ def load(
     batch_size: int = 16,
     workers: int | Literal["auto"] = "auto",
     seen: Callable[[bytes], bool] | None = None,
-    threads: Executor | None = None,
+    threads: CoreThreads | None = None,
     timings: Timings | None = None,
 ) -> Iterator[list[Loaded]]:
     """Batches of images in the order of `records`, loaded ahead of their use.
@@ -77,7 +80,8 @@ def load(
     """
     timings = timings if timings is not None else Timings()
     waiting = iter(records)
-    with nullcontext(threads) if threads is not None else core_threads(workers) as crew:
+    with nullcontext(threads) if threads is not None else CoreThreads(workers) as crew:
+        share = 1 / crew.count
         queue: deque[list[Future[_Job]]] = deque()
 
         def order_next() -> None:
@@ -88,7 +92,7 @@ def load(
             for _ in range(BATCHES_AHEAD):
                 order_next()
             while queue:
-                batch = _collect(queue.popleft(), timings)
+                batch = _collect(queue.popleft(), timings, share)
                 order_next()
                 yield batch
         finally:
@@ -96,7 +100,7 @@ def load(
                 future.cancel()
 
 
-def _collect(futures: list[Future[_Job]], timings: Timings) -> list[Loaded]:
+def _collect(futures: list[Future[_Job]], timings: Timings, share: float) -> list[Loaded]:
     started = time.perf_counter()
     try:
         jobs = [future.result() for future in futures]
@@ -104,8 +108,8 @@ def _collect(futures: list[Future[_Job]], timings: Timings) -> list[Loaded]:
         for future in futures:
             future.cancel()
     timings.wait += time.perf_counter() - started
-    timings.read += sum(job.read for job in jobs)
-    timings.decode += sum(job.decode for job in jobs)
+    timings.read += share * sum(job.read for job in jobs)
+    timings.decode += share * sum(job.decode for job in jobs)
     return [job.loaded for job in jobs]
 
 
