@@ -6,7 +6,7 @@
     base = "resnet18"
 
     [[fit-head]]
-    source = "artifacts/photos.h5"
+    store = "artifacts/photos.h5"
     output = "artifacts/photos-svm"
     head = "svm"
 
@@ -21,18 +21,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
 from pipeline.errors import SettingsError
 from pipeline.extraction import extract
 from pipeline.finetuning import finetune
 from pipeline.fitting import fit_head
 from pipeline.registry import Registry
 
-Stage = Callable[..., Any]
+
+@dataclass(frozen=True)
+class Stage:
+    """A command: its function, what its first argument is called, and the options that it knows."""
+
+    run: Callable[..., Any]
+    takes: str
+    settings: type[Settings]
+
 
 STAGES: Registry[Stage] = Registry("stage")
-STAGES.add("extract", extract)
-STAGES.add("fit-head", fit_head)
-STAGES.add("finetune", finetune)
+STAGES.add("extract", Stage(extract, "source", ExtractSettings))
+STAGES.add("fit-head", Stage(fit_head, "store", FitSettings))
+STAGES.add("finetune", Stage(finetune, "source", FinetuneSettings))
 
 
 @dataclass
@@ -55,25 +64,32 @@ def run(config: str | Path, *, force: bool = False) -> ExperimentResult:
     """Run the stages of `config`; the whole file is checked before the first one starts."""
     config = Path(config)
     steps = read_experiment(config)
-    return ExperimentResult(config, [(name, STAGES[name](force=force, **options)) for name, options in steps])
+    return ExperimentResult(config, [(name, STAGES[name].run(force=force, **options)) for name, options in steps])
 
 
 def read_experiment(config: Path) -> list[tuple[str, dict[str, Any]]]:
     """The stages of a file with their options; raises `SettingsError` for what no stage knows."""
     try:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{config} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config} is not TOML: {error}") from None
     steps = [
-        (name, options)
+        (name, _checked(config, name, options))
         for name, table in tables.items()
         for options in (table if isinstance(table, list) else [table])
     ]
-    for name, options in steps:
-        STAGES[name]  # an unknown one is an error that names the nearest
-        for key in ("source", "output"):
-            if not isinstance(options, dict) or key not in options:
-                raise SettingsError(f"{config}: [{name}] needs {key} = ...")
     if not steps:
         raise SettingsError(f"{config} names no stage; known: {', '.join(STAGES)}")
     return steps
+
+
+def _checked(config: Path, name: str, options: Any) -> dict[str, Any]:
+    """`options` of stage `name`, as they stand in the file, once its settings accept them."""
+    stage = STAGES[name]
+    for key in (stage.takes, "output"):
+        if not isinstance(options, dict) or key not in options:
+            raise SettingsError(f"{config}: [{name}] needs {key} = ...")
+    stage.settings.of({key: value for key, value in options.items() if key not in (stage.takes, "output")})
+    return dict(options)

@@ -1,0 +1,140 @@
+"""The model folder: whole or absent, readable without pickle, and never with the wrong base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Trained
+from safetensors.torch import save_file
+
+from pipeline.artifact import load_model
+from pipeline.bases import load_base
+from pipeline.errors import ModelError, OutputExistsError
+from pipeline.extraction import extract
+from pipeline.fitting import fit_head
+from pipeline.prediction import predict
+
+
+@pytest.fixture
+def model(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of the linear model that a test may damage."""
+    return Path(shutil.copytree(trained.linear, tmp_path / "model"))
+
+
+def change(model: Path, **changes: Any) -> None:
+    content = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**content, **changes}))
+
+
+def test_the_folder_holds_what_the_format_names(model: Path) -> None:
+    files = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
+    assert files == ["head.safetensors", "metrics.json", "model.json", "plots/confusion.png", "predictions.csv"]
+    record = load_model(model).record
+    assert record.classes == ("ants", "bees")
+    assert record.base.weights == "embedded"
+    assert record.data.rows == 24
+    assert json.loads((model / "metrics.json").read_text())["val"] == record.metrics["val"]
+    rows = (model / "predictions.csv").read_text().splitlines()
+    assert len(rows) == 1 + 12
+
+
+def test_a_model_answers_wherever_its_folder_is(model: Path, trained: Trained) -> None:
+    image = [trained.photos / "val/bees/001.jpg"]
+    here, there = predict(model, image).predictions[0], predict(trained.linear, image).predictions[0]
+    assert here == there
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "has format version 2, this program reads 1; update the program or train again"),
+        ({"format": "other"}, "does not describe a model of this program"),
+        ({"task": "poems"}, "is damaged: task"),
+        ({"stranger": 1}, "is damaged: stranger"),
+        ({"head": {"name": "telepathy"}}, "the description of its head is damaged"),
+    ],
+)
+def test_a_folder_that_is_not_ours_says_why(model: Path, changes: dict[str, Any], message: str) -> None:
+    change(model, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_model(model)
+
+
+def test_json_that_is_not_json_and_heads_that_are_gone(model: Path) -> None:
+    (model / "head.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"head\.safetensors"):
+        load_model(model)
+    (model / "model.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_model(model)
+
+
+def test_another_pixel_policy_is_refused(model: Path) -> None:
+    recipe = json.loads((model / "model.json").read_text())["recipe"]
+    change(model, recipe={**recipe, "pixels": 99})
+    with pytest.raises(ModelError, match="was trained under pixel policy 99, this version reads pixels under policy 1"):
+        load_model(model)
+
+
+def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(
+    trained: Trained, model: Path, tmp_path: Path
+) -> None:
+    image = [trained.photos / "val/ants/001.jpg"]
+    state = load_base("squeezenet1_1", "embedded").module.state_dict()
+    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, right)
+    save_file({name: tensor.contiguous() + 1e-3 for name, tensor in state.items()}, wrong)
+    assert predict(model, image, weights=str(right)).predictions[0]["label"] == "ants"
+    with pytest.raises(ModelError, match="give the right file with --weights FILE"):
+        predict(model, image, weights=str(wrong))
+
+
+def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path) -> None:
+    state = load_base("squeezenet1_1", "embedded").module.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    store = extract(
+        trained.photos, tmp_path / "f.h5", base="squeezenet1_1", weights=str(tmp_path / "w.safetensors")
+    ).store
+    model = fit_head(store, tmp_path / "m", head="ridge").model
+    image = [trained.photos / "val/ants/001.jpg"]
+    before = predict(model, image).predictions
+    (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(ModelError, match=r"its base cannot be loaded: .*w\.safetensors"):
+        predict(model, image)
+    assert predict(model, image, weights=str(tmp_path / "moved.safetensors")).predictions == before
+
+
+def test_random_weights_come_back_from_their_seed(trained: Trained, tmp_path: Path) -> None:
+    store = extract(trained.photos, tmp_path / "f.h5", base="squeezenet1_1", weights="none", seed=4).store
+    model = fit_head(store, tmp_path / "m", head="ridge").model
+    torch.manual_seed(99)
+    assert "label" in predict(model, [trained.photos / "val/ants/001.jpg"]).predictions[0]
+
+
+def test_what_is_there_is_not_replaced_unasked(trained: Trained, model: Path, tmp_path: Path) -> None:
+    before = (model / "model.json").read_bytes()
+    with pytest.raises(OutputExistsError, match="--force"):
+        fit_head(trained.store, model, head="ridge")
+    assert (model / "model.json").read_bytes() == before
+    fit_head(trained.store, model, head="ridge", force=True)
+    assert load_model(model).head.name == "ridge"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExistsError):
+        fit_head(trained.store, tmp_path / "mine", head="ridge", force=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_features_and_answers_are_of_the_head(trained: Trained) -> None:
+    model = load_model(trained.linear)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.uint8)
+    features = model.features(pixels)
+    assert features.shape == (3, 512)
+    answers = model.answers(features, top=1)
+    assert [len(answer["top"]) for answer in answers] == [1, 1, 1]
