@@ -158,8 +158,8 @@ class FitSettings(Settings):
     optimizer: Literal["sgd", "adam", "rmsprop"] | None = Field(
         None, description="Of mlp (rmsprop) and of linear with solver=sgd (sgd)."
     )
-    epochs: int | None = Field(None, ge=1, description="Of mlp (60) and of solver=sgd (25), at most.")
-    batch_size: int | None = Field(None, ge=1, description="Of mlp (32) and of solver=sgd (4).")
+    epochs: int | None = Field(None, ge=1, description="At most; 40 for mlp, 25 for solver=sgd.")
+    batch_size: int | None = Field(None, ge=1, description="Rows a step; 4 for solver=sgd, for mlp by their number.")
     lr: float = Field(0.001, gt=0, description="Of mlp and of solver=sgd: learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of optimizer=sgd.")
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")

@@ -24,7 +24,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.folds import group_codes, hold_out
-from pipeline.heads.selection import Trained, task_of, train_head
+from pipeline.heads.selection import Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
 from pipeline.registry import nearest
@@ -68,6 +68,11 @@ class FitResult:
             if name in self.metrics:
                 shown = metrics.table(self.metrics[name])
                 lines.append(f"{title}: {shown if name == 'val' else shown.splitlines()[0]}")
+        if self.ranking:
+            lines += [
+                "ranking, nested cross-validation:",
+                table_text(self.ranking, numbers="mae" in self.metrics["val"]),
+            ]
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
 
@@ -374,6 +379,13 @@ def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: 
     elif "confusion" in found["val"]:
         drawn["confusion"] = plots.confusion(
             np.array(found["val"]["confusion"]), names, title=f"held-out rows: {found['val']['accuracy']:.1%}"
+        )
+    if trained.ranking:
+        drawn["ranking"] = plots.ranking(
+            [entry["head"] for entry in trained.ranking],
+            [entry["score"] for entry in trained.ranking],
+            [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
+            measure="RMSE" if names is None else "accuracy",
         )
     if head.search.epochs:
         drawn["learning"] = plots.learning_curve(head.search.epochs, best=head.search.best_epoch)

@@ -13,12 +13,13 @@ from pipeline.errors import ModelError, SettingsError
 from pipeline.heads.contract import Head, Problem, Search, Task, problem_of
 from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
+from pipeline.heads.mlp import MlpHead
 from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.svm import SvmHead
 from pipeline.registry import Registry
 
 HEADS: Registry[type[Head]] = Registry("head")
-for _head in (LinearHead, SvmHead, RidgeHead, KnnHead):
+for _head in (LinearHead, SvmHead, RidgeHead, KnnHead, MlpHead):
     HEADS.add(_head.name, _head)
 
 __all__ = ["HEADS", "Head", "LinearHead", "Problem", "Search", "Task", "load_head", "problem_of"]

@@ -57,10 +57,10 @@ class Problem:
         return np.repeat(self.weights / self.views, self.views)
 
     def per_image(self, scores: NDArray[Any]) -> NDArray[Any]:
-        """Scores of images (n, ...) from those of feature rows (n V, ...): the plain view's, or the mean."""
+        """Scores of any images (m, ...) from those of their feature rows (m V, ...): the plain view's, or the mean."""
         if self.views == 1:
             return scores
-        stacked = scores.reshape(len(self.y), self.views, *scores.shape[1:])
+        stacked = scores.reshape(-1, self.views, *scores.shape[1:])
         return np.asarray(stacked.mean(axis=1) if self.score_views == "mean" else stacked[:, 0])
 
     def feature_rows(self, images: NDArray[np.int64]) -> NDArray[np.int64]:

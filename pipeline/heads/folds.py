@@ -75,9 +75,7 @@ class Split:
     notices: list[str]
 
 
-def split_rows(
-    splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, share: float, seed: int
-) -> Split:
+def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) -> Split:
     """The rows' own split (train, val, test or empty, (n,)) where they have one, else a stratified hold-out.
 
     Training rows that are in one of the `groups` (n,) of a held-out row are left out.

@@ -13,6 +13,7 @@ from pipeline.heads.contract import Problem, Search
 from pipeline.heads.logistic import LogisticBatch, fold_weights, log_losses
 from pipeline.heads.rows import ArrayRows
 from pipeline.heads.standard import Standard
+from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 
 #: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
@@ -21,6 +22,8 @@ DEFAULT_PENALTY = 0.1
 #: The search needs an order of settings, the final fit the optimum.
 SEARCH_TOLERANCE, FINAL_TOLERANCE, FINAL_TOLERANCE_SINGLE = 1e-4, 1e-9, 1e-8
 SEARCH_STEPS, FINAL_STEPS = 200, 1000
+#: Of --solver sgd, as in the PyTorch tutorial.
+SGD_EPOCHS, SGD_BATCH = 25, 4
 #: Up to so many floats the final fit is in double precision.
 DOUBLE_FLOATS = 60_000_000
 
@@ -36,12 +39,36 @@ class LinearHead(AffineHead):
         """Solve all folds for each penalty, from strong to weak; then all rows with the best."""
         if problem.classes is None:
             raise HeadError("head 'linear' learns classes; take --head regressor or ridge for numbers")
-        if self.settings.solver == "sgd":
-            raise HeadError("solver sgd")
         standard = Standard.of(problem.rows)
-        weight, bias, search = fit_logistic(problem, standard, folds)
+        if self.settings.solver == "sgd":
+            weight, bias, search = self._by_steps(problem, standard, folds)
+        else:
+            weight, bias, search = fit_logistic(problem, standard, folds)
         self.weight, self.bias = standard.fold(weight, bias)
         return search
+
+    def _by_steps(
+        self, problem: Problem, standard: Standard, folds: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
+        """The recipe of the PyTorch tutorial, but the epoch is chosen by folds of the training rows."""
+        settings = self.settings
+        plan = Plan(
+            hidden=None,
+            optimizer=settings.optimizer or "sgd",
+            lr=settings.lr,
+            momentum=settings.momentum,
+            drop_every=settings.step,
+            epochs=settings.epochs or SGD_EPOCHS,
+            batch_size=settings.batch_size or SGD_BATCH,
+            decays=(0.0,),
+            seed=settings.seed,
+        )
+        lesson = Lesson.of(problem, standard.apply(problem.rows.array()), problem.row_y)
+        search = Search(chosen={"epochs": plan.epochs, "decay": 0.0})
+        if folds is not None:
+            search = search_epochs(plan, problem, lesson, folds)
+        weight, bias = train_on_all(plan, lesson, search.chosen)
+        return weight.T, bias, search
 
 
 def fit_logistic(

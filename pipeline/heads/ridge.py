@@ -224,18 +224,13 @@ def _by_folds(problem: Problem, folds: NDArray[np.int64], penalties: list[float]
         held = np.flatnonzero(folds == fold)
         held_rows = problem.rows.take(problem.feature_rows(held))
         said = np.concatenate([standard.apply(block) @ weight.T + bias for _, block in held_rows.blocks()])
-        of_image = _score_views(problem, said).reshape(len(held), len(penalties), -1)
+        of_image = problem.per_image(said).reshape(len(held), len(penalties), -1)
         found[held] = of_image.transpose(0, 2, 1)
     errors = np.average(np.square(found - values[:, :, None]).mean(axis=1), axis=0, weights=problem.weights)
     search = _choose(penalties, errors)
     best = penalties.index(search.chosen["alpha"])
     search.scores = _raw_scores(found[:, :, best], problem.classes)
     return search
-
-
-def _score_views(problem: Problem, said: NDArray[np.float64]) -> NDArray[np.float64]:
-    stacked = said.reshape(-1, problem.views, said.shape[1])
-    return np.asarray(stacked.mean(axis=1) if problem.score_views == "mean" else stacked[:, 0])
 
 
 def _choose(penalties: list[float], errors: NDArray[np.float64]) -> Search:

@@ -1,18 +1,36 @@
-"""From a head's name to a trained head: one head, or the best of several on the same folds."""
+"""From a head's name to a trained head: one head, or the best of several, ranked without flattery.
+
+The ranking is nested (Varma and Simon, 2006): in each outer fold every head searches its settings on the other folds
+alone and is scored on rows that its search never saw. The heads see the same folds, so that differences are paired. The
+row "auto" scores the whole procedure: in each outer fold the head that was chosen inside, on the rows outside.
+
+The winner is the simplest head that is not clearly worse than the best: one whose paired interval reaches it. On few
+rows the order of scores is mostly chance, and a linear layer is faster, smaller, and can be fine-tuned.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import FitSettings
-from pipeline.errors import SettingsError
+from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.contract import Head, Problem, Task
+from pipeline.heads.rows import ArrayRows
 from pipeline.registry import nearest
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
 CHOOSERS: dict[str, Task | None] = {"regressor": "numbers", "auto": None}
+#: From simple to complex. What regressor chooses among; auto takes all that learn the task.
+SIMPLEST_FIRST = ("linear", "ridge", "knn", "svm", "mlp")
+REGRESSORS = ("ridge", "svm", "mlp")
+PROCEDURE = "auto"
+RESAMPLES = 2000
 
 
 @dataclass
@@ -31,11 +49,161 @@ def task_of(name: str) -> Task | None:
     if name not in HEADS:
         known = [*HEADS, *CHOOSERS]
         raise SettingsError(f"unknown head {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-    tasks = HEADS[name].learns
-    return tasks[0] if len(tasks) == 1 else None
+    learns = HEADS[name].learns
+    return learns[0] if len(learns) == 1 else None
 
 
 def train_head(name: str, problem: Problem, settings: FitSettings) -> Trained:
     """Train the head called `name`, or the best one where the name is regressor or auto."""
-    head = HEADS[name](problem.task, settings).fit(problem)
-    return Trained(head, notices=head.search.notices)
+    if name not in CHOOSERS:
+        head = HEADS[name](problem.task, settings).fit(problem)
+        return Trained(head, notices=head.search.notices)
+    names, notices = candidates(name, problem)
+    folds = problem.folds(settings.cv, settings.seed)
+    if folds is None:
+        raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
+    ranking = rank(names, problem, folds, settings)
+    winner = next(entry["head"] for entry in ranking if entry["chosen"])
+    head = HEADS[winner](problem.task, settings).fit(problem)
+    return Trained(head, ranking, [*notices, *head.search.notices])
+
+
+def candidates(name: str, problem: Problem) -> tuple[list[str], list[str]]:
+    """The heads to compare, and what is to be said about those that are not."""
+    asked = REGRESSORS if name == "regressor" else tuple(HEADS)
+    learning = [one for one in asked if problem.task in HEADS[one].learns]
+    if isinstance(problem.rows, ArrayRows):
+        return learning, []
+    streaming = [one for one in learning if HEADS[one].streams]
+    left_out = ", ".join(sorted(set(learning) - set(streaming)))
+    return streaming, [f"{left_out} not tried: the features are over the memory budget; raise --memory"]
+
+
+def rank(
+    names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings
+) -> list[dict[str, Any]]:
+    """Heads from best to worst with nested scores, and the procedure of choosing among them.
+
+    An entry has head, chosen, score (accuracy or RMSE), its 95 % interval, loss, and how far its accuracy or mean
+    squared error is behind the best head's, with the paired interval.
+    """
+    contest = Contest(names, problem, folds, settings)
+    for fold in range(int(folds.max()) + 1):
+        contest.play(fold)
+    return contest.table()
+
+
+class Contest:
+    """Out-of-fold scores of several heads on the same outer folds."""
+
+    def __init__(self, names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings) -> None:
+        self._names = names
+        self._problem = problem
+        self._folds = folds
+        self._settings = settings
+        shape = (len(problem.y),) if problem.classes is None else (len(problem.y), problem.classes)
+        self._scores = {name: np.full(shape, np.nan) for name in (*names, PROCEDURE)}
+
+    def play(self, fold: int) -> None:
+        """Train every head on the other folds and score it on `fold`."""
+        problem = self._problem
+        inside = problem.take(np.flatnonzero(self._folds != fold))
+        outside = np.flatnonzero(self._folds == fold)
+        rows = problem.rows.take(problem.feature_rows(outside))
+        inner = {}
+        for name in self._names:
+            head = HEADS[name](problem.task, self._settings).fit(inside)
+            inner[name] = _qualities(inside, head.search.scores)
+            said = np.concatenate([head.decision(block) for _, block in rows.blocks()])
+            self._scores[name][outside] = head.probabilities(problem.per_image(said))
+        chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
+        self._scores[PROCEDURE][outside] = self._scores[chosen][outside]
+
+    def table(self) -> list[dict[str, Any]]:
+        """Best first; intervals by resampling rows (groups of equal content stay together)."""
+        problem = self._problem
+        qualities = {name: _qualities(problem, scores) for name, scores in self._scores.items()}
+        samples = _resampled(problem.groups, self._settings.seed)
+        loss = {name: float(self._losses(scores).mean()) for name, scores in self._scores.items()}
+        heads = sorted(self._names, key=lambda name: (-qualities[name].mean(), loss[name]))
+        chosen = choose({name: qualities[name] for name in heads}, samples)
+        entries = []
+        for name in (*heads, PROCEDURE):
+            low, high = _interval(samples, qualities[name])
+            behind = qualities[heads[0]] - qualities[name]
+            entries.append(
+                {
+                    "head": name,
+                    "chosen": name == chosen,
+                    "score": self._shown(float(qualities[name].mean())),
+                    "interval": sorted((self._shown(low), self._shown(high))),
+                    "loss": loss[name],
+                    "behind_best": float(behind.mean()),
+                    "behind_interval": list(_interval(samples, behind)),
+                }
+            )
+        return entries
+
+    def _losses(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._problem.classes is None:
+            return np.asarray(np.square(scores - self._problem.y))
+        given = scores[np.arange(len(scores)), self._problem.y]
+        return np.asarray(-np.log(np.maximum(given, 1e-15)))
+
+    def _shown(self, quality: float) -> float:
+        """Accuracy, or RMSE in the target's unit."""
+        return quality if self._problem.classes is not None else max(-quality, 0.0) ** 0.5
+
+
+def choose(qualities: dict[str, NDArray[np.float64]], samples: NDArray[np.int64]) -> str:
+    """The simplest head that is not clearly worse than the best, by quality (n,) of each row, larger is better."""
+    best = max(qualities, key=lambda name: float(qualities[name].mean()))
+    for name in sorted(qualities, key=_complexity):
+        if _interval(samples, qualities[best] - qualities[name])[0] <= 0:
+            return name
+    return best
+
+
+def _complexity(name: str) -> int:
+    return SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+
+
+def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Of each image (n,): 1 where it is right, else 0; or the negative squared error. Images without scores: 0."""
+    if scores is None:
+        return np.zeros(len(problem.y))
+    if problem.classes is None:
+        return np.asarray(np.nan_to_num(-np.square(scores - problem.y)))
+    return np.asarray((np.nan_to_num(scores, nan=-np.inf).argmax(axis=1) == problem.y).astype(np.float64))
+
+
+def _resampled(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """How often each row counts in each bootstrap sample of groups, (samples, n)."""
+    _, of_row = np.unique(groups, return_inverse=True)
+    count = int(of_row.max()) + 1
+    generator = np.random.default_rng(seed)
+    samples = min(RESAMPLES, max(200, 20_000_000 // count))
+    drawn = generator.multinomial(count, np.full(count, 1 / count), size=samples)
+    return np.asarray(drawn[:, of_row])
+
+
+def _interval(samples: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, float]:
+    """The central 95 % of the mean of `values` over bootstrap samples."""
+    low, high = np.quantile(samples @ values / samples.sum(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def table_text(ranking: Sequence[dict[str, Any]], *, numbers: bool) -> str:
+    """The ranking for a person."""
+    measured = "RMSE" if numbers else "accuracy"
+    lines = [f"  {'head':<8} {measured:>9}   95 % interval     behind the best (paired 95 %)"]
+    for entry in ranking:
+        low, high = entry["interval"]
+        low_gap, high_gap = entry["behind_interval"]
+        unit = "in squared error" if numbers else ""
+        mark = "*" if entry["chosen"] else " "
+        lines.append(
+            f"{mark} {entry['head']:<8} {entry['score']:9.4g}   {low:.4g} to {high:.4g}"
+            f"   {entry['behind_best']:.4g} ({low_gap:.4g} to {high_gap:.4g}) {unit}".rstrip()
+        )
+    return "\n".join(lines)
