@@ -19,7 +19,7 @@ from pipeline.loading import Loaded, load
 from pipeline.manifest import read_manifest
 from pipeline.shaping import forward, shaper
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
-from pipeline.store.layout import hdf5_differences
+from pipeline.store.inspection import hdf5_differences
 from pipeline.store.origins import Origin, pieces
 from pipeline.store.parts import part_paths
 from pipeline.store.reader import FeatureStore
@@ -101,7 +101,7 @@ def _file_problems(path: Path) -> Iterator[str]:
         yield _without_place(str(error), path)
         return
     with file:
-        yield from hdf5_differences(path, file.header)
+        yield from hdf5_differences(file)
         damaged = [line for name in file.header.columns for line in file.damaged_blocks(name)]
         yield from (_without_place(line, path) for line in damaged)
         if not damaged:

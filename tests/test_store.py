@@ -444,6 +444,7 @@ def test_is_store(path: Path, images: Path, tmp_path: Path) -> None:
     assert not is_store(tmp_path / "nowhere")
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_the_same_rows(path: Path, method: str) -> None:
     import torch

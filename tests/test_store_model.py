@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -109,10 +110,8 @@ class StoreMachine(RuleBasedStateMachine):
         manifest, known = manifest_of(self.images, flipped=self.flipped), self._known_contents()
         with pytest.MonkeyPatch.context() as patch:
             _kill_after(patch, moment)
-            try:
+            with contextlib.suppress(Killed):
                 extract(manifest, self.path, batch=2)
-            except Killed:
-                pass
         if self.path.exists() and not self._is_published():
             self.published = everything(self.path)  # killed after the last rename
         assert known <= self._known_contents() or known - self._known_contents() <= self._unused(known)
@@ -185,7 +184,7 @@ def test_a_store_is_what_the_model_says() -> None:
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=int(os.environ.get("PIPELINE_HISTORIES", "25")),
+            max_examples=int(os.environ.get("PIPELINE_HISTORIES", "12")),
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

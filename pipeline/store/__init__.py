@@ -1,7 +1,8 @@
 """The feature store: one HDF5 file of features, ids, labels and status that is never wrong without saying so.
 
 header.py     format 1: the columns, and where each byte lies
-layout.py     the HDF5 around them; the only module that imports h5py
+layout.py     the HDF5 around them, drawn in memory
+inspection.py what other programs find when they read it as HDF5
 rows.py       rows of one file at the level of bytes, with their checksums
 request.py    what a run asks of a file
 origins.py    which rows of earlier files may be kept

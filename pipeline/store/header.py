@@ -40,7 +40,7 @@ VERSION = 1
 PENDING, GOOD, FIRST_BAD = 0, 1, 2
 STATUS_NAMES = ("pending", "good", *BAD_IMAGE)
 
-#: A header is read into memory before it is trusted; this is room for millions of class names.
+#: A header, or a structure, is read into memory before it is trusted; this is room for millions of class names.
 LARGEST_HEADER = 1 << 28
 MAGIC = re.compile(rb"pipeline-features 1 header=([0-9]{1,9}) crc32=([0-9a-f]{8})\n")
 
@@ -161,7 +161,7 @@ class Header(_Strict):
     format_version: Literal[1] = 1
     created: str
     #: Random: two files are never taken for one another, however alike they are.
-    token: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] = Field(default_factory=new_token)
+    token: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     source: str
     recipe: Recipe
     environment: dict[str, Any]
@@ -263,6 +263,10 @@ def _layout_problem(header: Header, header_bytes: int) -> str | None:
     }
     if not header.layers or header.columns.keys() != dtypes.keys():
         return f"its columns are {', '.join(header.columns)}"
+    for name in (*header.layers, *header.targets):
+        group, _, last = name.partition("/")
+        if not last or f"{group}/{dataset_name(unescape(last))}" != name:
+            return f"{name!r} is not how a name is written"
     for name, column in header.columns.items():
         row_shape = (32,) if name == "source/sha256" else column.shape[1:] if name in header.layers else ()
         if not column.dtype.startswith(dtypes[name]) or column.shape != (header.rows, *row_shape):

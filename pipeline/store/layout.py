@@ -1,6 +1,6 @@
-"""The HDF5 side of a feature file: drawing it, and checking that it says what the header says.
+"""The HDF5 side of a feature file: drawing it.
 
-The only module that imports h5py. HDF5 draws in memory, before a file exists, and never writes to one: it
+HDF5 draws in memory, before a file exists, and never writes to one: it
 says where the structure and every dataset lie, and `pipeline.files` writes them there.
 """
 
@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -39,10 +38,14 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class Plan:
-    """A feature file without its rows: `pieces` of bytes at their offsets, the header first."""
+    """A feature file without its rows: `pieces` of bytes at their offsets, the header first.
+
+    `structure` is what lies between the columns, all of it in one.
+    """
 
     header: Header
     pieces: list[tuple[int, bytes]]
+    structure: bytes
 
 
 def plan_columns(layers: Sequence[LayerSpec], fixed: dict[str, NDArray[Any]]) -> dict[str, Column]:
@@ -89,18 +92,16 @@ def draw(header: Header) -> Plan:
         alignment_threshold=_ALIGNED,
         alignment_interval=4096,
     ) as file:
-        file.attrs.update(_attributes(header))
+        file.attrs.update(hdf5_attributes(header))
         columns = {name: _draw_column(file, name, column) for name, column in header.columns.items()}
         _draw_names(file, header)
     drawn = header.model_copy(update={"columns": columns, "file_size": sketch.size})
-    crc = 0
-    for start, stop in drawn.structure(size):
-        crc = zlib.crc32(sketch.bytes_at(start, stop - start), crc)
-    drawn = drawn.model_copy(update={"structure_crc32": crc})
-    return Plan(drawn, [(0, drawn.to_bytes(size)), *sketch.pieces])
+    structure = b"".join(sketch.bytes_at(start, stop - start) for start, stop in drawn.structure(size))
+    drawn = drawn.model_copy(update={"structure_crc32": zlib.crc32(structure)})
+    return Plan(drawn, [(0, drawn.to_bytes(size)), *sketch.pieces], structure)
 
 
-def _attributes(header: Header) -> dict[str, str | int]:
+def hdf5_attributes(header: Header) -> dict[str, str | int]:
     return {
         "format": header.format,
         "format_version": header.format_version,
@@ -148,61 +149,6 @@ def _draw_names(file: h5py.File, header: Header) -> None:
         if classes is not None:
             names = np.array(classes, dtype=object)
             file[target].attrs.create("names", names, dtype=h5py.string_dtype())
-
-
-# --- checking what HDF5 reads
-
-
-def hdf5_differences(path: Path, header: Header) -> Iterator[str]:
-    """One line for everything that another program, reading the file as HDF5, would find other than we do."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield from _attribute_differences(file, header)
-            yield from _dataset_differences(file, header)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError) as error:
-        yield f"HDF5 cannot read it: {error}"
-
-
-def _attribute_differences(file: h5py.File, header: Header) -> Iterator[str]:
-    for name, expected in _attributes(header).items():
-        if file.attrs.get(name) != expected:
-            yield f"HDF5 attribute {name} is not what the header says"
-    names = {"status": STATUS_NAMES, **{name: classes for name, classes in header.targets.items() if classes}}
-    for name, listed in names.items():
-        if name in file and tuple(file[name].attrs.get("names", ())) != listed:
-            yield f"HDF5 attribute names of {name} is not what the header says"
-
-
-def _dataset_differences(file: h5py.File, header: Header) -> Iterator[str]:
-    expected = {name: (column.dtype, column.shape, column.offset) for name, column in header.columns.items()}
-    for name, column in header.columns.items():
-        expected[f"checksum/{name}"] = ("<u4", (column.blocks,), column.checksum)
-    found = dict(_walk(file, ""))
-    for name in expected.keys() ^ found.keys():
-        yield f"HDF5 has {name}, which is not in the header" if name in found else f"HDF5 lacks {name}"
-    for name in expected.keys() & found.keys():
-        if found[name] != expected[name]:
-            yield f"HDF5 places {name} at {found[name]}, the header at {expected[name]}"
-
-
-def _walk(group: h5py.Group, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int] | None]]:
-    """Every dataset with its type, shape and offset; None for what is no plain, contiguous dataset."""
-    for name in group:
-        path, link = prefix + name, group.get(name, getlink=True)
-        thing = group[name] if isinstance(link, h5py.HardLink) else None
-        if isinstance(thing, h5py.Group):
-            yield from _walk(thing, path + "/")
-        else:
-            yield path, _place(thing) if isinstance(thing, h5py.Dataset) else None
-
-
-def _place(dataset: h5py.Dataset) -> tuple[str, tuple[int, ...], int] | None:
-    create = dataset.id.get_create_plist()
-    if create.get_layout() != h5py.h5d.CONTIGUOUS or create.get_external_count() or create.get_nfilters():
-        return None
-    text = h5py.check_string_dtype(dataset.dtype)
-    dtype = f"|S{text.length}" if text else dataset.dtype.str
-    return dtype, dataset.shape, dataset.id.get_offset()
 
 
 class _Sketch(io.RawIOBase):

@@ -52,6 +52,7 @@ class Request:
             fixed[target_column(target.name)] = np.asarray(target.values, "<f8" if target.names is None else "<i8")
         header = Header(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            token=new_token(),
             source=escape(str(manifest.source)),
             recipe=recipe,
             environment=environment,

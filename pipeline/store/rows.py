@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import files
 from pipeline.errors import StoreDamagedError, StoreError
-from pipeline.store.header import Column, Header, header_size, parse_header
+from pipeline.store.header import LARGEST_HEADER, Column, Header, header_size, parse_header
 
 #: Read in threads from here on; below it, starting them takes longer than reading.
 _THREADED_BYTES = 1 << 23
@@ -85,15 +85,18 @@ class RowFile:
         found._check_structure()
         return found
 
+    def structure(self) -> bytes:
+        """All that lies between header and columns, unchecked."""
+        extents = self.header.structure(self.header_bytes)
+        if sum(stop - start for start, stop in extents) > LARGEST_HEADER:
+            raise StoreDamagedError(f"{self.path}: its columns fill far too little of it; restore it from a copy")
+        gaps = [(start, bytearray(stop - start)) for start, stop in extents]
+        for start, gap in gaps:
+            read_exactly(self.descriptor, memoryview(gap), start, str(self.path))
+        return b"".join(gap for _, gap in gaps)
+
     def _check_structure(self) -> None:
-        crc = 0
-        for start, stop in self.header.structure(self.header_bytes):
-            while start < stop:
-                piece = os.pread(self.descriptor, min(stop - start, 1 << 20), start)
-                if not piece:
-                    break
-                crc, start = zlib.crc32(piece, crc), start + len(piece)
-        if crc != self.header.structure_crc32:
+        if zlib.crc32(self.structure()) != self.header.structure_crc32:
             raise StoreDamagedError(
                 f"{self.path}: the HDF5 structure does not have its checksum; restore the file from a copy"
             )
