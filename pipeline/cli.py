@@ -102,7 +102,8 @@ def reporting(command: Command) -> Command:
 
 def output_option(default: str | None = None) -> Callable[[Command], Command]:
     """`-o`, required unless there is a default."""
-    return click.option("-o", "--output", type=click.Path(path_type=Path), required=default is None, default=default)
+    given = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the result goes.", **given)
 
 
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")

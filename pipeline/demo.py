@@ -76,7 +76,7 @@ def demo(output: str | Path, *, progress: bool = False) -> DemoResult:
     for head, target, shown in (
         ("linear", "digit", ("accuracy",)),
         ("svm", "digit", ("accuracy",)),
-        ("regressor", "ink", ("mae", "r2")),
+        ("ridge", "ink", ("mae", "r2")),
     ):
         result = fit_head(store, folder / head, head=head, target=target, force=True)
         held_out = result.metrics["val"]

@@ -121,6 +121,7 @@ def extract(
     )
     recipe = recipe_of(settings, base)
     layers = layer_specs(settings, engine)
+    shape = shaper(recipe, base.transform)
     with (
         threads,
         StoreWriter.open(
@@ -135,15 +136,15 @@ def extract(
         ) as writer,
     ):
         pending = writer.pending
-        run = Run(writer, manifest, engine, settings.layer, shaper(recipe, base.transform))
+        run = Run(writer, manifest, engine, settings.layer, shape)
         with progress_bar(len(pending), "extracting", show=progress) as bar:
             run.compute(pending, threads, bar)
         bad = writer.bad()
         refuse_too_many_bad(bad, len(manifest), settings.max_bad, manifest.source)
-        store = writer.publish()
+        writer.publish()
     seconds = {"total": time.perf_counter() - started, **run.seconds}
     return ExtractResult(
-        store=store,
+        store=Path(output),
         rows=len(manifest),
         bad=bad,
         computed=run.computed,

@@ -1,0 +1,205 @@
+"""The command line: what it prints where, and one line with the right exit status for everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from conftest import Trained
+from pictures import encoded, photo, write_photos
+
+from pipeline import cli
+
+HERE = Path(__file__).parent.parent
+
+
+@dataclass
+class Said:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call the console script in this process."""
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+    def call(*words: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        said = capsys.readouterr()
+        return Said(int(stopped.value.code or 0), said.out, said.err)
+
+    return call
+
+
+EMBEDDED = ("--base", "squeezenet1_1", "--weights", "embedded")
+
+
+def test_the_main_job_in_json(run: Run, split_folder: Path, tmp_path: Path) -> None:
+    store, model, image = tmp_path / "f.h5", tmp_path / "m", split_folder / "val/ants/000.jpg"
+    extracted = json.loads(run("extract", split_folder, "-o", store, *EMBEDDED, "--json").out)
+    assert {"store", "rows", "good", "bad", "computed", "reused", "seconds", "engine", "device"} <= set(extracted)
+    assert {"total", "read", "decode", "forward", "write"} <= set(extracted["seconds"])
+    fitted = json.loads(run("fit-head", store, "-o", model, "--head", "ridge", "--json").out)
+    assert {"model", "head", "target", "layers", "metrics", "chosen"} <= set(fitted)
+    assert set(fitted["metrics"]) >= {"val", "train"}
+    predicted = json.loads(run("predict", model, image, "--json").out)
+    assert predicted["predictions"][0]["label"] == "ants"
+    evaluated = json.loads(run("evaluate", model, store, "--json").out)
+    assert evaluated["metrics"]["accuracy"] == fitted["metrics"]["val"]["accuracy"]
+    assert json.loads(run("info", store, "--json").out)["rows"] == 24
+    assert json.loads(run("info", model, "--json").out)["classes"] == ["ants", "bees"]
+    verified = json.loads(run("verify", store, "--recompute", "3", "--json").out)
+    assert verified["ok"]
+    assert verified["recomputed"] == 3
+
+
+def test_people_get_lines_and_programs_get_json(run: Run, trained: Trained) -> None:
+    image = trained.photos / "val/ants/000.jpg"
+    assert run("predict", trained.linear, image).out.startswith(f"{image}\tants ")
+    assert "accuracy" in run("evaluate", trained.linear, trained.store).out
+    assert "format: pipeline-features" in run("info", trained.store).out
+    assert run("verify", trained.store).out == "nothing is wrong\n"
+    listed = run("bases", "vgg16").out.splitlines()
+    assert [line.split()[0] for line in listed] == ["vgg16", "vgg16_bn"]
+    assert {base["name"] for base in json.loads(run("bases", "vgg16", "--json").out)["bases"]} == {"vgg16", "vgg16_bn"}
+
+
+def test_parts_are_merged(run: Run, split_folder: Path, tmp_path: Path) -> None:
+    for number in ("1", "2"):
+        run("extract", split_folder, "-o", tmp_path / f"p/{number}.h5", "--part", f"{number}/2", *EMBEDDED, "-q")
+    assert run("merge", tmp_path / "p", "-o", tmp_path / "all.h5").out == f"{tmp_path}/all.h5: 24 rows of 2 parts\n"
+    assert run("merge", tmp_path / "p/2.h5", "-o", tmp_path / "x.h5").status == 1
+
+
+def test_options_reach_the_stage(run: Run, photo_folder: Path, tmp_path: Path) -> None:
+    layers = ("--layer", "features.5", "--layer", "avgpool", "--pool", "avg")
+    said = run("extract", photo_folder, "-o", tmp_path / "f.h5", *EMBEDDED, *layers, "--dtype", "float16", "--json")
+    assert json.loads(said.out)["layers"] == {"features.5": [128], "avgpool": [512]}
+    recipe = json.loads(run("info", tmp_path / "f.h5", "--json").out)["recipe"]
+    assert recipe["dtype"] == "float16"
+
+
+@pytest.fixture
+def place(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to call from, with a bit of everything under short names."""
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "flat", 3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "one.jpg").write_bytes(encoded(photo(1)))
+    (tmp_path / "text.h5").write_text("not HDF5")
+    for name, target in (("classes.h5", trained.store), ("numbers.h5", trained.numbers), ("model", trained.linear)):
+        (tmp_path / name).symlink_to(target)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("extract nowhere -o x.h5", 1, "there is no nowhere"),
+        ("extract empty -o x.h5 --weights none", 1, "empty holds no images"),
+        ("extract flat", 2, "Missing option '-o'"),
+        ("extract flat -o x.h5 --base resnet81", 1, "unknown base 'resnet81' (did you mean 'resnet18'?)"),
+        ("extract flat -o x.h5 --weights IMAGENET1K_V9", 1, "(did you mean 'IMAGENET1K_V1'?)"),
+        ("extract flat -o x.h5 --base squeezenet1_1 --weights gone.pt", 1, "gone.pt"),
+        ("extract flat -o x.h5 --base resnet18 --weights embedded", 1, "embedded"),
+        ("extract flat -o x.h5 --views 2", 2, "views > 0 needs augment"),
+        ("extract flat -o x.h5 --base squeezenet1_1 --weights embedded --views 2 --augment flop", 2, "'flip'"),
+        ("extract flat -o x.h5 --base squeezenet1_1 --weights embedded --layer feature.5", 1, "'features.5'"),
+        ("extract flat -o x.h5 --batch-size many", 2, "batch_size"),
+        ("extract flat -o x.h5 --pool median", 2, "'median' is not one of"),
+        ("extract flat -o empty --base squeezenet1_1 --weights embedded", 1, "is a folder"),
+        ("extract flat -o text.h5 --base squeezenet1_1 --weights embedded", 1, "text.h5"),
+        ("extract flat -o classes.h5 --base squeezenet1_1 --weights none", 1, "--force"),
+        ("fit-head gone.h5 -o x", 1, "gone.h5"),
+        ("fit-head text.h5 -o x", 1, "text.h5"),
+        ("fit-head classes.h5 -o x --head linaer", 2, "(did you mean 'linear'?)"),
+        ("fit-head classes.h5 -o x --head regressor", 1, "'regressor' learns numbers"),
+        ("fit-head classes.h5 -o x --target clas", 2, "(did you mean 'class'?)"),
+        ("fit-head classes.h5 -o model", 1, "--force"),
+        ("fit-head classes.h5 -o x --layer fc7", 2, "fc7"),
+        ("finetune flat -o x --base squeezenet1_1 --weights embedded", 1, "flat"),
+        ("finetune nowhere -o x --base squeezenet1_1 --weights embedded", 1, "there is no nowhere"),
+        ("predict model gone.jpg", 1, ""),
+        ("predict empty one.jpg", 1, "has no model.json"),
+        ("predict model", 2, "Missing argument 'IMAGE...'"),
+        ("evaluate model flat", 1, "no target 'class'"),
+        ("evaluate model numbers.h5", 1, "no target 'class'"),
+        ("info empty", 1, "empty"),
+        ("verify gone.h5", 1, "gone.h5"),
+        ("merge empty -o x.h5", 1, "empty holds no feature file"),
+        ("run gone.toml", 2, "gone.toml cannot be read"),
+        ("run notes.txt", 2, "names no stage"),
+        ("extrakt flat", 2, "No such command 'extrakt'"),
+        ("extract flat -o x.h5 --bse resnet18", 2, "--base"),
+    ],
+)
+def test_a_wrong_call_is_one_line(run: Run, place: Path, words: str, status: int, message: str) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    said = run(*words.split())
+    assert said.status == status, said.err
+    assert message in said.err
+    errors = [line for line in said.err.splitlines() if line.lower().startswith("error")]
+    assert len(errors) <= 1
+    assert "Traceback" not in said.err
+    left = [path.name for path in place.iterdir() if path.name not in before]
+    assert left == [], "nothing is left behind"
+
+
+def test_a_head_on_images_without_labels_names_the_way_out(run: Run, place: Path) -> None:
+    run("extract", "flat", "-o", "flat.h5", *EMBEDDED)
+    said = run("fit-head", "flat.h5", "-o", "x")
+    assert said.status in (1, 2)
+    assert "--labels" in said.err
+
+
+def test_messages_are_lines_whatever_a_name_holds(run: Run, place: Path) -> None:
+    said = run("extract", "two\nlines", "-o", "x.h5")
+    assert said.err.count("\n") == 1
+
+
+def test_a_file_system_that_refuses_is_one_line(run: Run, place: Path) -> None:
+    said = run("predict", "model", "one.jpg", "--csv", "notes.txt/out.csv")
+    assert said.status == 1
+    assert said.err.startswith("error: ")
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pipeline.cli import cli\n"
+        "try: cli(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'sklearn', 'matplotlib', 'h5py', 'onnxruntime', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in cli.cli.commands:
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_option_is_explained(command: str) -> None:
+    for parameter in cli.cli.commands[command].params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("output", "help"):
+            assert parameter.help, parameter.name
+
+
+def test_the_module_runs_like_the_script_and_survives_a_closed_pipe() -> None:
+    command = f"{sys.executable} -m pipeline bases | head -n 1"
+    done = subprocess.run(["sh", "-c", command], cwd=HERE, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.stdout.startswith("alexnet")
+    assert "Traceback" not in done.stderr
