@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import socket
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
+#: What reading a damaged file, or one that wants to run code, ends in.
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, struct.error),
+    *(KeyError, IndexError, TypeError, AttributeError, AssertionError),
+)
 SECONDS_TO_CONNECT = 10.0
 COUNTER = "num_batches_tracked"  # of batch norm, unused by a frozen one and absent from old files
 
@@ -55,7 +61,7 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             return _without_wrapping(read_safetensors(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise BaseError(f"weights file {path} cannot be read: {first_line(error)}") from None
     return _without_wrapping(_find_state(content, path))
 

@@ -1,0 +1,103 @@
+"""Tests of the input transforms: bit for bit what the makers of the weights do."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision import models
+
+from pipeline.bases import InputTransform
+from pipeline.errors import BaseError
+from pipeline.zoo import ZOOS
+
+SIZES = ((500, 400), (333, 501), (64, 64), (700, 90), (232, 256), (1, 40))
+
+
+def pictures() -> list[Image.Image]:
+    noise = np.random.default_rng(0)
+    return [Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
+
+
+def seen(transform: InputTransform, picture: Image.Image) -> torch.Tensor:
+    return transform.normalize(torch.from_numpy(transform.shape(picture).copy())[None])[0]
+
+
+def presets() -> dict[InputTransform, str]:
+    """Each transform that torchvision's weights use, with one of them."""
+    zoo = ZOOS[""]
+    return {
+        zoo.plan(name, weights).transform: f"{name}:{weights}" for name in zoo.names() for weights in zoo.weights(name)
+    }
+
+
+@pytest.mark.parametrize(("transform", "example"), presets().items(), ids=presets().values())
+def test_equals_torchvision_bit_for_bit(transform: InputTransform, example: str) -> None:
+    name, _, weights = example.partition(":")
+    reference = models.get_model_weights(name)[weights].transforms()
+    for picture in pictures():
+        if max(picture.size) / min(picture.size) < 40 or transform.crop[0] < 300:  # a giant otherwise
+            assert torch.equal(seen(transform, picture), reference(picture))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tf_efficientnet_lite0", "convnext_tiny", "vit_base_patch16_siglip_224", "eva02_tiny_patch14_336", "resnetv2_50"],
+)
+def test_equals_timm_bit_for_bit(name: str) -> None:
+    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    reference = timm.data.create_transform(**config)
+    transform = ZOOS["timm:"].plan(name, None).transform
+    for picture in pictures()[:5]:
+        assert torch.equal(seen(transform, picture), reference(picture))
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96)])
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_every_way_of_timm_to_fit_an_oblong_input(size: tuple[int, int], mode: str) -> None:
+    from pipeline.zoo import _of_timm
+
+    config = {"input_size": (3, *size), "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+    config |= {"crop_pct": 0.9, "crop_mode": mode}
+    reference = timm.data.create_transform(**config)
+    for picture in pictures()[:4]:
+        assert torch.equal(seen(_of_timm(config), picture), reference(picture))
+
+
+def test_description_goes_through_json_and_back() -> None:
+    transform = InputTransform(resize=(236, 236), crop=(224, 224), interpolation="bicubic", mean=(0.5, 0.5, 0.5))
+    assert InputTransform.from_description(json.loads(json.dumps(transform.describe()))) == transform
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'"),
+        ({"fit": "tight"}, "unknown fit 'tight'"),
+        ({"padding": 4}, "not the description of an input transform"),
+    ],
+)
+def test_descriptions_that_are_none(change: dict[str, object], message: str) -> None:
+    good = InputTransform(resize=(8, 8), crop=(8, 8)).describe()
+    with pytest.raises(BaseError, match=message):
+        InputTransform.from_description({**good, **change})
+
+
+def test_fast_is_close_to_exact_and_not_equal() -> None:
+    noise = np.random.default_rng(1)
+    coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    smooth = coarse.resize((1600, 1200), Image.Resampling.BICUBIC)
+    transform = InputTransform(resize=(256, 256), crop=(224, 224))
+    exact, fast = transform.shape(smooth).astype(int), transform.shape(smooth, fast=True).astype(int)
+    assert exact.shape == fast.shape == (224, 224, 3)
+    assert 0 < np.abs(exact - fast).mean() < 1.0
+
+
+def test_fast_of_an_image_smaller_than_the_input() -> None:
+    transform = InputTransform(resize=(64, 64), crop=(64, 64))
+    assert transform.shape(Image.new("RGB", (10, 7)), fast=True).shape == (64, 64, 3)
+    assert transform.least_size == (64, 64)
