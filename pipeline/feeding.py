@@ -7,11 +7,10 @@ a number.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,110 +19,126 @@ from PIL import Image
 from pipeline import pixels
 from pipeline.augment import View, view_rng
 from pipeline.errors import ImageError, SourceError
+from pipeline.files import digest_bytes
+from pipeline.inputs import InputTransform
 from pipeline.loading import load
 from pipeline.manifest import Record
 from pipeline.progress import Bar
 
 Pixels = NDArray[np.uint8]
-#: What of a decoded image is kept: all of it, or what the base sees.
-Form = Callable[[Image.Image], Pixels]
+Indices = NDArray[np.int64]
+#: Shaped images, uint8 (B, H, W, 3), and their targets, (B,).
+Batch = tuple[Pixels, NDArray[Any]]
 
-#: Bytes of decoded images that are kept in memory.
+#: Bytes of pixels that are kept in memory.
 ROOM = 2 * 2**30
 #: Batches that are prepared ahead of the step.
 AHEAD = 3
 
 
 class Pictures:
-    """The good ones among some records, uint8 (H, W, 3) by index; `bad` says what ails the others."""
+    """The good images among some records, by their index; `bad` says what is wrong with the others.
 
-    def __init__(self, records: Sequence[Record], form: Form, *, room: int = ROOM) -> None:
+    `whole` is the decoded image, `shaped` what the base sees of it: uint8 (H, W, 3) both.
+    """
+
+    def __init__(self, records: Sequence[Record], transform: InputTransform, *, room: int = ROOM) -> None:
         self._records = {record.index: record for record in records}
-        self._form = form
+        self._transform = transform
         self._room = room
-        self._kept: dict[int, Pixels] = {}
+        self._whole: dict[int, Pixels] = {}
+        self._shaped: dict[int, Pixels] = {}
         self.sha256: dict[int, bytes] = {}
         self.bad: dict[int, ImageError] = {}
 
     def read(self, bar: Bar, *, workers: int) -> None:
-        """Look at every image once: which are bad, what their content is, and what fits in memory."""
-        for batch in load(self._records.values(), self._shape, batch_size=16, workers=workers):
+        """Look at every image once: which are bad, what their content is, and as many as there is room for."""
+        for batch in load(self._records.values(), _decode, batch_size=16, workers=workers):
             for loaded in batch:
                 if loaded.error is not None:
                     self.bad[loaded.index] = loaded.error
                 elif loaded.pixels is not None and loaded.sha256 is not None:
                     self.sha256[loaded.index] = loaded.sha256
-                    self._keep(loaded.index, loaded.pixels[0])
+                    self._keep(self._whole, loaded.index, loaded.pixels[0])
             bar.advance(len(batch))
 
-    def __getitem__(self, index: int) -> Pixels:
-        """One image; raises `SourceError` where its file is not what it was at the start."""
-        kept = self._kept.get(index)
-        return self._read_again(self._records[index]) if kept is None else kept
+    def keep_shaped(self, indices: Indices) -> None:
+        """Of these images nothing is wanted from now on but what the base sees."""
+        for index in indices.tolist():
+            image = self.shaped(index)
+            before = self._whole.pop(index, None)
+            self._room += 0 if before is None else before.nbytes
+            self._keep(self._shaped, index, image)
 
-    def __len__(self) -> int:
-        return len(self.sha256)
+    def whole(self, index: int) -> Pixels:
+        """One decoded image; raises `SourceError` where its file is not what it was at the start."""
+        kept = self._whole.get(index)
+        return self._read_again(index) if kept is None else kept
 
-    def _shape(self, data: bytes, sha256: bytes) -> Pixels:
-        return self._form(pixels.decode(data))[None]
+    def shaped(self, index: int) -> Pixels:
+        """What the base sees of one image; raises as `whole` does."""
+        kept = self._shaped.get(index)
+        return self._transform.shape(Image.fromarray(self.whole(index))) if kept is None else kept
 
-    def _keep(self, index: int, image: Pixels) -> None:
+    def _keep(self, where: dict[int, Pixels], index: int, image: Pixels) -> None:
         if image.nbytes <= self._room:
             self._room -= image.nbytes
-            self._kept[index] = image
+            where[index] = image
 
-    def _read_again(self, record: Record) -> Pixels:
+    def _read_again(self, index: int) -> Pixels:
+        record = self._records[index]
         try:
             data = record.image.read(pixels.Limits().max_bytes)
         except ImageError as error:
             raise SourceError(f"{record.id} went away while the network was trained ({error})") from None
-        if hashlib.sha256(data).digest() != self.sha256[record.index]:
+        if digest_bytes(data) != self.sha256[index]:
             raise SourceError(f"{record.id} was changed while the network was trained; start again")
-        return self._form(pixels.decode(data))
+        return np.asarray(pixels.decode(data))
+
+
+def _decode(data: bytes, sha256: bytes) -> Pixels:
+    return np.asarray(pixels.decode(data))[None]
 
 
 class Feeder:
     """Batches of pictures and their targets, prepared by `threads` ahead of the step that takes them.
 
-    `targets` is by index: int64 codes or float32 numbers. Use as a context manager, so that the threads end.
+    `targets` (N,) is by index: int64 codes or float32 numbers. A context manager: at its end the threads end.
     """
 
-    def __init__(self, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int) -> None:
+    def __init__(self, pictures: Pictures, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int) -> None:
+        self._pictures = pictures
         self._targets = targets
         self._batch_size = batch_size
         self._seed = seed
-        self._threads = ThreadPoolExecutor(max(1, threads), thread_name_prefix="view")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="view")
 
-    def __enter__(self) -> Feeder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def epoch(self, pictures: Pictures, view: View, number: int) -> Iterator[tuple[Pixels, NDArray[Any]]]:
-        """A shuffled pass of random views; order and views depend on the seed and the `number` alone."""
-        order = np.random.default_rng([self._seed, number]).permutation(sorted(pictures.sha256))
+    def random(self, indices: Indices, view: View, epoch: int, *, crops: bool) -> Iterator[Batch]:
+        """The pass of one epoch, shuffled; `view` is shown the whole image where it `crops`, else the shaped one.
+
+        Order and views depend on the seed and the `epoch` alone.
+        """
+        order = np.random.default_rng([self._seed, epoch]).permutation(indices)
+        picture = self._pictures.whole if crops else self._pictures.shaped
 
         def draw(index: int) -> Pixels:
-            rng = view_rng(self._seed, pictures.sha256[index], number)
-            return np.asarray(view(Image.fromarray(pictures[index]), rng))
+            rng = view_rng(self._seed, self._pictures.sha256[index], epoch)
+            return np.asarray(view(Image.fromarray(picture(index)), rng))
 
         return self._batches(groups(order, self._batch_size), draw)
 
-    def plain(
-        self, pictures: Pictures, form: Form, *, batch_size: int = 16
-    ) -> Iterator[tuple[Pixels, NDArray[Any]]]:
+    def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
         """A pass in the order of the indices, without chance."""
+        return self._batches(groups(indices, batch_size), self._pictures.shaped)
 
-        def draw(index: int) -> Pixels:
-            return form(Image.fromarray(pictures[index]))
-
-        return self._batches(groups(np.array(sorted(pictures.sha256)), batch_size), draw)
-
-    def _batches(
-        self, parts: Iterable[NDArray[np.int64]], draw: Callable[[int], Pixels]
-    ) -> Iterator[tuple[Pixels, NDArray[Any]]]:
-        waiting: deque[tuple[NDArray[np.int64], list[Future[Pixels]]]] = deque()
+    def _batches(self, parts: Iterable[Indices], draw: Callable[[int], Pixels]) -> Iterator[Batch]:
+        waiting: deque[tuple[Indices, list[Future[Pixels]]]] = deque()
         for part in parts:
             waiting.append((part, [self._threads.submit(draw, int(index)) for index in part]))
             if len(waiting) > AHEAD:
@@ -131,13 +146,11 @@ class Feeder:
         while waiting:
             yield self._stack(*waiting.popleft())
 
-    def _stack(
-        self, part: NDArray[np.int64], futures: Sequence[Future[Pixels]]
-    ) -> tuple[Pixels, NDArray[Any]]:
+    def _stack(self, part: Indices, futures: Sequence[Future[Pixels]]) -> Batch:
         return np.stack([future.result() for future in futures]), self._targets[part]
 
 
-def groups(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def groups(order: Indices, size: int) -> list[Indices]:
     """Cut `order` into parts of `size`; a last one of a single row joins the part before it.
 
     Batch norm cannot learn from one row, and its gradient would count for as much as that of a whole batch.

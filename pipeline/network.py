@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.bases import Base, feature_network
@@ -120,12 +122,7 @@ def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False)
     Raises `SettingsError` for a module that the base does not have, or that has nothing to train.
     """
     moving = _modules(network, train)
-    norms = [
-        part
-        for module in moving
-        for part in module.modules()
-        if isinstance(part, nn.modules.batchnorm._NormBase)
-    ]
+    norms = [part for module in moving for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
     network.move_only(moving, still=norms if freeze_norm else ())
 
 
@@ -138,13 +135,9 @@ def _modules(network: Network, train: Sequence[str]) -> list[nn.Module]:
 def _module(network: Network, name: str) -> nn.Module:
     known: dict[str, nn.Module] = dict(network.features.network.named_modules())
     if any(f"{name}.".startswith(f"{cut}.") for cut in network.features.unused):
-        raise SettingsError(
-            f"module {name!r} of the base comes after the layers of the head; it would never move"
-        )
+        raise SettingsError(f"module {name!r} of the base comes after the layers of the head; it would never move")
     if name not in known or not name:
-        raise SettingsError(
-            f"the base has no module {name!r} to train{nearest(name, [*known, 'head', 'all'])}"
-        )
+        raise SettingsError(f"the base has no module {name!r} to train{nearest(name, [*known, 'head', 'all'])}")
     if next(known[name].parameters(), None) is None:
         raise SettingsError(f"module {name!r} of the base has no weights, so nothing in it can be trained")
     return known[name]
@@ -171,3 +164,13 @@ def restore(network: Network, state: State) -> None:
 def put_back(network: Network, base: Base) -> None:
     """Give `base` the weights that its copy in `network` has; what lies behind the wanted layers stays."""
     base.module.load_state_dict(network.features.network.state_dict(), strict=False)
+
+
+def write_base(base: Base, path: Path) -> None:
+    """Write the weights of `base` as a safetensors file that `load_base` reads."""
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in base.module.state_dict().items()
+        if name not in base.missing
+    }
+    save_file(state, path)

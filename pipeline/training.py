@@ -23,11 +23,10 @@ from torch.nn import functional
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
+from pipeline.feeding import Batch
 from pipeline.network import Network, parameter_groups, restore, snapshot
 from pipeline.registry import Registry
 
-#: Shaped images, uint8 (B, H, W, 3), and their targets, (B,).
-Batch = tuple[NDArray[np.uint8], NDArray[Any]]
 #: The batches of an epoch; epochs count from 1.
 Batches = Callable[[int], Iterable[Batch]]
 Measures = dict[str, float]
@@ -108,6 +107,12 @@ class Epoch:
         measured = {f"{which}_{name}": value for which, of in passes for name, value in of.items()}
         return {"epoch": self.number, **measured, "lr": self.lr, "seconds": round(self.seconds, 3)}
 
+    def summary(self) -> str:
+        """One line."""
+        passes = [("train", self.train or {}), ("val", self.val)]
+        shown = [f"{which} {name} {value:.4f}" for which, of in passes for name, value in of.items()]
+        return f"epoch {self.number}: {', '.join(shown)} ({self.seconds:.1f} s)"
+
 
 @dataclass
 class History:
@@ -141,31 +146,88 @@ def _rmsprop(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.
     return torch.optim.RMSprop(groups, weight_decay=settings.weight_decay)
 
 
+class Trainer:
+    """Passes of a network over batches, with and without learning. The network is moved to `device`.
+
+    `normalize` turns uint8 (B, H, W, 3) on the device into float (B, 3, H, W); gradients of a larger norm than
+    `clip` are scaled down to it, 0 leaves them.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        goal: Goal,
+        *,
+        normalize: Callable[[Tensor], Tensor],
+        device: torch.device,
+        clip: float,
+    ) -> None:
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.goal = goal
+        self.device = device
+        self._normalize = normalize
+        self._clip = clip
+
+    def learn(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> Measures:
+        """One epoch of steps; what it measures is of the network as it was at each step."""
+        self.network.train()
+        moving = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        passed = []
+        for pixels, targets in batches:
+            wanted = torch.from_numpy(targets).to(self.device)
+            optimizer.zero_grad()
+            with _room(len(pixels)):
+                outputs = self.network(self._images(pixels))
+                torch.autograd.backward(self.goal.loss(outputs, wanted))
+            if self._clip:  # bases without batch norm, and squared errors, overshoot more with every step else
+                torch.nn.utils.clip_grad_norm_(moving, self._clip)
+            optimizer.step()
+            passed.append((outputs.detach(), wanted))
+        return self.goal.measure(*_joined(passed))
+
+    def judge(self, batches: Iterable[Batch]) -> Measures:
+        """What the network as it is measures on `batches`."""
+        return self.goal.measure(*self.outputs(batches))
+
+    def outputs(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """Outputs (N, C) or (N, 1) in evaluation mode, and targets (N,), both on the CPU."""
+        return self._pass(batches, self.network)
+
+    def features(self, batches: Iterable[Batch]) -> Tensor:
+        """What the base gives the head, (N, D), in evaluation mode."""
+        return self._pass(batches, self.network.embed)[0]
+
+    def _pass(self, batches: Iterable[Batch], ask: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        self.network.eval()
+        passed = []
+        for pixels, targets in batches:
+            with torch.inference_mode(), _room(len(pixels)):
+                passed.append((ask(self._images(pixels)), torch.from_numpy(targets)))
+        return _joined(passed)
+
+    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
+        images = self._normalize(torch.from_numpy(pixels).to(self.device))
+        return images.contiguous(memory_format=torch.channels_last)
+
+
 def train(
-    network: Network,
+    trainer: Trainer,
     training: Batches,
     validation: Callable[[], Iterable[Batch]],
     *,
-    goal: Goal,
-    normalize: Callable[[Tensor], Tensor],
     settings: FinetuneSettings,
-    device: torch.device,
     watch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> History:
-    """Train what moves in `network`, and leave it with the weights of its best epoch, in evaluation mode.
+    """Train what moves in the network, and leave it with the weights of its best epoch, in evaluation mode.
 
-    `normalize` turns uint8 (B, H, W, 3) on the device into float (B, 3, H, W); `watch` hears of every epoch.
+    `training` gives the batches of an epoch, `watch` hears of every epoch.
     Raises `HeadError` where the loss stops being a number, `EngineError` where the device has no room.
     """
-    trainer = Trainer(network, goal, normalize=normalize, device=device, clip=settings.clip)
-    with _repeatable(settings.seed, device):
-        network.to(device).to(memory_format=torch.channels_last)
-        optimizer = OPTIMIZERS[settings.optimizer](
-            parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr), settings
-        )
-        schedule = torch.optim.lr_scheduler.StepLR(
-            optimizer, settings.step or settings.epochs + 1, settings.gamma
-        )
+    network, goal = trainer.network, trainer.goal
+    with _repeatable(settings.seed, trainer.device):
+        groups = parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr)
+        optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.step or settings.epochs + 1, settings.gamma)
         history = History()
         best = snapshot(network)
         for number in range(settings.epochs + 1):
@@ -185,64 +247,6 @@ def train(
         restore(network, best)
         network.eval()
     return history
-
-
-class Trainer:
-    """Passes of a network over batches, with and without learning."""
-
-    def __init__(
-        self,
-        network: Network,
-        goal: Goal,
-        *,
-        normalize: Callable[[Tensor], Tensor],
-        device: torch.device,
-        clip: float = 0.0,
-    ) -> None:
-        self._network = network
-        self._goal = goal
-        self._normalize = normalize
-        self._device = device
-        self._clip = clip
-
-    def learn(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> Measures:
-        """One epoch of steps; what it measures is of the network as it was at each step."""
-        self._network.train()
-        moving = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        passed = []
-        for pixels, targets in batches:
-            wanted = torch.from_numpy(targets).to(self._device)
-            optimizer.zero_grad()
-            with _room(len(pixels)):
-                outputs = self._network(self._images(pixels))
-                torch.autograd.backward(self._goal.loss(outputs, wanted))
-            if (
-                self._clip
-            ):  # bases without batch norm, and squared errors, overshoot more with every step else
-                torch.nn.utils.clip_grad_norm_(moving, self._clip)
-            optimizer.step()
-            passed.append((outputs.detach(), wanted))
-        return self._measure(passed)
-
-    def judge(self, batches: Iterable[Batch]) -> Measures:
-        """What the network as it is measures on `batches`."""
-        return self._goal.measure(*self.outputs(batches))
-
-    def outputs(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """Outputs (N, C) or (N, 1) in evaluation mode, and targets (N,), both on the CPU."""
-        self._network.eval()
-        passed = []
-        for pixels, targets in batches:
-            with torch.inference_mode(), _room(len(pixels)):
-                passed.append((self._network(self._images(pixels)), torch.from_numpy(targets)))
-        return _joined(passed)
-
-    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        images = self._normalize(torch.from_numpy(pixels).to(self._device))
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def _measure(self, passed: Sequence[tuple[Tensor, Tensor]]) -> Measures:
-        return self._goal.measure(*_joined(passed))
 
 
 def _joined(passed: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

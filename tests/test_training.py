@@ -15,10 +15,9 @@ from pipeline import training
 from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
+from pipeline.feeding import Batch
 from pipeline.network import Network, build_network, freeze, standardise
-from pipeline.training import Batch, Classes, Epoch, Goal, History, Numbers, train
-
-CPU = torch.device("cpu")
+from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +67,15 @@ def prepare(base: Base, rows: Rows, *, move: str = "features.12", standard: bool
 
 
 def fit(network: Network, base: Base, rows: Rows, *, goal: Goal | None = None, **options: Any) -> History:
-    return train(
+    settings = FinetuneSettings.of(options)
+    trainer = Trainer(
         network,
-        rows.training,
-        rows.validation,
-        goal=goal or Classes(),
+        goal or Classes(),
         normalize=base.transform.normalize,
-        settings=FinetuneSettings.of(options),
-        device=CPU,
+        device=torch.device("cpu"),
+        clip=settings.clip,
     )
+    return train(trainer, rows.training, rows.validation, settings=settings)
 
 
 def run(base: Base, rows: Rows, *, move: str = "features.12", **options: Any) -> tuple[Network, History]:

@@ -1,0 +1,420 @@
+"""Stage three, optional: train the base together with its head, wholly or in part, on the images themselves.
+
+    manifest -> base with a fresh or a fitted head -> every image read once -> rows that train, rows that judge
+    -> training -> the best epoch as a model folder like any other
+
+A bad image has no part in it and is listed; it is never replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import metrics, pixels, plots
+from pipeline.artifact import BaseRecord, DataRecord, Figure, load_model, save_model
+from pipeline.augment import View, build_view
+from pipeline.bases import Base, load_base
+from pipeline.config import FinetuneSettings, Pool, Recipe
+from pipeline.devices import cores, pick_device
+from pipeline.errors import HeadError, SettingsError
+from pipeline.examples import Examples, choose_target, read_pictures, split_examples
+from pipeline.feeding import Batch, Feeder, Indices, Pictures
+from pipeline.files import refuse_existing
+from pipeline.heads import LinearHead
+from pipeline.heads.affine import AffineHead
+from pipeline.heads.calibration import interval_half_width, softmax
+from pipeline.heads.ridge import RidgeHead
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.network import (
+    Network,
+    build_network,
+    folded_head,
+    freeze,
+    put_back,
+    standardise,
+    start_from,
+    write_base,
+)
+from pipeline.progress import Bar
+from pipeline.progress import progress as progress_bar
+from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
+from pipeline.weights import digest
+
+log = logging.getLogger(__name__)
+
+#: Training rows whose features decide how the head's inputs are standardised.
+SAMPLE = 1024
+#: A calibrated start, with logits times the head's sharpness, has the right loss from the first step. A head that makes
+#: no mistake asks for any sharpness, and one that is too sharp has no gradients left.
+SHARPEST = 10.0
+#: Share of new numbers that a prediction interval covers.
+COVERAGE = 0.9
+
+
+@dataclass
+class FinetuneResult:
+    """What a run of `finetune` did. `metrics` are of the best epoch; `bad` maps an id to its reason."""
+
+    model: Path
+    head: str
+    target: str
+    layers: tuple[str, ...]
+    metrics: dict[str, Any]
+    chosen: dict[str, Any]
+    epochs: list[Epoch]
+    best_epoch: int
+    rows: dict[str, int]
+    bad: dict[str, str]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises."""
+        return {
+            "model": str(self.model),
+            "head": self.head,
+            "target": self.target,
+            "layers": list(self.layers),
+            "metrics": self.metrics,
+            "chosen": self.chosen,
+            "epochs": [epoch.to_json() for epoch in self.epochs],
+            "best_epoch": self.best_epoch,
+            "cached": False,
+            "rows": self.rows,
+            "bad": len(self.bad),
+            "bad_images": self.bad,
+            "seconds": round(self.seconds, 3),
+        }
+
+    def summary(self) -> str:
+        """Every epoch, the best one's metrics, and every bad image."""
+        counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
+        lines = [f"{self.target} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
+        for epoch in self.epochs:
+            lines.append(f"  {epoch.summary()}{'  <- kept' if epoch.number == self.best_epoch else ''}")
+        titles = {"val": "held-out rows", "test": "test rows"}
+        lines += [f"{titles[part]}: {metrics.table(self.metrics[part])}" for part in titles if part in self.rows]
+        if self.bad:
+            lines.append(f"{len(self.bad)} bad images had no part in it:")
+            lines += [f"  {id}: {reason}" for id, reason in self.bad.items()]
+        return "\n".join([*lines, f"saved to {self.model}"])
+
+
+def finetune(
+    source: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+) -> FinetuneResult:
+    """Train base and head on the images of `source`; the best epoch becomes the model folder `output`.
+
+    `options` are the fields of `FinetuneSettings`: `train`, `epochs`, `lr`, ...; `head` names a model folder
+    to start from. Nothing is written before training ends; `force` replaces a model that is there.
+
+    Raises `SourceError` where there is nothing to train on, `SettingsError` for what cannot be trained,
+    `HeadError` where training fails, `BaseError` or `ModelError` where the start cannot be had.
+    """
+    started = time.perf_counter()
+    settings = FinetuneSettings.of(options)
+    refuse_existing(Path(output), last="model.json", replace=force)
+    start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
+    view = make_view(settings, start.base)
+    manifest = read_manifest(source, settings)
+    target = choose_target(manifest, name=start.target, classes=start.classes)
+    network = make_network(start, settings, outputs=1 if target.names is None else len(target.names))
+    pictures = read_pictures(
+        manifest,
+        target,
+        start.base.transform,
+        workers=threads(settings),
+        max_bad=settings.max_bad,
+        progress=progress,
+    )
+    examples = split_examples(manifest, target, pictures, settings)
+    run = Run(start, network, examples, pictures, settings)
+    with run.feeder:
+        history = run.train(view, progress=progress)
+        parts = run.judge()
+    result = FinetuneResult(
+        model=Path(output),
+        head=run.head().name,
+        target=target.name,
+        layers=start.layers,
+        metrics={name: part.measure(examples) for name, part in parts.items()},
+        chosen=run.chosen(),
+        epochs=history.epochs,
+        best_epoch=history.best,
+        rows={name: len(part.rows) for name, part in parts.items()},
+        bad={manifest.records[index].id: str(error) for index, error in sorted(pictures.bad.items())},
+        seconds=time.perf_counter() - started,
+    )
+    run.save(result, manifest, parts, replace_old=force)
+    return result
+
+
+# --- where training begins
+
+
+@dataclass(frozen=True)
+class Start:
+    """A base, the layers that the head takes, and `weight` (C, D) and `bias` (C,) of a fitted head, or None."""
+
+    base: Base
+    record: BaseRecord
+    layers: tuple[str, ...]
+    pool: Pool
+    target: str | None = None
+    classes: tuple[str, ...] | None = None
+    weight: NDArray[np.floating] | None = None
+    bias: NDArray[np.floating] | None = None
+
+
+def fresh_start(settings: FinetuneSettings) -> Start:
+    """The base that the settings name; its head is drawn at random."""
+    base = load_base(settings.base, settings.weights, seed=settings.seed)
+    record = BaseRecord(name=settings.base, weights=settings.weights, seed=settings.seed)
+    return Start(base, record, settings.layer, settings.pool)
+
+
+def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
+    """The base and the head of a model folder. Raises `HeadError` unless that head is one linear layer."""
+    weights = settings.weights if "weights" in settings.model_fields_set else None
+    model = load_model(folder, weights=weights, device="cpu")
+    head, recipe = model.head, model.record.recipe
+    if not isinstance(head, AffineHead):
+        raise HeadError(
+            f"{folder} holds a head {head.name!r}, and only a linear layer can be trained on together with its base; "
+            "fit --head linear (ridge for numbers), or leave --head out for a fresh one"
+        )
+    sharpness = min(head.sharpness, SHARPEST) if head.task == "classes" else 1.0
+    return Start(
+        base=model.base,
+        record=model.record.base,
+        layers=recipe.layers,
+        pool=recipe.pool,
+        target=model.record.target,
+        classes=model.record.classes,
+        weight=head.weight * sharpness,
+        bias=head.bias * sharpness,
+    )
+
+
+def make_view(settings: FinetuneSettings, base: Base) -> View:
+    """The random views of training rows. Without a crop they are made of what the base sees of an image."""
+    names = tuple(name for name in settings.augment if name != "none")
+    transform = base.transform
+    return build_view(names, size=transform.size, plain=np.asarray, interpolation=transform.resampling)
+
+
+def make_network(start: Start, settings: FinetuneSettings, *, outputs: int) -> Network:
+    """Base and head, of which only what the settings name moves."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = build_network(start.base, start.layers, start.pool, outputs=outputs)
+    freeze(network, settings.train, freeze_norm=settings.freeze_norm)
+    return network
+
+
+def threads(settings: FinetuneSettings) -> int:
+    """Threads that decode and draw views."""
+    return cores() if settings.workers == "auto" else max(1, settings.workers)
+
+
+# --- one training
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows with the truth and what the network says: probabilities (n, C), or values (n,)."""
+
+    rows: Indices
+    truth: NDArray[Any]
+    said: NDArray[np.float64]
+
+    def measure(self, examples: Examples) -> dict[str, Any]:
+        """Accuracy and the like, or errors in the target's unit."""
+        if examples.names is None:
+            return metrics.regression(self.truth, self.said)
+        return metrics.classification(self.truth, self.said, examples.names)
+
+
+class Run:
+    """One training: the network, what feeds it, and what becomes of it."""
+
+    def __init__(
+        self,
+        start: Start,
+        network: Network,
+        examples: Examples,
+        pictures: Pictures,
+        settings: FinetuneSettings,
+    ) -> None:
+        self._start = start
+        self._examples = examples
+        self._pictures = pictures
+        self._settings = settings
+        self._history = History()
+        self.feeder = Feeder(
+            pictures,
+            examples.inputs(),
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            threads=threads(settings),
+        )
+        self._trainer = Trainer(
+            network,
+            make_goal(examples, settings),
+            normalize=start.base.transform.normalize,
+            device=pick_device(settings.device),
+            clip=settings.clip,
+        )
+
+    def train(self, view: View, *, progress: bool) -> History:
+        """Train; the network ends with the weights of its best epoch."""
+        examples, settings = self._examples, self._settings
+        crops = "crop" in settings.augment
+        for name, rows in examples.parts.items():
+            if name != "train" or not crops:
+                self._pictures.keep_shaped(rows)
+        self._begin()
+        total = settings.epochs * len(examples.train)
+        with progress_bar(total, "fine-tuning", show=progress) as bar:
+            self._history = train(
+                self._trainer,
+                lambda number: _counted(self.feeder.random(examples.train, view, number, crops=crops), bar),
+                lambda: self.feeder.plain(examples.held_out["val"]),
+                settings=settings,
+                watch=lambda epoch: log.info(epoch.summary()),
+            )
+        return self._history
+
+    def _begin(self) -> None:
+        """Standardise what the head takes, and give it the fitted weights."""
+        start, examples, network = self._start, self._examples, self._trainer.network
+        sample = examples.train[:: -(-len(examples.train) // SAMPLE)]
+        standardise(network, self._trainer.features(self.feeder.plain(sample)))
+        if start.weight is not None and start.bias is not None:
+            bias = (start.bias - examples.centre) / examples.scale
+            start_from(network, start.weight / examples.scale, bias)
+
+    def judge(self) -> dict[str, Part]:
+        """What the network says of all rows, seen plainly."""
+        parts = {}
+        for name, rows in self._examples.parts.items():
+            outputs = self._trainer.outputs(self.feeder.plain(rows))[0].numpy()
+            said = softmax(outputs) if self._examples.names else self._examples.values(outputs[:, 0])
+            parts[name] = Part(rows, self._examples.target.values[rows], said)
+        return parts
+
+    def head(self) -> AffineHead:
+        """The last layer as a head on the tuned base's features."""
+        weight, bias = folded_head(self._trainer.network)
+        if self._examples.names:
+            return LinearHead.from_weights(_single(weight), _single(bias), task="classes")
+        weight, bias = weight * self._examples.scale, self._examples.values(bias)
+        return RidgeHead.from_weights(_single(weight), _single(bias), task="numbers")
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that decided the training, and the epoch that was kept."""
+        names = ("train", "freeze_norm", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
+        more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
+        settings = self._settings.model_dump(mode="json", include={*names, *more})
+        return {**settings, "lr": self._settings.rate, "best_epoch": self._history.best}
+
+    def save(self, result: FinetuneResult, manifest: Manifest, parts: Mapping[str, Part], *, replace_old: bool) -> None:
+        """Write the model folder; it is there whole or not at all."""
+        base, examples, head = self._start.base, self._examples, self.head()
+        put_back(self._trainer.network, base)
+        if not examples.names:
+            head.interval_half_width = interval_half_width(parts["val"].said - parts["val"].truth, COVERAGE)
+        tuned = self._start.record.fine_tuned or "head" not in self._settings.train
+        save_model(
+            result.model,
+            head=head,
+            recipe=self._recipe(digest(base.module, without=base.missing)),
+            base=self._start.record.model_copy(update={"fine_tuned": tuned}),
+            target=examples.target.name,
+            classes=examples.names,
+            metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
+            data=DataRecord(
+                source=manifest.source,
+                rows=len(examples.train),
+                fingerprint=examples.fingerprint(self._pictures),
+            ),
+            chosen=result.chosen,
+            predictions=list(predictions(manifest, examples, parts)),
+            plots=draw(result, examples, parts["val"]),
+            save_base=(lambda path: write_base(base, path)) if tuned else None,
+            replace=replace_old,
+        )
+
+    def _recipe(self, weights: str) -> Recipe:
+        return Recipe(
+            base=self._start.record.name,
+            weights=weights,
+            layers=self._start.layers,
+            pool=self._start.pool,
+            transform=self._start.base.transform.describe(),
+            pixels=pixels.POLICY_VERSION,
+            decode="exact",
+            views=0,
+            augment=(),
+            seed=None,
+            precision="fp32",
+            dtype="float32",
+        )
+
+
+def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
+    """The loss, and what an epoch is judged by."""
+    balanced = settings.class_weight == "balanced"
+    if examples.names is None:
+        if balanced:
+            raise SettingsError("class_weight=balanced is for classes; this target is numbers")
+        return Numbers(examples.scale)
+    return Classes(torch.from_numpy(examples.balance()) if balanced else None)
+
+
+def _counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.advance(len(batch[0]))
+
+
+def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+    return numbers.astype(np.float32)
+
+
+# --- what came of it
+
+
+def predictions(manifest: Manifest, examples: Examples, parts: Mapping[str, Part]) -> Iterator[dict[str, Any]]:
+    """A row for each held-out image: id, split, truth and what the network says."""
+    for name in examples.held_out:
+        part = parts[name]
+        for row, true, said in zip(part.rows.tolist(), part.truth, part.said, strict=True):
+            entry = {"id": manifest.records[row].id, "split": name}
+            if examples.names is None:
+                yield {**entry, "true": float(true), "value": float(said)}
+            else:
+                best = int(said.argmax())
+                label = {"true": examples.names[true], "label": examples.names[best]}
+                yield {**entry, **label, "score": float(said[best])}
+
+
+def draw(result: FinetuneResult, examples: Examples, held: Part) -> dict[str, Figure]:
+    """The plots of the model folder by name."""
+    epochs = [epoch.to_json() for epoch in result.epochs]
+    drawn: dict[str, Figure] = {"learning": plots.learning_curve(epochs, best=result.best_epoch)}
+    found = result.metrics["val"]
+    if examples.names is None:
+        drawn["predicted"] = plots.predicted_against_true(held.truth, held.said, name=examples.target.name)
+    elif "confusion" in found:
+        title = f"held-out rows: {found['accuracy']:.1%}"
+        drawn["confusion"] = plots.confusion(np.array(found["confusion"]), examples.names, title=title)
+    return drawn

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import photo, write_photos
+from PIL import Image
+
+from pipeline.augment import build_view
+from pipeline.errors import SourceError
+from pipeline.feeding import Feeder, Indices, Pictures, groups
+from pipeline.inputs import InputTransform
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.progress import progress
+
+TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
+VIEW = build_view(["crop", "flip"], size=(32, 32), plain=np.asarray)
+PLAIN_VIEW = build_view(["flip"], size=(32, 32), plain=np.asarray)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    """Ten files, of which 004 is no image."""
+    write_photos(tmp_path, 10)
+    (tmp_path / "004.jpg").write_bytes(b"not an image")
+    return read_manifest(tmp_path)
+
+
+def read(manifest: Manifest, *, room: int = 2**30, workers: int = 2) -> Pictures:
+    pictures = Pictures(manifest.records, TRANSFORM, room=room)
+    with progress(len(manifest), "reading", show=False) as bar:
+        pictures.read(bar, workers=workers)
+    return pictures
+
+
+def good(pictures: Pictures) -> Indices:
+    return np.array(sorted(pictures.sha256))
+
+
+def epoch(
+    pictures: Pictures, number: int, *, batch_size: int = 4, threads: int = 2, crops: bool = True
+) -> dict[int, bytes]:
+    """Pixels of every row of one epoch; targets are the row numbers themselves."""
+    with Feeder(pictures, np.arange(10), batch_size=batch_size, seed=13, threads=threads) as feeder:
+        passed = feeder.random(good(pictures), VIEW if crops else PLAIN_VIEW, number, crops=crops)
+        return {
+            row: image.tobytes() for images, rows in passed for row, image in zip(rows.tolist(), images, strict=True)
+        }
+
+
+def test_bad_images_are_named_and_never_replaced(manifest: Manifest) -> None:
+    pictures = read(manifest)
+    assert {index: error.reason for index, error in pictures.bad.items()} == {4: "not-an-image"}
+    assert good(pictures).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert list(epoch(pictures, 1)) != sorted(epoch(pictures, 1))
+    assert sorted(epoch(pictures, 1)) == good(pictures).tolist()
+
+
+def test_plain_pictures_are_what_the_base_sees_in_order(manifest: Manifest) -> None:
+    pictures = read(manifest)
+    with Feeder(pictures, np.arange(10) * 2, batch_size=4, seed=13, threads=2) as feeder:
+        batches = list(feeder.plain(good(pictures), batch_size=5))
+    assert [len(images) for images, _ in batches] == [5, 4]
+    assert np.concatenate([rows for _, rows in batches]).tolist() == [0, 2, 4, 6, 10, 12, 14, 16, 18]
+    with Image.open(manifest.records[5].image.where) as image:
+        assert np.array_equal(batches[0][0][4], TRANSFORM.shape(image))
+
+
+def test_an_epoch_depends_on_seed_and_number_alone(manifest: Manifest) -> None:
+    first = epoch(read(manifest), 1)
+    assert epoch(read(manifest, workers=1), 1, batch_size=2, threads=1) == first
+    assert epoch(read(manifest, room=0), 1) == first
+    second = epoch(read(manifest), 2)
+    assert list(second) != list(first)
+    assert all(second[row] != first[row] for row in first)
+
+
+def test_without_crops_a_view_is_made_of_what_the_base_sees(manifest: Manifest) -> None:
+    pictures = read(manifest)
+    found = epoch(pictures, 1, crops=False)
+    straight = {row: pictures.shaped(row) for row in found}
+    flipped = [row for row in found if found[row] == straight[row][:, ::-1].tobytes()]
+    assert 0 < len(flipped) < 9
+    assert all(found[row] == straight[row].tobytes() for row in found if row not in flipped)
+
+
+def test_what_is_kept_is_bounded_by_the_room_there_is(manifest: Manifest) -> None:
+    size = 64 * 48 * 3
+    pictures = read(manifest, room=3 * size + 10)
+    assert len(pictures._whole) == 3
+    before = [pictures.shaped(row) for row in good(pictures).tolist()]
+    pictures.keep_shaped(good(pictures))
+    assert not pictures._whole
+    assert len(pictures._shaped) == (3 * size + 10) // (32 * 32 * 3)
+    for row, image in zip(good(pictures).tolist(), before, strict=True):
+        assert np.array_equal(pictures.shaped(row), image)
+
+
+def test_a_file_that_changes_while_training_is_an_error(manifest: Manifest) -> None:
+    pictures = read(manifest, room=0)
+    path = Path(manifest.records[0].image.where)
+    photo(99).save(path)
+    with pytest.raises(SourceError, match=r"000\.jpg was changed while the network was trained"):
+        pictures.whole(0)
+    path.unlink()
+    with pytest.raises(SourceError, match=r"000\.jpg went away while the network was trained \(missing"):
+        epoch(pictures, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "lengths"),
+    [(8, 4, [4, 4]), (9, 4, [4, 5]), (10, 4, [4, 4, 2]), (1, 4, [1]), (3, 1, [1, 1, 1]), (4, 9, [4])],
+)
+def test_no_batch_of_one_row_is_left_at_the_end(rows: int, size: int, lengths: list[int]) -> None:
+    parts = groups(np.arange(rows), size)
+    assert [len(part) for part in parts] == lengths
+    assert np.concatenate(parts).tolist() == list(range(rows))

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import photo
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.artifact import load_model
+from pipeline.bases import load_base
+from pipeline.errors import (
+    BaseError,
+    HeadError,
+    ModelError,
+    OutputExistsError,
+    PipelineError,
+    SettingsError,
+    SourceError,
+)
+from pipeline.evaluation import evaluate
+from pipeline.extraction import extract
+from pipeline.finetuning import FinetuneResult, finetune
+from pipeline.fitting import fit_head
+from pipeline.prediction import predict
+from pipeline.weights import digest
+
+EMBEDDED = {"base": "squeezenet1_1", "weights": "embedded"}
+QUICK = {"epochs": 1, "train": ("features.12",), "workers": 2}
+
+
+def tinted(number: int, *, warm: bool) -> Image.Image:
+    """A picture with a tint that shows most of the time."""
+    tint = (200, 120, 40) if warm else (40, 120, 200)
+    return Image.blend(photo(number + 1000 * warm, (80, 64)), Image.new("RGB", (80, 64), tint), 0.35)
+
+
+def write(folder: Path, count: int, *, first: int = 0) -> None:
+    """Class folders `cold` and `warm` with `count` pictures each."""
+    for name in ("cold", "warm"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(first, first + count):
+            tinted(number, warm=name == "warm").save(folder / name / f"{number:03}.png")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pictures to train on and twelve to judge by."""
+    folder = tmp_path_factory.mktemp("tinted")
+    write(folder / "train", 8)
+    write(folder / "val", 6, first=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six and four, where only the way matters."""
+    folder = tmp_path_factory.mktemp("few")
+    write(folder / "train", 3)
+    write(folder / "val", 2, first=50)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("store") / "tinted.h5"
+    return extract(source, output, **EMBEDDED).store
+
+
+@pytest.fixture(scope="module")
+def fitted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit_head(store, tmp_path_factory.mktemp("heads") / "linear", head="linear").model
+
+
+@pytest.fixture(scope="module")
+def tuned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """Two epochs of the last fire module with a fresh head."""
+    output = tmp_path_factory.mktemp("models") / "tuned"
+    return finetune(source, output, **EMBEDDED, **{**QUICK, "epochs": 2})
+
+
+def numbers(source: Path, table: Path) -> dict[str, Any]:
+    """A table of the same pictures, with a target of about 100 for cold pictures and 40 for warm ones."""
+    with table.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "length", "split"])
+        for number, path in enumerate(sorted(source.rglob("*.png"))):
+            length = (100 if path.parent.name == "cold" else 40) + number % 5 / 2 + 0.25
+            rows.writerow([path.relative_to(source).as_posix(), length, path.parents[1].name])
+    return {"source": table, "image_root": str(source)}
+
+
+def test_from_a_fitted_head_it_starts_there_and_ends_no_worse(source: Path, fitted: Path, tmp_path: Path) -> None:
+    head = json.loads((fitted / "metrics.json").read_text())["val"]
+    found = finetune(source, tmp_path / "model", head=str(fitted), **QUICK)
+    first = found.epochs[0]
+    assert first.number == 0
+    assert first.lr == 0.0001, "a tenth of the rate of a fresh head"
+    assert 0.5 < head["accuracy"] < 1, "so that equality says something"
+    assert first.val["accuracy"] == head["accuracy"]
+    assert first.val["loss"] == pytest.approx(head["log_loss"], rel=1e-3)
+    assert found.metrics["val"]["accuracy"] >= head["accuracy"]
+    assert found.metrics["val"]["accuracy"] == found.epochs[found.best_epoch].val["accuracy"]
+
+
+def test_the_result_has_what_json_promises(tuned: FinetuneResult) -> None:
+    found = json.loads(json.dumps(tuned.to_json()))
+    assert found["model"] == str(tuned.model)
+    assert (found["head"], found["target"], found["layers"]) == ("linear", "class", ["avgpool"])
+    assert found["metrics"].keys() == {"val", "train"}
+    assert [epoch["epoch"] for epoch in found["epochs"]] == [0, 1, 2]
+    measured = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds"}
+    assert found["epochs"][1].keys() == measured
+    assert found["best_epoch"] == tuned.best_epoch
+    assert found["cached"] is False
+    assert found["rows"] == {"val": 12, "train": 16}
+    assert found["bad_images"] == {}
+    assert found["chosen"]["lr"] == 0.001
+    assert found["chosen"]["train"] == ["features.12"]
+    lines = tuned.summary().splitlines()
+    assert lines[0].startswith("class from avgpool: 12 val, 16 train images")
+    assert sum("<- kept" in line for line in lines) == 1
+    assert lines[-1] == f"saved to {tuned.model}"
+
+
+def test_the_folder_is_like_any_other(tuned: FinetuneResult) -> None:
+    files = {str(path.relative_to(tuned.model)) for path in tuned.model.rglob("*") if path.is_file()}
+    assert files == {
+        "model.json",
+        "head.safetensors",
+        "base.safetensors",
+        "metrics.json",
+        "predictions.csv",
+        "plots/learning.png",
+        "plots/confusion.png",
+    }
+    with (tuned.model / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    right = sum(row["true"] == row["label"] for row in rows) / 12
+    assert right == pytest.approx(tuned.metrics["val"]["accuracy"])
+    assert {row["split"] for row in rows} == {"val"}
+
+
+def test_only_what_was_asked_for_has_moved(tuned: FinetuneResult) -> None:
+    before = load_base(**_named(EMBEDDED)).module.state_dict()
+    after = load_file(tuned.model / "base.safetensors")
+    assert after.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert tuned.best_epoch > 0
+    assert moved == {name for name in before if name.startswith("features.12.")}
+
+
+def _named(options: dict[str, str]) -> dict[str, str]:
+    return {"name": options["base"], "weights": options["weights"]}
+
+
+def test_predict_and_evaluate_do_not_know_the_difference(source: Path, tuned: FinetuneResult) -> None:
+    model = load_model(tuned.model)
+    assert model.record.base.fine_tuned
+    assert digest(model.base.module) == model.record.recipe.weights
+    found = evaluate(tuned.model, source)
+    assert found.metrics["accuracy"] == tuned.metrics["val"]["accuracy"]
+    assert found.metrics["log_loss"] == pytest.approx(tuned.metrics["val"]["log_loss"], rel=1e-2, abs=1e-4)
+    pictures = sorted((source / "val").rglob("*.png"))
+    with (tuned.model / "predictions.csv").open(newline="") as file:
+        expected = {row["id"]: (row["label"], float(row["score"])) for row in csv.DictReader(file)}
+    for path, entry in zip(pictures, predict(tuned.model, pictures).predictions, strict=True):
+        label, score = expected[path.relative_to(source).as_posix()]
+        assert entry["label"] == label
+        assert entry["score"] == pytest.approx(score, abs=2e-3)
+
+
+def test_a_tuned_model_can_be_tuned_on(source: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
+    again = finetune(source, tmp_path / "again", head=str(tuned.model), **{**QUICK, "train": ("head",)})
+    assert again.epochs[0].val["loss"] == pytest.approx(tuned.metrics["val"]["log_loss"], rel=1e-3, abs=1e-5)
+    base = load_file(tuned.model / "base.safetensors")
+    kept = load_file(tmp_path / "again" / "base.safetensors")
+    assert all(torch.equal(base[name], kept[name]) for name in base)
+
+
+def test_the_same_seed_gives_the_same_bits(few: Path, tmp_path: Path) -> None:
+    def run(name: str, **options: Any) -> FinetuneResult:
+        return finetune(few, tmp_path / name, **EMBEDDED, **{**QUICK, **options})
+
+    first, second, other = run("first"), run("second", workers=1), run("other", seed=14)
+    for file in ("base.safetensors", "head.safetensors"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    assert first.epochs[1].val == second.epochs[1].val
+    assert first.epochs[1].val != other.epochs[1].val
+
+
+def test_a_head_alone_leaves_the_base_as_it_is_published(few: Path, tmp_path: Path) -> None:
+    found = finetune(few, tmp_path / "head", **EMBEDDED, **{**QUICK, "train": ("head",), "augment": ("none",)})
+    assert not (found.model / "base.safetensors").exists()
+    model = load_model(found.model)
+    assert not model.record.base.fine_tuned
+    assert model.base.digest == load_base(**_named(EMBEDDED)).digest
+    assert evaluate(found.model, few).metrics["accuracy"] == found.metrics["val"]["accuracy"]
+
+
+def test_batch_norm_outside_of_what_moves_keeps_its_buffers(few: Path, tmp_path: Path) -> None:
+    found = finetune(few, tmp_path / "model", base="resnet18", weights="none", **{**QUICK, "train": ("layer4.1",)})
+    before = load_base("resnet18", "none").module.state_dict()
+    after = load_file(found.model / "base.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved <= {name for name in before if name.startswith("layer4.1.")}
+    assert found.best_epoch == 0 or "layer4.1.bn2.running_mean" in moved
+
+
+def test_from_scratch_everything_moves(few: Path, tmp_path: Path) -> None:
+    options = {"base": "shufflenet_v2_x0_5", "weights": "none", "epochs": 3, "optimizer": "adam"}
+    found = finetune(few, tmp_path / "scratch", augment=("flip", "brightness"), **options)
+    losses = [epoch.train["loss"] for epoch in found.epochs if epoch.train]
+    assert losses[2] < losses[0]
+    assert load_model(found.model).record.base.weights == "none"
+    assert evaluate(found.model, few).metrics["accuracy"] == found.metrics["val"]["accuracy"]
+
+
+def test_numbers_are_learned_in_their_own_unit(source: Path, tmp_path: Path) -> None:
+    table = numbers(source, tmp_path / "lengths.csv")
+    found = finetune(output=tmp_path / "model", **table, **EMBEDDED, **{**QUICK, "epochs": 3}, augment=("flip",))
+    first, best = found.epochs[0].val, found.epochs[found.best_epoch].val
+    assert best["rmse"] < 0.8 * first["rmse"]
+    assert found.metrics["val"]["rmse"] == pytest.approx(best["rmse"], rel=1e-3)
+    assert found.metrics["val"]["r2"] > 0.3
+    assert (found.model / "plots" / "predicted.png").is_file()
+    model = load_model(found.model)
+    assert model.record.task == "numbers"
+    assert evaluate(found.model, **table).metrics["rmse"] == pytest.approx(best["rmse"], rel=1e-2)
+    entry = predict(found.model, [next(source.rglob("*.png"))]).predictions[0]
+    assert 20 < entry["value"] < 120
+    low, high = entry["interval"]
+    assert low < entry["value"] < high
+
+
+def test_numbers_start_from_a_fitted_regressor(source: Path, tmp_path: Path) -> None:
+    table = numbers(source, tmp_path / "lengths.csv")
+    store = extract(output=tmp_path / "lengths.h5", **table, **EMBEDDED).store
+    head = fit_head(store, tmp_path / "ridge", head="ridge")
+    found = finetune(output=tmp_path / "model", head=str(head.model), **table, **QUICK)
+    assert found.epochs[0].val["rmse"] == pytest.approx(head.metrics["val"]["rmse"], rel=1e-3)
+    assert found.metrics["val"]["rmse"] <= found.epochs[0].val["rmse"] * 1.001
+
+
+def test_bad_images_have_no_part_and_are_listed(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    write(folder / "train", 4)
+    write(folder / "val", 2, first=50)
+    (folder / "train" / "cold" / "001.png").write_bytes(b"no image")
+    (folder / "val" / "warm" / "050.png").write_bytes(b"")
+    found = finetune(folder, tmp_path / "model", **EMBEDDED, **QUICK)
+    assert found.rows == {"val": 3, "train": 7}
+    assert set(found.bad) == {"train/cold/001.png", "val/warm/050.png"}
+    assert found.bad["val/warm/050.png"].startswith("empty")
+    assert "2 bad images had no part in it:" in found.summary()
+    assert json.loads((found.model / "model.json").read_text())["data"]["rows"] == 7
+
+
+def test_a_source_without_a_split_is_held_out_as_for_a_head(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    write(folder, 10)
+    store = extract(folder, tmp_path / "photos.h5", **EMBEDDED).store
+    head = fit_head(store, tmp_path / "head", val=0.2)
+    found = finetune(folder, tmp_path / "model", head=str(head.model), val=0.2, **QUICK)
+
+    def held_out(model: Path) -> list[str]:
+        with (model / "predictions.csv").open(newline="") as file:
+            return sorted(row["id"] for row in csv.DictReader(file))
+
+    assert held_out(found.model) == held_out(head.model)
+    assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
+
+
+def test_several_layers_and_class_weights(few: Path, tmp_path: Path) -> None:
+    options = {**QUICK, "layer": ("avgpool", "features.5"), "pool": "avg", "class_weight": "balanced"}
+    found = finetune(few, tmp_path / "model", **EMBEDDED, **options)
+    assert found.layers == ("avgpool", "features.5")
+    assert load_model(found.model).head.weight.shape == (2, 512 + 128)  # type: ignore[attr-defined]
+    assert evaluate(found.model, few).metrics["accuracy"] == found.metrics["val"]["accuracy"]
+
+
+def test_an_existing_output_is_refused_before_any_work_and_replaced_by_force(fitted: Path, few: Path) -> None:
+    with pytest.raises(OutputExistsError, match="exists"):
+        finetune("nowhere", fitted, **EMBEDDED)
+    output = fitted.with_name("other")
+    shutil.copytree(fitted, output)
+    finetune(few, output, force=True, **EMBEDDED, **{**QUICK, "train": ("head",)})
+    assert json.loads((output / "model.json").read_text())["chosen"]["train"] == ["head"]
+    assert {path.name for path in fitted.parent.iterdir()} == {"linear", "other"}
+
+
+WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
+    ({"epoch": 3}, SettingsError, r"unknown option 'epoch' \(did you mean 'epochs'\?\)"),
+    ({"epochs": 0}, SettingsError, "epochs=0"),
+    ({"lr": -1}, SettingsError, "lr=-1"),
+    ({"optimizer": "sgdm"}, SettingsError, "optimizer='sgdm'"),
+    ({"augment": ("crop", "filp")}, SettingsError, r"unknown augmentation 'filp' \(did you mean 'flip'\?\)"),
+    ({"augment": ("none", "flip")}, SettingsError, "augment=none stands alone"),
+    ({"train": ()}, SettingsError, "train is empty"),
+    ({"train": ("head", "features.12")}, SettingsError, "train=head stands alone"),
+    ({"train": ("feature.12",)}, SettingsError, r"no module 'feature.12' to train \(did you mean 'features.12'\?\)"),
+    ({"train": ("classifier",)}, SettingsError, "'classifier' of the base comes after the layers of the head"),
+    ({"layer": ("avgpol",)}, BaseError, r"no layer 'avgpol' \(did you mean 'avgpool'\?\)"),
+    ({"base": "resnet19", "weights": "none"}, BaseError, r"unknown base 'resnet19' \(did you mean"),
+    ({"device": "cuda:77"}, PipelineError, "cuda:77"),
+    ({"head": "nowhere"}, ModelError, "nowhere is not a model folder"),
+    ({"head": "anything", "layer": ("avgpool",)}, SettingsError, "layer comes from the model folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG)
+def test_wrong_calls_are_one_line(
+    source: Path, tmp_path: Path, options: dict[str, Any], error: type[PipelineError], message: str
+) -> None:
+    named = {} if "head" in options else EMBEDDED
+    with pytest.raises(error, match=message) as caught:
+        finetune(source, tmp_path / "model", **{**named, **options})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_sources_are_one_line(source: Path, fitted: Path, tmp_path: Path) -> None:
+    table = numbers(source, tmp_path / "lengths.csv")
+    with pytest.raises(SourceError, match="nowhere"):
+        finetune("nowhere", tmp_path / "model", **EMBEDDED)
+    with pytest.raises(SourceError, match="has no labels"):
+        finetune(source / "train" / "cold", tmp_path / "model", **EMBEDDED)
+    with pytest.raises(SourceError, match="has no target 'class', which the head predicts"):
+        finetune(output=tmp_path / "model", head=str(fitted), **table)
+    with pytest.raises(SettingsError, match="class_weight=balanced is for classes"):
+        finetune(output=tmp_path / "model", class_weight="balanced", **table, **EMBEDDED)
+    assert [path.name for path in tmp_path.iterdir()] == ["lengths.csv"]
+
+
+def test_a_head_that_is_no_linear_layer_cannot_be_trained_on(source: Path, store: Path, tmp_path: Path) -> None:
+    knn = fit_head(store, tmp_path / "knn", head="knn").model
+    with pytest.raises(HeadError, match="holds a head 'knn', and only a linear layer"):
+        finetune(source, tmp_path / "model", head=str(knn))
+
+
+def test_a_kill_leaves_no_half_written_model(source: Path, tmp_path: Path) -> None:
+    """Killed while it trains, and again at moments while it writes: nothing, or all of it, is there."""
+    program = (
+        "import sys; from pipeline.finetuning import finetune\n"
+        "finetune(sys.argv[1], sys.argv[2], base='squeezenet1_1', weights='embedded', train=('head',),"
+        " epochs=1, force=True)\n"
+        "print('done', flush=True)\n"
+    )
+    output = tmp_path / "model"
+    for seen in (lambda: any(tmp_path.iterdir()), None):
+        with subprocess.Popen([sys.executable, "-c", program, source, output], stdout=subprocess.PIPE) as child:
+            if seen is None:
+                time.sleep(3)
+            while seen is not None and not seen() and child.poll() is None:
+                time.sleep(0.001)
+            os.kill(child.pid, signal.SIGKILL)
+        if output.exists():
+            assert load_model(output).record.target == "class"
+    leftovers = [path.name for path in tmp_path.iterdir() if path != output]
+    assert all(name.startswith(".model.") for name in leftovers)
+
+
+@pytest.mark.slow
+def test_ants_and_bees_from_the_fitted_head(real_data: Path, tmp_path: Path) -> None:
+    photos = real_data / "data" / "hymenoptera"
+    store = extract(photos, tmp_path / "photos.h5", **EMBEDDED).store
+    head = fit_head(store, tmp_path / "linear", head="linear")
+    found = finetune(photos, tmp_path / "tuned", head=str(head.model), train=("features.11", "features.12"), epochs=3)
+    assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
+    assert found.epochs[0].val["loss"] == pytest.approx(head.metrics["val"]["log_loss"], rel=1e-3)
+    assert found.metrics["val"]["accuracy"] >= 0.90
+    assert evaluate(found.model, photos).metrics["accuracy"] == found.metrics["val"]["accuracy"]
