@@ -1,0 +1,90 @@
+"""Ants and bees, cats and dogs: what the published tutorials reach, reached here on the same photos."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation import evaluate
+from pipeline.extraction import extract
+from pipeline.finetuning import finetune
+from pipeline.fitting import fit_head
+from pipeline.prediction import predict
+from pipeline.store import FeatureStore
+
+EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}
+
+
+@pytest.fixture(scope="module")
+def insects(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of the ants and bees by the embedded base."""
+    return extract(real_data / "data/hymenoptera", tmp_path_factory.mktemp("insects") / "f.h5", **EMBEDDED).store
+
+
+def test_every_file_of_ants_and_bees_has_a_row(insects: Path) -> None:
+    with FeatureStore.open(insects) as store:
+        assert len(store) == 398
+        assert (store.splits == "val").sum() == 153
+        assert "train/ants/imageNotFound.gif" in list(store.ids)
+        assert np.isfinite(store.features("avgpool", store.select())).all()
+
+
+@pytest.mark.parametrize(("head", "least"), [("linear", 0.90), ("svm", 0.88)])
+def test_heads_on_the_embedded_base(insects: Path, tmp_path: Path, head: str, least: float) -> None:
+    result = fit_head(insects, tmp_path / head, head=head)
+    assert result.metrics["val"]["n"] == 153
+    assert result.metrics["val"]["accuracy"] >= least
+
+
+def test_heads_on_efficientnet_lite(real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    store = extract(
+        real_data / "data/hymenoptera",
+        tmp_path / "f.h5",
+        base="timm:tf_efficientnet_lite0",
+        weights=str(real_data / "weights/tf_efficientnet_lite0-imagenet.safetensors"),
+    ).store
+    model = fit_head(store, tmp_path / "m", head="linear")
+    assert model.metrics["val"]["accuracy"] >= 0.94
+    again = evaluate(model.model, real_data / "data/hymenoptera")
+    assert again.metrics["accuracy"] == model.metrics["val"]["accuracy"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_at_the_head_and_does_not_fall(insects: Path, real_data: Path, tmp_path: Path) -> None:
+    head = fit_head(insects, tmp_path / "head", head="linear")
+    tuned = finetune(
+        real_data / "data/hymenoptera",
+        tmp_path / "tuned",
+        head=str(head.model),
+        train=("features.11", "features.12"),
+        epochs=3,
+    )
+    epochs = tuned.to_json()["epochs"]
+    assert epochs[0]["val_accuracy"] == pytest.approx(head.metrics["val"]["accuracy"], abs=0.007)
+    assert epochs[-1]["val_accuracy"] >= 0.90
+    photo = real_data / "data/hymenoptera/val/bees/abeja.jpg"
+    assert predict(tmp_path / "tuned", [photo]).predictions[0]["label"] == "bees"
+
+
+@pytest.mark.slow
+def test_killed_fine_tuning_leaves_no_model(insects: Path, real_data: Path, tmp_path: Path) -> None:
+    head = fit_head(insects, tmp_path / "head", head="linear").model
+    command = [sys.executable, "-m", "pipeline", "finetune", str(real_data / "data/hymenoptera"), "-o", "tuned"]
+    command += ["--head", str(head), "--train", "head", "--epochs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for seconds in (6.0, 12.0, 16.0):
+        child = subprocess.Popen(command, cwd=tmp_path, env=environment)
+        time.sleep(seconds)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        tuned = tmp_path / "tuned"
+        assert not tuned.exists() or (tuned / "model.json").is_file()
