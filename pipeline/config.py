@@ -69,7 +69,7 @@ class ExtractSettings(SourceSettings, BaseSettings):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
     engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps; several: cuda:0,cuda:1 or all.")
     batch_size: Literal["auto"] | int = Field("auto", description="Images a forward pass.")
     workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")

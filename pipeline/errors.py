@@ -53,6 +53,10 @@ class ImageError(PipelineError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        """Errors travel between processes."""
+        return ImageError, (self.reason, self.detail)
+
 
 class BaseError(PipelineError):
     """A base, its weights or one of its layers cannot be had."""

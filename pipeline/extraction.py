@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,14 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
+from pipeline.crew import Computer, Crew, Solo, Work, device_names
 from pipeline.devices import CoreThreads
-from pipeline.engines import Engine, make_engine
 from pipeline.environment import machine, versions
 from pipeline.errors import SourceError
-from pipeline.loading import Loaded, Shape, Timings, load
+from pipeline.loading import Loaded
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.shaping import forward, shaper
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
 
 log = logging.getLogger(__name__)
@@ -108,37 +108,26 @@ def extract(
     for note in manifest.notes:
         log.info("%s: %s", manifest.source, note)
     base = load_base(settings.base, settings.weights, seed=settings.seed)
-    threads = CoreThreads(settings.workers)
-    engine = make_engine(
-        base,
-        settings.layer,
-        settings.pool,
-        engine=settings.engine,
-        device=settings.device,
-        precision=settings.precision,
-        batch_size=settings.batch_size,
-        threads=threads,
-    )
     recipe = recipe_of(settings, base)
-    layers = layer_specs(settings, engine)
-    shape = shaper(recipe, base.transform)
-    with (
-        threads,
-        StoreWriter.open(
-            output,
-            manifest=manifest,
-            layers=layers,
-            recipe=recipe,
-            environment=environment_of(settings, engine),
-            force=force,
-            part=Part.of([record.id for record in whole.records], start, stop),
-            rehash=settings.rehash,
-        ) as writer,
-    ):
+    with ExitStack() as opened:
+        computer = opened.enter_context(computing(settings, base, recipe))
+        layers = layer_specs(settings, computer.shapes)
+        writer = opened.enter_context(
+            StoreWriter.open(
+                output,
+                manifest=manifest,
+                layers=layers,
+                recipe=recipe,
+                environment=environment_of(settings, computer),
+                force=force,
+                part=Part.of([record.id for record in whole.records], start, stop),
+                rehash=settings.rehash,
+            )
+        )
         pending = writer.pending
-        run = Run(writer, manifest, engine, settings.layer, shape)
+        run = Run(writer, manifest, computer, settings.layer)
         with progress_bar(len(pending), "extracting", show=progress) as bar:
-            run.compute(pending, threads, bar)
+            run.compute(pending, bar)
         bad = writer.bad()
         refuse_too_many_bad(bad, len(manifest), settings.max_bad, manifest.source)
         writer.publish()
@@ -150,56 +139,59 @@ def extract(
         computed=run.computed,
         reused=len(manifest) - len(pending) + run.adopted,
         seconds=seconds,
-        engine=engine.name,
-        device=engine.device,
+        engine=computer.name,
+        device=computer.device,
         layers={spec.name: spec.shape for spec in layers},
     )
+
+
+@contextmanager
+def computing(settings: ExtractSettings, base: Base, recipe: Recipe) -> Iterator[Computer]:
+    """What computes features, on one device or on several; its threads and processes end with the block."""
+    work = Work(settings.weights, settings.seed, recipe, engine=settings.engine, batch_size=settings.batch_size)
+    devices = device_names(settings.device)
+    if len(devices) > 1:
+        with Crew(devices, work) as crew:
+            yield crew
+    else:
+        with CoreThreads(settings.workers) as threads:
+            yield Solo(base, devices[0], work, threads)
 
 
 class Run:
     """The loop of one extraction, with what it counts: rows computed and adopted, seconds by stage."""
 
-    def __init__(
-        self, writer: StoreWriter, manifest: Manifest, engine: Engine, names: Sequence[str], shape: Shape
-    ) -> None:
+    def __init__(self, writer: StoreWriter, manifest: Manifest, computer: Computer, names: Sequence[str]) -> None:
         self._writer = writer
         self._records = manifest.records
-        self._engine = engine
+        self._computer = computer
         self._names = names
-        self._shape = shape
         self._met: set[bytes] = set()
         self._met_lock = threading.Lock()
         self._copies: list[tuple[int, Source]] = []
         self.computed = 0
         self.adopted = 0
         self._written = 0.0
-        self._timings = Timings()
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by stage. Reading, decoding and forward passes share the cores: theirs are as if they took turns."""
+        timings = self._computer.timings
         return {
-            "read": self._timings.read,
-            "decode": self._timings.decode,
-            "forward": self._engine.seconds,
+            "read": timings.read,
+            "decode": timings.decode,
+            "forward": self._computer.seconds,
             "write": self._written,
-            "wait": self._timings.wait,
+            "wait": timings.wait,
         }
 
-    def compute(self, pending: NDArray[np.int64], threads: CoreThreads, bar: Bar) -> None:
+    def compute(self, pending: NDArray[np.int64], bar: Bar) -> None:
         """Give every pending row a final status, in batches."""
-        batches = load(
-            [self._records[row] for row in pending],
-            self._shape,
-            batch_size=self._engine.batch_size,
-            threads=threads,
-            seen=self._seen,
-            timings=self._timings,
-        )
-        for batch in batches:
-            self._write([loaded for loaded in batch if loaded.pixels is not None])
-            self._settle([loaded for loaded in batch if loaded.pixels is None])
-            bar.advance(len(batch))
+        for done in self._computer.run([self._records[row] for row in pending], seen=self._seen):
+            good = [loaded for loaded, is_good in zip(done.batch, done.good, strict=True) if is_good]
+            self._write(good, dict(zip(self._names, done.layers, strict=bool(good))))
+            self._settle([loaded for loaded, is_good in zip(done.batch, done.good, strict=True) if not is_good])
+            bar.advance(len(done.batch))
         for index, source in self._copies:
             self._copy(index, source)
 
@@ -211,19 +203,14 @@ class Run:
             self._met.add(sha256)
             return False
 
-    def _write(self, batch: Sequence[Loaded]) -> None:
+    def _write(self, batch: Sequence[Loaded], layers: dict[str, NDArray[np.float32]]) -> None:
         """Features of images that could be read."""
         if not batch:
             return
-        layers = self._forward(batch)
         started = time.perf_counter()
         self._writer.write([loaded.index for loaded in batch], layers, [source_of(loaded) for loaded in batch])
         self._written += time.perf_counter() - started
         self.computed += len(batch)
-
-    def _forward(self, batch: Sequence[Loaded]) -> dict[str, NDArray[np.float32]]:
-        images = [loaded.pixels for loaded in batch if loaded.pixels is not None]
-        return dict(zip(self._names, forward(self._engine, images), strict=True))
 
     def _settle(self, batch: Sequence[Loaded]) -> None:
         """Images without pixels: bad ones get their reason, copies of others wait until those are done."""
@@ -244,12 +231,11 @@ def source_of(loaded: Loaded) -> Source:
     return Source(loaded.size, loaded.mtime_ns, loaded.sha256)
 
 
-def layer_specs(settings: ExtractSettings, engine: Engine) -> list[LayerSpec]:
+def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) -> list[LayerSpec]:
     """Name, shape and type of a row of each layer; views come first, the plain one before the random ones."""
     views = (settings.views + 1,) if settings.views else ()
     return [
-        LayerSpec(name, (*views, *shape), settings.dtype)
-        for name, shape in zip(settings.layer, engine.shapes, strict=True)
+        LayerSpec(name, (*views, *shape), settings.dtype) for name, shape in zip(settings.layer, shapes, strict=True)
     ]
 
 
@@ -271,7 +257,7 @@ def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
     )
 
 
-def environment_of(settings: ExtractSettings, engine: Engine) -> dict[str, Any]:
+def environment_of(settings: ExtractSettings, computer: Computer) -> dict[str, Any]:
     """What may differ between two runs of one recipe, and where its weights came from."""
     weights = settings.weights
     if Path(weights).is_file():
@@ -280,8 +266,8 @@ def environment_of(settings: ExtractSettings, engine: Engine) -> dict[str, Any]:
         "weights": weights,
         "seed": settings.seed,
         "source": settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),
-        "engine": engine.name,
-        "device": engine.device,
+        "engine": computer.name,
+        "device": computer.device,
         **machine(),
         "versions": versions(),
     }

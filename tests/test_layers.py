@@ -24,7 +24,7 @@ LIBRARY = (
     *("errors", "registry", "files", "metrics", "progress", "environment"),
     *("config", "pixels", "augment", "devices"),
     *("sources", "manifest", "loading"),
-    *("inputs", "layers", "weights", "zoo", "bases", "graphs", "engines", "shaping"),
+    *("inputs", "layers", "weights", "zoo", "bases", "graphs", "engines", "shaping", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
 )
 TOP = ("cli", "__main__", "__init__")

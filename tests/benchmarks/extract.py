@@ -226,6 +226,7 @@ def compare(base: str, photos: Path, count: int, rounds: int, work: Path) -> Non
     for _ in range(rounds):
         for name in names:
             results[name].append(in_own_process(name, photos, base, weights, work))
+            print(f"{base}: {name} {count / results[name][-1]['seconds']:.1f} images/s", file=sys.stderr, flush=True)
     fixed = statistics.median(run["imports"] for run in results["ours"])
     print(f"\n{base}, {count} photos, {rounds} rounds; our imports take {fixed:.1f} s")
     print(f"{'':22}{'images/s':>10}{'ours is':>10}{'CPU':>7}{'MB':>7}")
