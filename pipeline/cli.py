@@ -70,9 +70,8 @@ def settings_options(settings: type[Settings]) -> Callable[[Command], Command]:
             else:
                 kind = _click_type(field.annotation)
                 many = isinstance(default, tuple)
-                command = click.option(
-                    *flags, type=kind, multiple=many, default=None, metavar=_metavar(name, kind), help=text
-                )(command)
+                shape = None if isinstance(kind, click.Choice) else _metavar(name, field.annotation)
+                command = click.option(*flags, type=kind, multiple=many, metavar=shape, help=text)(command)
         return command
 
     return decorate
@@ -82,15 +81,26 @@ def _click_type(annotation: Any) -> click.ParamType[Any]:
     """Words to choose from where the field has only words; text otherwise, which the settings class then parses."""
     if typing.get_origin(annotation) is Literal:
         return click.Choice(typing.get_args(annotation))
+    parts = _alternatives(annotation)
+    return _click_type(parts[0]) if len(parts) == 1 and parts[0] is not annotation else click.STRING
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, None left out; of anything else, itself."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
-        if len(parts) == 1:
-            return _click_type(parts[0])
-    return click.STRING
+        return [part for part in typing.get_args(annotation) if part is not type(None)]
+    return [annotation]
 
 
-def _metavar(name: str, kind: click.ParamType[Any]) -> str | None:
-    return None if isinstance(kind, click.Choice) else name.rsplit("_", 1)[-1].upper()
+def _metavar(name: str, annotation: Any) -> str:
+    """What stands for the value in the help: N, X, auto|N, or the last word of the option."""
+    word = name.rsplit("_", 1)[-1].upper()
+    signs = {int: "N", float: "X"}
+    shown = [
+        "|".join(typing.get_args(part)) if typing.get_origin(part) is Literal else signs.get(part, word)
+        for part in _alternatives(annotation)
+    ]
+    return "|".join(shown)
 
 
 def reporting(command: Command) -> Command:
