@@ -129,7 +129,7 @@ def run_img2vec(photos: Path, base: str, weights: str, output: Path) -> None:
     from PIL import Image
 
     files = sorted(photos.glob("*.jpg"))
-    extractor = Img2Vec(model="resnet-18")
+    extractor = Img2Vec(model="resnet18")
     features = []
     for start in range(0, len(files), LOADER_BATCH):
         images = [Image.open(file).convert("RGB") for file in files[start : start + LOADER_BATCH]]
@@ -212,7 +212,9 @@ def in_own_process(name: str, photos: Path, base: str, weights: str, work: Path)
         shutil.rmtree(cache, ignore_errors=True)
     environment = {**os.environ, "TORCH_HOME": str(work), "PIPELINE_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, __file__, "--child", name, str(photos), base, weights]
-    answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    answer = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    if answer.returncode:
+        sys.exit(f"{name} failed on {base}:\n{answer.stderr}")
     return dict(json.loads(answer.stdout.splitlines()[-1]))
 
 
