@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +77,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         numbers=numbers,
         ridge=fit_head(numbers, root / "ridge", head="ridge").model,
     )
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """The command line sends the package's log to its own stderr; no test inherits that."""
+    yield
+    log = logging.getLogger("pipeline")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
