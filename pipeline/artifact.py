@@ -197,17 +197,16 @@ class Model:
     def base(self) -> Base:
         """The base with the very weights of the training; any others are an error."""
         known = self.record.base
-        weights = self._weights or known.weights
-        if known.fine_tuned:
-            weights = str(self.folder / "base.safetensors")
+        weights = known.weights if known.fine_tuned else self._weights or known.weights
+        tuned = self.folder / "base.safetensors" if known.fine_tuned else None
         try:
-            base = load_base(known.name, weights, seed=known.seed)
+            base = load_base(known.name, weights, seed=known.seed, tuned=tuned)
         except BaseError as error:
             raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
         if base.digest != self.record.recipe.weights:
             raise ModelError(
                 f"{self.folder} was trained on {known.name} with weights {self.record.recipe.weights[:12]}, but "
-                f"{weights} holds {base.digest[:12]}; give the right file with --weights FILE"
+                f"{tuned or weights} holds {base.digest[:12]}; give the right file with --weights FILE"
             )
         return base
 

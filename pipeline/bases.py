@@ -26,7 +26,7 @@ from pipeline.inputs import InputTransform
 from pipeline.layers import FeatureNetwork, check_pool, find_taps
 from pipeline.registry import nearest
 from pipeline.weights import State, digest, read_embedded, read_state
-from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size
+from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size, prefix_of
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,11 @@ class Base:
         return list(self.family.aliases)
 
 
-def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13) -> Base:
+def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13, tuned: Path | None = None) -> Base:
     """The base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`) or a
     file.
+
+    `tuned` is a file with what training made of these weights: it takes their place, under their transform.
 
     Raises `BaseError` where the name is unknown or the weights cannot be had or do not fit.
     """
@@ -83,7 +85,9 @@ def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13) -> Base:
             f"there are {', '.join(zoo.weights(short)) or 'no published ones'}, none, or a file"
         )
     plan = zoo.plan(short, published)
-    if weights == "none":
+    if tuned is not None:
+        module, missing = fitted(plan, zoo.adapt(short, read_state(tuned)), source=f"{tuned} for {name}")
+    elif weights == "none":
         module, missing = _random(plan, name, seed), frozenset[str]()
     else:
         module, missing = fitted(plan, _state(zoo, short, name, weights), source=f"{weights} for {name}")
@@ -94,7 +98,7 @@ def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13) -> Base:
         digest=digest(module, without=missing),
         module=module,
         transform=plan.transform,
-        classes=None if weights == "none" or _is_file(weights) else plan.categories,
+        classes=None if weights == "none" or tuned or _is_file(weights) else plan.categories,
         family=plan.family,
         missing=missing,
     )
@@ -167,8 +171,11 @@ class BaseInfo:
 
 
 def list_bases(filter: str = "") -> list[BaseInfo]:
-    """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER."""
-    prefix = "timm:" if filter.startswith("timm:") else ""
+    """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER.
+
+    scratch:FILTER lists networks that have no published weights.
+    """
+    prefix = prefix_of(filter)
     wanted = filter.removeprefix(prefix)
     pattern = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
     zoo = ZOOS[prefix]

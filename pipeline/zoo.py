@@ -2,12 +2,13 @@
 to see.
 
 `ZOOS` maps a prefix of names to the collection behind it: none for torchvision's classification models,
-``timm:`` for timm's models.
+``timm:`` for timm's models, ``scratch:`` for networks without published weights.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -314,18 +315,61 @@ def _of_timm(config: dict[str, Any]) -> InputTransform:
     )
 
 
-ZOOS: dict[str, Zoo] = {"": TorchvisionZoo(), "timm:": TimmZoo()}
+class ScratchZoo:
+    """Networks that nobody published weights of: what transferred features are compared with."""
+
+    def names(self) -> list[str]:
+        return ["cnn"]
+
+    def weights(self, name: str) -> list[str]:
+        return []
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        return None
+
+    def plan(self, name: str, weights: str | None) -> Plan:
+        return Plan(
+            family=_family(_mean("features"), Tap("features"), "classifier."),
+            build=_two_layer_cnn,
+            classes=1000,
+            transform=InputTransform(resize=(224, 224), crop=(224, 224)),
+            categories=None,
+        )
+
+    def fetch(self, name: str, weights: str) -> State:
+        raise BaseError(f"scratch:{name} has no published weights; train it from random ones with --weights none")
+
+    def adapt(self, name: str, state: State) -> State:
+        return state
+
+
+def _two_layer_cnn(classes: int) -> nn.Module:
+    """Two convolutions with batch norm and pooling, and a linear layer on the map of 32 x 56 x 56."""
+    layers = [
+        layer
+        for before, after in ((3, 16), (16, 32))
+        for layer in (nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
+    ]
+    classifier = nn.Linear(32 * 56 * 56, classes)
+    parts = {"features": nn.Sequential(*layers), "flatten": nn.Flatten(), "classifier": classifier}
+    return nn.Sequential(OrderedDict(parts))
+
+
+ZOOS: dict[str, Zoo] = {"": TorchvisionZoo(), "timm:": TimmZoo(), "scratch:": ScratchZoo()}
+
+
+def prefix_of(base: str) -> str:
+    """What stands before the name of a base and says which collection it is in; empty for torchvision's."""
+    return next((prefix for prefix in ZOOS if prefix and base.startswith(prefix)), "")
 
 
 def find_zoo(base: str) -> tuple[Zoo, str]:
     """The collection that `base` is in and its name there. Raises `BaseError` with the near name."""
-    prefix, name = ("timm:", base.removeprefix("timm:")) if base.startswith("timm:") else ("", base)
-    zoo = ZOOS[prefix]
+    prefix = prefix_of(base)
+    zoo, name = ZOOS[prefix], base.removeprefix(prefix)
     known = zoo.names()
     if name not in known:
-        raise BaseError(
-            f"unknown base {base!r}{nearest(name, known)}; pipeline bases lists the {len(known)} there are"
-        )
+        raise BaseError(f"unknown base {base!r}{nearest(name, known)}; pipeline bases lists the {len(known)} there are")
     return zoo, name
 
 

@@ -219,7 +219,7 @@ def test_batch_norm_outside_of_what_moves_keeps_its_buffers(few: Path, tmp_path:
 
 
 def test_from_scratch_everything_moves(few: Path, tmp_path: Path) -> None:
-    options = {"base": "shufflenet_v2_x0_5", "weights": "none", "epochs": 3, "optimizer": "adam"}
+    options = {"base": "scratch:cnn", "weights": "none", "layer": ("pool5",), "epochs": 3, "optimizer": "adam"}
     found = finetune(few, tmp_path / "scratch", augment=("flip", "brightness"), **options)
     losses = [epoch.train["loss"] for epoch in found.epochs if epoch.train]
     assert losses[2] < losses[0]
@@ -282,6 +282,22 @@ def test_a_source_without_a_split_is_held_out_as_for_a_head(tmp_path: Path) -> N
     assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
 
 
+def test_a_tuned_base_keeps_the_transform_of_the_weights_it_came_from(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second weights of MobileNet resize to 232 pixels, the first to 256."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    random = load_base("mobilenet_v2", "none").module.state_dict()
+    torch.save(random, tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth")
+    options = {**QUICK, "train": ("features.18",), "base": "mobilenet_v2", "weights": "IMAGENET1K_V1"}
+    found = finetune(few, tmp_path / "model", **options)
+    model = load_model(found.model)
+    assert model.base.transform.resize == (256, 256)
+    assert model.base.transform.describe() == model.record.recipe.transform
+    assert evaluate(found.model, few).metrics["accuracy"] == found.metrics["val"]["accuracy"]
+
+
 def test_several_layers_and_class_weights(few: Path, tmp_path: Path) -> None:
     options = {**QUICK, "layer": ("avgpool", "features.5"), "pool": "avg", "class_weight": "balanced"}
     found = finetune(few, tmp_path / "model", **EMBEDDED, **options)
@@ -313,6 +329,7 @@ WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
     ({"train": ("classifier",)}, SettingsError, "'classifier' of the base comes after the layers of the head"),
     ({"layer": ("avgpol",)}, BaseError, r"no layer 'avgpol' \(did you mean 'avgpool'\?\)"),
     ({"base": "resnet19", "weights": "none"}, BaseError, r"unknown base 'resnet19' \(did you mean"),
+    ({"base": "scratch:cnn", "weights": "DEFAULT"}, BaseError, "scratch:cnn has no published weights; train it"),
     ({"device": "cuda:77"}, PipelineError, "cuda:77"),
     ({"head": "nowhere"}, ModelError, "nowhere is not a model folder"),
     ({"head": "anything", "layer": ("avgpool",)}, SettingsError, "layer comes from the model folder"),
