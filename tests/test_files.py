@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from pipeline.errors import OutputExistsError, StoreLockedError
-from pipeline.files import atomic_write, digest_bytes, digest_tensors, lock, publish_folder, write_at
+from pipeline.files import (
+    atomic_write,
+    create,
+    digest_bytes,
+    digest_tensors,
+    lock,
+    publish_folder,
+    rename,
+    reserve,
+    write_at,
+)
 
 
 def listing(folder: Path) -> list[str]:
@@ -143,6 +153,25 @@ def test_everything_is_written_where_the_system_writes_little_at_a_time(
     with (tmp_path / "file").open("wb") as file:
         write_at(file.fileno(), memoryview(b"0123456789"), 2)
     assert (tmp_path / "file").read_bytes() == b"\0\x000123456789"
+
+
+def test_reserved_space_is_set_aside(tmp_path: Path) -> None:
+    descriptor = create(tmp_path / "file")
+    try:
+        reserve(descriptor, 1 << 20)
+        assert os.fstat(descriptor).st_size == 1 << 20
+        assert os.fstat(descriptor).st_blocks * 512 >= 1 << 20
+    finally:
+        os.close(descriptor)
+
+
+def test_a_name_is_given_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("pipeline.files.sync_folder", synced.append)
+    (tmp_path / "old").write_text("x")
+    rename(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new").read_text() == "x"
+    assert synced == [tmp_path]
 
 
 def test_digests() -> None:

@@ -263,6 +263,15 @@ def test_rows_that_could_not_be_read_are_tried_again(images: Path, tmp_path: Pat
     assert extract(manifest_of(images), path) == ["gone.jpg"]
 
 
+def test_a_file_that_was_unreadable_is_tried_again_though_it_looks_the_same(images: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(images).rows(0, 2)
+    with open_writer(manifest, tmp_path / "F.h5") as writer:
+        writer.fail(0, "unreadable", Source(*manifest.records[0].image.stat(), None))
+        writer.fail(1, "corrupt", Source(*manifest.records[1].image.stat(), None))
+        writer.publish()
+    assert extract(manifest, tmp_path / "F.h5") == ["00000.jpg"]
+
+
 def test_what_is_not_finite_is_a_bad_row(images: Path, tmp_path: Path) -> None:
     manifest = manifest_of(images).rows(0, 4)
     values = np.ones((4, 24), np.float32)

@@ -93,8 +93,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Offset = Annotated[int, Field(ge=0, strict=True)]
-Length = Annotated[int, Field(ge=1, strict=True)]
+Offset = Annotated[int, Field(ge=0, lt=1 << 62, strict=True)]
+Length = Annotated[int, Field(ge=1, lt=1 << 62, strict=True)]
 
 
 class Column(_Strict):

@@ -18,7 +18,7 @@ def seed_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize("name", read_corpus())
 def test_the_corpus_is_refused(name: str, seed_file: bytes, tmp_path: Path) -> None:
-    text, rest = split_header(seed_file)
+    _, rest = split_header(seed_file)
     size = len(seed_file) - len(rest)
     assert attempt(tmp_path / "F.h5", join_header(read_corpus()[name], rest, size=size), None) == "damaged"
 
