@@ -33,6 +33,14 @@ def real_data() -> Path:
     return Path(root).resolve()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graphs_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exported graphs are shared by the tests and kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def photo_folder(tmp_path: Path) -> Path:
     """Twelve small JPEGs, a folder a class: reddish ``ants``, bluish ``bees``; any head tells them apart."""
