@@ -42,6 +42,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 picture(desk / f"hymenoptera/{split}/{name}/{number}.jpg", shade, number)
     picture(desk / "hymenoptera/val/ants/10308379_1b6c72e180.jpg", 30, 99)
+    for number in range(12):
+        picture(desk / f"cats_dogs/{('cat', 'dog')[number % 2]}/{number}.jpg", 30 + 120 * (number % 2), number)
     vehicles = ["image_names,emergency_or_not"]
     lengths = ["image,length"]
     for number in range(24):
@@ -82,6 +84,18 @@ def test_every_command_that_is_shown_runs(
     for command in shown:
         cli.main(shlex.split(command)[1:], standalone_mode=False)
         assert capsys.readouterr().out, command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted((README.parent / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_published_experiment_runs(config: Path, desk: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On small pictures, for one epoch, and on a smaller base of the same make where it is very large."""
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("TORCH_HOME", str(hub))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(hub))
+    text = re.sub(r"epochs = \d+", "epochs = 1", config.read_text())
+    (desk / "small.toml").write_text(re.sub(r'"(resnet50|vgg16_bn)"', '"resnet18"', text))
+    assert cli.main(["run", "small.toml", "--force"], standalone_mode=False) is None
 
 
 def test_every_command_and_stage_is_in_the_readme() -> None:
