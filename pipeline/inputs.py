@@ -47,13 +47,9 @@ class InputTransform:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise BaseError(
-                f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}"
-            )
+            raise BaseError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
         if self.fit not in get_args(Fit):
-            raise BaseError(
-                f"unknown fit {self.fit!r} of an input transform; known: {', '.join(get_args(Fit))}"
-            )
+            raise BaseError(f"unknown fit {self.fit!r} of an input transform; known: {', '.join(get_args(Fit))}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -123,9 +119,7 @@ class InputTransform:
 
     def describe(self) -> dict[str, Any]:
         """Everything as JSON values, for a recipe."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Self:

@@ -53,9 +53,7 @@ class FeatureNetwork(nn.Module):
     The modules that come after the last tap are not in it. Its weights are its own: it can be moved and cast.
     """
 
-    def __init__(
-        self, network: nn.Module, taps: Sequence[Tap], pool: Pool, *, input_size: tuple[int, int]
-    ) -> None:
+    def __init__(self, network: nn.Module, taps: Sequence[Tap], pool: Pool, *, input_size: tuple[int, int]) -> None:
         super().__init__()
         self.taps = tuple(taps)
         self.pool = pool
@@ -95,8 +93,7 @@ class FeatureNetwork(nn.Module):
                 self.network(images)
             except _Finished:
                 return tuple(
-                    _pooled(_part(values[number], tap), self.pool, tap)
-                    for number, tap in enumerate(self.taps)
+                    _pooled(_part(values[number], tap), self.pool, tap) for number, tap in enumerate(self.taps)
                 )
         raise BaseError("the network took another way through its layers than it did for an empty image")
 
@@ -206,9 +203,7 @@ def check_pool(pool: str) -> Pool:
     for known in get_args(Pool):
         if pool == known:
             return known  # type: ignore[no-any-return]
-    raise SettingsError(
-        f"unknown pool {pool!r}{nearest(pool, get_args(Pool))}; known: {', '.join(get_args(Pool))}"
-    )
+    raise SettingsError(f"unknown pool {pool!r}{nearest(pool, get_args(Pool))}; known: {', '.join(get_args(Pool))}")
 
 
 def find_taps(
