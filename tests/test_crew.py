@@ -56,6 +56,7 @@ def by_index(results: Iterator[Done]) -> tuple[dict[int, np.ndarray], dict[int, 
     return features, errors, duplicates
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_does(base: Base, photos: Manifest) -> None:
     with CoreThreads(2) as threads:
         solo = Solo(base, "cpu", work_for(base), threads)
@@ -108,6 +109,7 @@ def test_extraction_on_two_devices_gives_the_store_of_one(photos: Manifest, tmp_
         np.testing.assert_allclose(first.features("avgpool"), second.features("avgpool"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_a_process_cannot_start_with_is_told_as_it_is(base: Base) -> None:
     with pytest.raises(BaseError, match=r"weights file gone.pt does not exist"):
         Crew(["cpu"], work_for(base, weights="gone.pt"))
