@@ -151,6 +151,14 @@ def decode(data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int
         raise _bad_image(data, kind, error) from error
 
 
+def of_image(image: Image.Image) -> Image.Image:
+    """RGB image of one that Pillow has opened or made, under the same policy. Raises `ImageError`."""
+    try:
+        return _to_rgb(image, None)
+    except OSError as error:
+        raise ImageError("corrupt", f"the opened image cannot be read: {error}") from None
+
+
 def _kind(data: bytes) -> str:
     """Format of the bytes, by their first few."""
     for magic, kind in _MAGIC:

@@ -20,10 +20,15 @@ from pipeline.heads.standard import Standard
 #: Decompositions larger than this cost more than the iterations that they save.
 LARGEST_DECOMPOSITION = 4096
 _RANK_TOLERANCE = 1e-7
+#: Floats of a block of logits: 2 MB, which a core's cache holds.
+BLOCK_FLOATS = 1 << 19
 
 
 class Basis(ABC):
-    """Rotated features; `variance` (r,) is their mean square."""
+    """Rotated features and, as the last one, a feature that is 1, whose weight is the bias: r + 1 in all.
+
+    `variance` (r + 1,) is their mean square.
+    """
 
     variance: Tensor
 
@@ -32,16 +37,16 @@ class Basis(ABC):
         """The same basis in double precision."""
 
     @abstractmethod
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows to multiply with what `enter` gives, block by block."""
+    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
+        """Rows to multiply with `columns` columns of what `enter` gives, block by block."""
 
     @abstractmethod
     def enter(self, weights: Tensor) -> Tensor:
-        """Weights (r, M) of the rotated features as weights of the rows of `blocks`."""
+        """Weights (r + 1, M) of the rotated features as weights of the rows of `blocks`."""
 
     @abstractmethod
     def leave(self, gradient: Tensor) -> Tensor:
-        """A gradient for the rows of `blocks` as one for the rotated features, (r, M)."""
+        """A gradient for the rows of `blocks` as one for the rotated features, (r + 1, M)."""
 
     @abstractmethod
     def standard_weights(self, weights: Tensor) -> Tensor:
@@ -49,24 +54,29 @@ class Basis(ABC):
 
 
 class RotatedRows(Basis):
-    """Z in memory, `back` (D, r) takes weights to standardised features."""
+    """Z and a column of ones in memory; `back` (D, r) takes weights to standardised features."""
 
     def __init__(self, features: Tensor, variance: Tensor, back: Tensor | None) -> None:
-        self._features = features
+        self._features = features  # in single precision whatever the basis: blocks are converted as they pass
         self._back = back
         self.variance = variance
 
-    def double(self) -> Basis:
-        """A copy."""
-        back = None if self._back is None else self._back.double()
-        return RotatedRows(self._features.double(), self.variance.double(), back)
+    @classmethod
+    def of(cls, features: Tensor, variance: Tensor, back: Tensor | None) -> RotatedRows:
+        """From Z (n, r) and its mean square (r,)."""
+        return cls(_with_ones(features), torch.cat([variance, torch.ones(1)]), back)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Views."""
-        length = max((1 << 21) // max(self._features.shape[1], 1), 256)
+    def double(self) -> Basis:
+        """On the same rows."""
+        back = None if self._back is None else self._back.double()
+        return RotatedRows(self._features, self.variance.double(), back)
+
+    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of Z, so long that the product stays in a cache."""
+        length = min(max(BLOCK_FLOATS // columns, 256), 8192)
         for start in range(0, len(self._features), length):
             which = slice(start, min(start + length, len(self._features)))
-            yield which, self._features[which]
+            yield which, self._features[which].to(self.variance.dtype)
 
     def enter(self, weights: Tensor) -> Tensor:
         """As they are."""
@@ -91,26 +101,32 @@ class StreamedRotation(Basis):
         self.variance = variance
 
     def double(self) -> Basis:
-        """The same rows."""
+        """On the same rows."""
         rotation = None if self._rotation is None else self._rotation.double()
         return StreamedRotation(self._rows, self._standard, rotation, self.variance.double())
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
         """Read, standardise, forget."""
         for which, block in self._rows.blocks():
-            yield which, torch.from_numpy(self._standard.apply(block)).to(self.variance.dtype)
+            yield which, _with_ones(torch.from_numpy(self._standard.apply(block)).to(self.variance.dtype))
 
     def enter(self, weights: Tensor) -> Tensor:
         """Rotated to features."""
-        return weights if self._rotation is None else self._rotation @ weights
+        return torch.cat([self.standard_weights(weights[:-1]), weights[-1:]])
 
     def leave(self, gradient: Tensor) -> Tensor:
         """Rotated from features."""
-        return gradient if self._rotation is None else self._rotation.T @ gradient
+        if self._rotation is None:
+            return gradient
+        return torch.cat([self._rotation.T @ gradient[:-1], gradient[-1:]])
 
     def standard_weights(self, weights: Tensor) -> Tensor:
         """Rotated to features."""
-        return self.enter(weights)
+        return weights if self._rotation is None else self._rotation @ weights
+
+
+def _with_ones(rows: Tensor) -> Tensor:
+    return torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
 
 
 def make_basis(rows: Rows, standard: Standard) -> Basis:
@@ -120,31 +136,31 @@ def make_basis(rows: Rows, standard: Standard) -> Basis:
         return _streamed(rows, standard)
     features = torch.from_numpy(standard.apply(rows.array()))
     if min(count, dimensions) > LARGEST_DECOMPOSITION:
-        return RotatedRows(features, features.square().mean(dim=0), None)
+        return RotatedRows.of(features, features.square().mean(dim=0), None)
     if count <= dimensions:
         return _from_gram(features)
     variance, rotation = _eigen((features.T @ features).double() / count)
-    return RotatedRows(features @ rotation, variance, rotation)
+    return RotatedRows.of(features @ rotation, variance, rotation)
 
 
 def _from_gram(features: Tensor) -> Basis:
     squares, left = _eigen((features @ features.T).double())
     kept = squares > _RANK_TOLERANCE * squares[-1]
     back = features.T @ (left[:, kept] / squares[kept].sqrt())
-    return RotatedRows(features @ back, squares[kept] / len(features), back)
+    return RotatedRows.of(features @ back, squares[kept] / len(features), back)
 
 
 def _streamed(rows: Rows, standard: Standard) -> Basis:
     count, dimensions = rows.shape
     if dimensions > LARGEST_DECOMPOSITION:
         informative = torch.from_numpy(np.isfinite(standard.scale).astype(np.float32))
-        return StreamedRotation(rows, standard, None, informative)
+        return StreamedRotation(rows, standard, None, torch.cat([informative, torch.ones(1)]))
     covariance = torch.zeros(dimensions, dimensions, dtype=torch.float64)
     for _, block in rows.blocks():
         part = torch.from_numpy(standard.apply(block))
         covariance += part.T @ part
     variance, rotation = _eigen(covariance / count)
-    return StreamedRotation(rows, standard, rotation, variance)
+    return StreamedRotation(rows, standard, rotation, torch.cat([variance, torch.ones(1)]))
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.basis import Basis, make_basis
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.logistic import LogisticBatch, fold_weights, log_losses
-from pipeline.heads.rows import ArrayRows
+from pipeline.heads.logistic import LogisticBatch, Start, fold_weights, log_losses
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 
@@ -20,12 +18,10 @@ PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
 #: Where nothing can be cross-validated.
 DEFAULT_PENALTY = 0.1
 #: The search needs an order of settings, the final fit the optimum.
-SEARCH_TOLERANCE, FINAL_TOLERANCE, FINAL_TOLERANCE_SINGLE = 1e-4, 1e-9, 1e-8
+SEARCH_TOLERANCE, FINAL_TOLERANCE = 1e-3, 1e-7
 SEARCH_STEPS, FINAL_STEPS = 200, 1000
 #: Of --solver sgd, as in the PyTorch tutorial.
 SGD_EPOCHS, SGD_BATCH = 25, 4
-#: Up to so many floats the final fit is in double precision.
-DOUBLE_FLOATS = 60_000_000
 
 
 class LinearHead(AffineHead):
@@ -78,29 +74,21 @@ def fit_logistic(
     classes = problem.classes or 0
     basis = make_basis(problem.rows, standard)
     total = float(problem.weights.sum())
-    start: torch.Tensor | None = None
+    start: Start | None = None
     search = Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)})
     if folds is not None:
         search, start = search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
-    count, dimensions = problem.rows.shape
-    double = isinstance(problem.rows, ArrayRows) and count * min(count, dimensions) <= DOUBLE_FLOATS
-    if double:
-        basis = basis.double()
+    basis = basis.double()
     final = LogisticBatch(basis, problem.row_y, problem.row_weights[:, None], classes)
-    fits = final.solve(
-        search.chosen["C"],
-        final.start() if start is None else start.to(final.dtype),
-        tolerance=FINAL_TOLERANCE if double else FINAL_TOLERANCE_SINGLE,
-        most=FINAL_STEPS,
-    )
-    weight = basis.standard_weights(fits.weights[:-1, 0]).T.double().numpy()
-    return weight, fits.weights[-1, 0].double().numpy(), search
+    start = final.start() if start is None else start.double()
+    fits = final.solve(search.chosen["C"], start, tolerance=FINAL_TOLERANCE, most=FINAL_STEPS)
+    return basis.standard_weights(fits.weights[:-1, 0]).T.numpy(), fits.weights[-1, 0].numpy(), search
 
 
 def search_penalty(
     problem: Problem, basis: Basis, folds: NDArray[np.int64], strengths: list[float]
-) -> tuple[Search, torch.Tensor]:
-    """The C of least out-of-fold log loss, and the mean of its fits, (r + 1, 1, C), to start from."""
+) -> tuple[Search, Start]:
+    """The C of least out-of-fold log loss, and the mean of its fits, to start from."""
     row_folds = np.repeat(folds, problem.views)
     weights = fold_weights(problem.row_weights, row_folds)
     batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0)
@@ -110,11 +98,11 @@ def search_penalty(
         search.notices.append(
             f"{int((~known).sum())} training rows are the only ones of their class and have no part in the search"
         )
-    point, best, least = batch.start(), batch.start(), np.inf
+    point, best, least = batch.start(), batch.start().mean(), np.inf
     for strength in strengths:
-        fits = batch.solve(strength, point, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
-        point = fits.weights
-        logits = problem.per_image(batch.held_out(point, row_folds))
+        point = fits = batch.solve(strength, point, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
+        point.curvature, held_out = batch.survey(point.weights, row_folds)
+        logits = problem.per_image(held_out)
         losses = log_losses(logits[known], problem.y[known])
         loss = float(np.average(losses, weights=problem.weights[known]))
         right = float((logits[known].argmax(axis=1) == problem.y[known]).mean())

@@ -10,7 +10,7 @@ which is zero in the fold that holds it out. A fit that has converged leaves the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,19 +25,38 @@ SUFFICIENT_DECREASE = 1e-4
 HALVINGS = 12
 #: Logit of a class without an example: its probability is zero, and nothing needs to be learned for it.
 ABSENT = -1e30
+_SAFE = 1e-30
+_MINUS_ONE = torch.tensor(-1.0)
 
 
 @dataclass
-class Fits:
-    """K models in rotated coordinates: weights and bias in one tensor (r + 1, K, classes), bias last."""
+class Start:
+    """Where a descent begins: weights (r + 1, K, classes), the bias last, and what is known there already.
+
+    `curvature` (K, classes) is the mean p (1 - p). `data_loss` (K,) and `data_gradient`, like the weights, are without
+    penalty, so that they hold for the next one too.
+    """
 
     weights: Tensor
-    losses: Tensor
-    iterations: int
+    curvature: Tensor | None = None
+    data_loss: Tensor | None = None
+    data_gradient: Tensor | None = None
 
-    def mean(self) -> Tensor:
-        """Their average, (r + 1, 1, classes): a start for a fit on all rows."""
-        return self.weights.mean(dim=1, keepdim=True)
+    def mean(self) -> Start:
+        """The average of all fits, (r + 1, 1, classes), for a fit on all rows."""
+        return Start(self.weights.mean(dim=1, keepdim=True))
+
+    def double(self) -> Start:
+        """In double precision."""
+        return Start(self.weights.double())
+
+
+@dataclass
+class Fits(Start):
+    """K models where the descent ended, with their objectives (K,)."""
+
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    iterations: int = 0
 
 
 class LogisticBatch:
@@ -48,16 +67,17 @@ class LogisticBatch:
         self.dtype = basis.variance.dtype
         self.classes = classes
         self.y = torch.from_numpy(y)
-        total = torch.from_numpy(weights.sum(axis=0))
-        self.weights = (torch.from_numpy(weights) / total).to(self.dtype)
-        self.total = total
+        self.total = torch.from_numpy(weights.sum(axis=0))
+        self.weights = (torch.from_numpy(weights) / self.total).to(self.dtype)
         counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
         self.present = torch.from_numpy(counts > 0)  # (K, classes)
-        self._mask = torch.where(self.present, 0.0, ABSENT).to(self.dtype)
+        self._mask = None if self.present.all() else torch.where(self.present, 0.0, ABSENT).to(self.dtype)
 
-    def start(self) -> Tensor:
-        """Weights zero, (r + 1, K, classes)."""
-        return torch.zeros(len(self.basis.variance) + 1, len(self.total), self.classes, dtype=self.dtype)
+    def start(self) -> Start:
+        """All weights zero: all classes are as likely."""
+        shape = len(self.basis.variance), len(self.total), self.classes
+        evenly = (1 - 1 / self.classes) / self.classes
+        return Start(torch.zeros(shape, dtype=self.dtype), curvature=torch.full(shape[1:], evenly, dtype=self.dtype))
 
     def penalties(self, strength: float) -> Tensor:
         """1 / (C sum of weights) of every fit, (K,).
@@ -69,86 +89,99 @@ class LogisticBatch:
 
     def evaluate(self, weights: Tensor, fits: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
         """Objectives (k,) float64 and gradients (r + 1, k, classes) of the fits with numbers `fits` (k,)."""
-        entered = self._enter(weights)
+        entered = self.basis.enter(weights.flatten(1))
         gradient = torch.zeros_like(entered)
-        slope = torch.zeros(weights.shape[1:], dtype=torch.float64)
         loss = torch.zeros(len(fits), dtype=torch.float64)
-        for which, rows in self.basis.blocks():
-            share, y = self.weights[which][:, fits], self.y[which]
-            logits, true = self._logits(rows, entered, weights[-1], fits, y)
-            top = logits.amax(dim=2, keepdim=True)
-            powers = logits.sub_(top).exp_()
-            norm = powers.sum(dim=2)
-            loss += (share * (norm.log() + top[:, :, 0] - true)).sum(dim=0, dtype=torch.float64)
-            residual = powers.mul_((share / norm)[:, :, None])
-            residual.scatter_add_(2, y[:, None, None].expand(-1, len(fits), 1), -share[:, :, None])
-            slope += residual.sum(dim=0)
-            gradient += rows.T @ residual.flatten(1)
-        size = weights.shape[0] - 1, *weights.shape[1:]
-        inner = self.basis.leave(gradient).reshape(size) + penalties[None, :, None] * weights[:-1]
-        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
-        return loss, torch.cat([inner, slope.to(self.dtype)[None]])
-
-    def curvature(self, weights: Tensor, fits: Tensor) -> Tensor:
-        """Mean p (1 - p) of every fit and class, (k, classes)."""
-        entered = self._enter(weights)
-        found = torch.zeros(weights.shape[1:], dtype=torch.float64)
-        for which, rows in self.basis.blocks():
-            logits, _ = self._logits(rows, entered, weights[-1], fits, self.y[which])
+        for which, rows in self.basis.blocks(entered.shape[1]):
+            share = self.weights[which][:, fits]
+            logits = self._logits(rows, entered, fits)
+            target = self.y[which][:, None, None].expand(-1, len(fits), 1)
             chance = logits.softmax(dim=2)
-            found += torch.einsum("nk,nkc->kc", self.weights[which][:, fits], chance * (1 - chance))
-        return found.to(self.dtype)
+            loss += (share * _surprise(logits, chance, target)).sum(dim=0, dtype=torch.float64)
+            chance.scatter_add_(2, target, _MINUS_ONE.to(chance).expand(target.shape))
+            chance.mul_(share[:, :, None])
+            gradient.addmm_(rows.T, chance.flatten(1))
+        slopes = self.basis.leave(gradient).view_as(weights)
+        slopes[:-1] += penalties[None, :, None] * weights[:-1]
+        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
+        return loss, slopes
 
-    def held_out(self, weights: Tensor, fit_of_row: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (n, classes) of every row by the fit that holds it out."""
+    def survey(self, weights: Tensor, fit_of_row: NDArray[np.int64] | None) -> tuple[Tensor, NDArray[np.float32]]:
+        """Mean p (1 - p) of every fit and class, (K, classes), and logits (n, classes) of each row by its own fit."""
         fits = torch.arange(weights.shape[1])
-        entered = self._enter(weights)
-        chosen = torch.from_numpy(fit_of_row)
+        entered = self.basis.enter(weights.flatten(1))
+        chosen = torch.zeros(len(self.y), dtype=torch.int64) if fit_of_row is None else torch.from_numpy(fit_of_row)
         out = torch.empty(len(self.y), self.classes, dtype=torch.float32)
-        for which, rows in self.basis.blocks():
-            logits, _ = self._logits(rows, entered, weights[-1], fits, self.y[which])
+        curvature = torch.zeros(weights.shape[1:], dtype=self.dtype)
+        for which, rows in self.basis.blocks(entered.shape[1]):
+            logits = self._logits(rows, entered, fits)
             out[which] = logits[torch.arange(len(rows)), chosen[which]].float()
-        return out.numpy()
+            chance = logits.softmax(dim=2)
+            curvature += torch.einsum("nk,nkc->kc", self.weights[which], chance.sub_(chance.square()))
+        return curvature, out.numpy()
 
-    def _enter(self, weights: Tensor) -> Tensor:
-        return self.basis.enter(weights[:-1].flatten(1))
-
-    def _logits(self, rows: Tensor, entered: Tensor, bias: Tensor, fits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, k, classes), and of the true class (n, k)."""
+    def _logits(self, rows: Tensor, entered: Tensor, fits: Tensor) -> Tensor:
+        """(n, k, classes)."""
         logits = (rows @ entered).view(len(rows), len(fits), self.classes)
-        logits += bias + self._mask[fits]
-        return logits, logits.gather(2, y[:, None, None].expand(-1, len(fits), 1))[:, :, 0]
+        return logits if self._mask is None else logits.add_(self._mask[fits])
 
-    def solve(self, strength: float, start: Tensor, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
+    def solve(self, strength: float, start: Start, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
         """Minimise all fits at C = `strength` from `start`, to a relative gap of about `tolerance`."""
         return _Descent(self, self.penalties(strength), start, tolerance=tolerance).run(most)
+
+
+def _surprise(logits: Tensor, chance: Tensor, target: Tensor) -> Tensor:
+    """Log loss (n, k) of the classes `target` (n, k, 1)."""
+    given = chance.gather(2, target)[:, :, 0]
+    if given.min() > _SAFE:
+        return -given.log()
+    return logits.logsumexp(dim=2) - logits.gather(2, target)[:, :, 0]  # where the probability itself underflows
 
 
 class _Descent:
     """L-BFGS over a batch whose members keep their own steps and leave as they converge."""
 
-    def __init__(self, batch: LogisticBatch, penalties: Tensor, start: Tensor, *, tolerance: float) -> None:
+    def __init__(self, batch: LogisticBatch, penalties: Tensor, start: Start, *, tolerance: float) -> None:
         self.batch = batch
         self.tolerance = tolerance
-        self.done = start.clone()
-        self.final = torch.zeros(start.shape[1], dtype=torch.float64)
-        self.fits = torch.arange(start.shape[1])
-        self.penalties = penalties
-        self.scale = self._scale(start)
-        self.point = start / self.scale
+        self.start = start
+        self.ended = start.weights.clone()
+        self.slopes = torch.zeros_like(start.weights)
+        self.losses = torch.zeros(start.weights.shape[1], dtype=torch.float64)
+        self.fits = torch.arange(start.weights.shape[1])
+        self.all_penalties = self.penalties = penalties
+        self.scale = self._scale()
+        self.point = start.weights / self.scale
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // max(2 * start.numel(), 1)))
+        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // max(2 * start.weights.numel(), 1)))
 
-    def _scale(self, start: Tensor) -> Tensor:
+    def _scale(self) -> Tensor:
         """One over the root of the curvature along every coordinate, (r + 1, K, classes)."""
-        chance = 1 / self.batch.classes
-        curvature = self.batch.curvature(start, self.fits).clamp(min=1e-3 * chance * (1 - chance))
-        slopes = self.batch.basis.variance[:, None, None] * curvature + self.penalties[None, :, None]
-        return torch.cat([slopes, curvature[None]]).rsqrt()
+        curvature = self.start.curvature
+        if curvature is None:
+            curvature, _ = self.batch.survey(self.start.weights, None)
+        evenly = (1 - 1 / self.batch.classes) / self.batch.classes
+        slopes = self.batch.basis.variance[:, None, None] * curvature.clamp(min=1e-3 * evenly)
+        slopes[:-1] += self.penalties[None, :, None]
+        return slopes.rsqrt()
+
+    def _begin(self) -> tuple[Tensor, Tensor]:
+        """Loss and scaled gradient at the start, from what is known of it."""
+        loss, gradient = self.start.data_loss, self.start.data_gradient
+        if loss is None or gradient is None:
+            return self._evaluate(self.point, slice(None))
+        size, pull = self._penalty(self.start.weights)
+        return loss + size, (gradient + pull) * self.scale
+
+    def _penalty(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The penalty's part of all objectives (K,) and gradients."""
+        pull = self.all_penalties[None, :, None] * weights
+        pull[-1] = 0
+        return (pull.double() * weights).sum(dim=(0, 2)) / 2, pull
 
     def run(self, most: int) -> Fits:
         """Iterate until every fit has converged or `most` steps are taken."""
-        loss, gradient = self._evaluate(self.point, slice(None))
+        loss, gradient = self._begin()
         taken = 0
         while len(self.fits) and taken < most:
             direction = self._direction(gradient)
@@ -167,7 +200,14 @@ class _Descent:
                 loss, gradient, _, _ = self._retire(stuck, loss, gradient, direction, slope)
             taken += 1
         self._retire(torch.ones(len(self.fits), dtype=torch.bool), loss, gradient, gradient, loss)
-        return Fits(self.done, self.final, taken)
+        size, pull = self._penalty(self.ended)
+        return Fits(
+            weights=self.ended,
+            data_loss=self.losses - size,
+            data_gradient=self.slopes - pull,
+            losses=self.losses,
+            iterations=taken,
+        )
 
     def _evaluate(self, point: Tensor, which: Tensor | slice) -> tuple[Tensor, Tensor]:
         scale = self.scale[:, which]
@@ -224,8 +264,9 @@ class _Descent:
     def _retire(self, out: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Keep the result of the fits marked `out` and drop them from the batch; gives back the rest of `state`."""
         gradient, direction, slope = state
-        self.done[:, self.fits[out]] = (self.point * self.scale)[:, out]
-        self.final[self.fits[out]] = loss[out]
+        self.ended[:, self.fits[out]] = self.point[:, out] * self.scale[:, out]
+        self.slopes[:, self.fits[out]] = gradient[:, out] / self.scale[:, out]
+        self.losses[self.fits[out]] = loss[out]
         rest = ~out
         self.fits, self.penalties = self.fits[rest], self.penalties[rest]
         self.point, self.scale = self.point[:, rest], self.scale[:, rest]

@@ -1,0 +1,216 @@
+"""A frozen base as a scikit-learn transformer: images in, features out.
+
+>>> from sklearn.pipeline import make_pipeline
+>>> from sklearn.svm import LinearSVC
+>>> model = make_pipeline(FeatureExtractor("squeezenet1_1", weights="embedded"), LinearSVC())
+>>> model.fit(["ant.jpg", "bee.jpg"], ["ant", "bee"])  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline import pixels
+from pipeline.artifact import joined
+from pipeline.bases import Base, load_base
+from pipeline.config import Pool
+from pipeline.engines import Engine, make_engine
+from pipeline.errors import ImageError, RecipeMismatchError, SourceError
+from pipeline.files import digest_bytes
+from pipeline.store import FeatureStore
+
+Features = NDArray[np.float32]
+
+
+class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Features (n, D) float32 of n images: paths, PIL images, or uint8 arrays (H, W), (H, W, 3) or (n, H, W, 3).
+
+    `base`, `weights`, `layer` (one name or several), `pool` and `seed` are those of ``pipeline extract``; `engine` and
+    `device` say what runs the base, `batch_size` images at a time. `cache` is a feature file that ``pipeline extract``
+    made with the same recipe: images whose content it holds are read from it and not computed.
+
+    It learns nothing from images. It is cloned and pickled by its parameters alone; the base is loaded where it is
+    needed. Raises `ImageError` for an image that cannot be read, `BaseError` where the base cannot be had.
+    """
+
+    def __init__(
+        self,
+        base: str = "resnet18",
+        *,
+        weights: str = "DEFAULT",
+        layer: str | Sequence[str] = "avgpool",
+        pool: Pool = "none",
+        engine: str = "auto",
+        device: str = "auto",
+        batch_size: int = 16,
+        seed: int = 13,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.base = base
+        self.weights = weights
+        self.layer = layer
+        self.pool = pool
+        self.engine = engine
+        self.device = device
+        self.batch_size = batch_size
+        self.seed = seed
+        self.cache = cache
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Load the base and find the number of features; `X` is only looked at for being there."""
+        _images(X)
+        self._runner = _Runner(self)
+        self.digest_ = self._runner.base.digest
+        self.n_features_out_ = self._runner.dimensions
+        return self
+
+    def transform(self, X: Any) -> Features:
+        """Features (n, D) of the images of `X`."""
+        check_is_fitted(self, "n_features_out_")
+        images = _images(X)
+        if not hasattr(self, "_runner"):
+            self._runner = _Runner(self)
+        return self._runner.features(images)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """featureextractor0, featureextractor1, ...: one for each column."""
+        check_is_fitted(self, "n_features_out_")
+        return np.array([f"featureextractor{column}" for column in range(self.n_features_out_)], dtype=object)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_runner", None)  # a session of an engine belongs to its process
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+
+class _Runner:
+    """The loaded base of an extractor, its engine, and the rows of its cache by content."""
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        layers = (extractor.layer,) if isinstance(extractor.layer, str) else tuple(extractor.layer)
+        self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed)
+        self._engine: Engine = make_engine(
+            self.base, layers, extractor.pool, engine=extractor.engine, device=extractor.device
+        )
+        self._batch_size = extractor.batch_size
+        self.dimensions = sum(int(np.prod(shape)) for shape in self._engine.shapes)
+        self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), extractor, layers, self.base)
+
+    def features(self, images: Sequence[Any]) -> Features:
+        """Features (n, D); what the cache holds is not computed."""
+        out = np.empty((len(images), self.dimensions), dtype=np.float32)
+        waiting: list[tuple[int, NDArray[np.uint8]]] = []
+        for place, image in enumerate(images):
+            data = _file_bytes(image)
+            known = self._cache.find(data) if self._cache is not None and data is not None else None
+            if known is not None:
+                out[place] = known
+                continue
+            waiting.append((place, self.base.transform.shape(_picture(image, data, place))))
+            if len(waiting) == self._batch_size:
+                self._compute(waiting, out)
+        if waiting:
+            self._compute(waiting, out)
+        return out
+
+    def _compute(self, waiting: list[tuple[int, NDArray[np.uint8]]], out: Features) -> None:
+        places = [place for place, _ in waiting]
+        out[places] = joined(self._engine(np.stack([shaped for _, shaped in waiting])))
+        waiting.clear()
+
+
+class _Cache:
+    """Rows of a feature file by the content of their images."""
+
+    def __init__(self, path: Path, extractor: FeatureExtractor, layers: Sequence[str], base: Base) -> None:
+        self._layers = layers
+        self._store = FeatureStore.open(path)
+        recipe = self._store.recipe
+        wanted = {
+            "base": (recipe.base, extractor.base),
+            "weights": (recipe.weights, base.digest),
+            "pool": (recipe.pool, extractor.pool),
+            "transform": (recipe.transform, base.transform.describe()),
+            "pixels": (recipe.pixels, pixels.POLICY_VERSION),
+            "decode": (recipe.decode, "exact"),
+            "precision": (recipe.precision, "fp32"),
+            "layer": (sorted(set(layers) - set(recipe.layers)), []),
+        }
+        for name, (found, asked) in wanted.items():
+            if found != asked:
+                raise RecipeMismatchError(
+                    f"{path} was extracted with another {name} than this transformer has: {found}"
+                )
+        self._row_of = {self._store.sha256[row].tobytes(): int(row) for row in self._store.select()}
+
+    def find(self, data: bytes) -> Features | None:
+        """The features (D,) of a file with this content, if it is known."""
+        row = self._row_of.get(digest_bytes(data))
+        if row is None:
+            return None
+        parts = [self._store.features(layer, np.array([row])) for layer in self._layers]
+        if self._store.recipe.views:  # the plain view comes first
+            parts = [part[:, 0] for part in parts]
+        row_features: Features = joined([part.astype(np.float32) for part in parts])[0]
+        return row_features
+
+
+def _images(X: Any) -> Sequence[Any]:
+    """The images of `X`, one by one; raises `SourceError` where it is none of what can be taken."""
+    if isinstance(X, str | os.PathLike | Image.Image):
+        raise SourceError(f"a list of images is wanted, not one {type(X).__name__}; put it in a list")
+    images = list(_unpacked(X))
+    if not images:
+        raise SourceError("there is no image")
+    return images
+
+
+def _unpacked(X: Any) -> Iterator[Any]:
+    """A column of paths, as tables and splitters give it, is the same as a list of them."""
+    for image in getattr(X, "to_numpy", lambda: X)():
+        one_cell = isinstance(image, np.ndarray) and image.shape == (1,)
+        yield image[0] if one_cell else image
+
+
+def _file_bytes(image: Any) -> bytes | None:
+    """The content of a file that `image` names; None for images in memory. Raises `ImageError`."""
+    if not isinstance(image, str | os.PathLike):
+        return None
+    try:
+        return Path(image).read_bytes()
+    except FileNotFoundError:
+        raise ImageError("missing", f"{image} does not exist") from None
+    except OSError as error:
+        raise ImageError("unreadable", f"{image}: {error.strerror}") from None
+
+
+def _picture(image: Any, data: bytes | None, place: int) -> Image.Image:
+    """An RGB picture; raises `ImageError` that names the file or the place in the list."""
+    try:
+        if data is not None:
+            return pixels.decode(data)
+        if isinstance(image, Image.Image):
+            return pixels.of_image(image)
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+            raise ImageError("not-an-image", f"an array {array.dtype} {array.shape}; wanted is uint8 (H, W, 3)")
+        return pixels.of_image(Image.fromarray(array))
+    except ImageError as error:
+        where = image if data is not None else f"image {place}"
+        raise ImageError(error.reason, f"{where}: {error.detail}") from None

@@ -1,0 +1,199 @@
+"""Heads beside scikit-learn on the same arrays, as ratios of times taken one after the other.
+
+python tests/benchmarks/heads.py linear     10 penalties x 5 folds, against ONE LogisticRegression fit
+python tests/benchmarks/heads.py ridge      50 penalties with leave-one-out, against RidgeCV / RidgeClassifierCV
+python tests/benchmarks/heads.py stream     a store of 1.6 GB under 1 GB of memory (needs 2 GB of disk)
+
+With --cpu both sides have one thread and what is compared is processor time, which other work on the machine does not
+change much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from pipeline.heads import problem_of
+from pipeline.heads.basis import make_basis
+from pipeline.heads.linear import PENALTIES, SEARCH_TOLERANCE, search_penalty
+from pipeline.heads.logistic import LogisticBatch
+from pipeline.heads.ridge import Decomposition, Target, _path, _targets
+from pipeline.heads.rows import ArrayRows
+from pipeline.heads.standard import Standard
+
+
+def features(rows: int, dimensions: int, classes: int, *, seed: int = 0) -> tuple[NDArray[np.float32], Any]:
+    """Overlapping clouds after a ReLU, standardised: what cached features of photos look like."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(classes, 64))
+    y = random.integers(0, classes, rows)
+    hidden = centres[y] + random.normal(size=(rows, 64)) * 1.5
+    raw = np.maximum(
+        hidden @ random.normal(size=(64, dimensions)) / 8 + 0.3 * random.normal(size=(rows, dimensions)), 0
+    )
+    raw = raw.astype(np.float32)
+    return Standard.of(ArrayRows(raw)).apply(raw), y
+
+
+clock = time.perf_counter
+
+
+def one_thread() -> None:
+    """Measure processor time on one thread from here on."""
+    global clock
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    clock = time.process_time
+
+
+def timed(work: Callable[[], Any], *, least_of: int = 1) -> tuple[float, Any]:
+    """Seconds of the fastest run, and what it gave."""
+    best, result = np.inf, None
+    for _ in range(least_of):
+        started = clock()
+        result = work()
+        best = min(best, clock() - started)
+    return best, result
+
+
+def linear(shapes: list[tuple[int, int, int]]) -> None:
+    """The whole grid of folds and penalties, decomposition included, against one fit at default settings."""
+    from sklearn.linear_model import LogisticRegression
+
+    print(
+        "| rows x dimensions, classes | 10 penalties x 5 folds | ONE LogisticRegression() | ratio | excess objective |"
+    )
+    print("|---|---|---|---|---|")
+    for rows, dimensions, classes in shapes:
+        X, y = features(rows, dimensions, classes)
+
+        def grid(X: Any = X, y: Any = y) -> Any:
+            problem = problem_of(X, y)
+            basis = make_basis(problem.rows, Standard.of(problem.rows))
+            folds = problem.folds(5, 13)
+            assert folds is not None
+            return search_penalty(problem, basis, folds, [1 / (value * len(y)) for value in PENALTIES])
+
+        ours, (search, _) = timed(grid)
+        one, fitted = timed(lambda X=X, y=y: LogisticRegression().fit(X, y))
+        steps = sum(row["iterations"] for row in search.table)
+        print(
+            f"| {rows:,} x {dimensions:,}, {classes} | {ours:.1f} s, {steps} steps "
+            f"| {one:.1f} s, {fitted.n_iter_[0]} steps | {ours / one:.2f} | {excess(X, y, fitted):.1e} |",
+            flush=True,
+        )
+
+
+def excess(X: NDArray[np.float32], y: Any, fitted: Any) -> float:
+    """How far one of our fits, as exact as those of the search, is above scikit-learn's objective at C = 1."""
+    problem = problem_of(X, y)
+    basis = make_basis(problem.rows, Standard.of(problem.rows))
+    batch = LogisticBatch(basis, y, np.ones((len(y), 1)), int(y.max()) + 1)
+    fits = batch.solve(1.0, batch.start(), tolerance=SEARCH_TOLERANCE)
+    weight = basis.standard_weights(fits.weights[:-1, 0]).T.numpy()
+    ours = objective(X, y, weight, fits.weights[-1, 0].numpy())
+    theirs = objective(X, y, fitted.coef_, fitted.intercept_)
+    return ours / theirs - 1
+
+
+def objective(X: NDArray[np.float32], y: Any, weight: NDArray[Any], bias: NDArray[Any]) -> float:
+    """Log loss of all rows plus half the squared weights."""
+    logits = X.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    return float((logsumexp(logits, axis=1) - logits[np.arange(len(y)), y]).sum() + np.square(weight).sum() / 2)
+
+
+def ridge(shapes: list[tuple[int, int, int]]) -> None:
+    """The path, its leave-one-out errors and the best coefficients, against scikit-learn at the same penalties."""
+    from sklearn.linear_model import RidgeClassifierCV
+
+    print(
+        "| rows x dimensions, classes | ours | RidgeClassifierCV | times faster | same errors |\n|---|---|---|---|---|"
+    )
+    for rows, dimensions, classes in shapes:
+        X, y = features(rows, dimensions, classes)
+        penalties = _path(rows, dimensions)
+
+        def path(X: Any = X, y: Any = y, penalties: list[float] = penalties, classes: int = classes) -> Any:
+            target = Target(_targets(y, classes), np.ones(len(y)))
+            whole = Decomposition(ArrayRows(X), None, target)
+            errors = whole.errors(penalties)
+            return errors, whole.coefficients(penalties[int(errors.argmin())])
+
+        again = 3 if rows * dimensions < 2_000_000 else 1
+        ours, (errors, (weight, _)) = timed(path, least_of=again)
+        model = RidgeClassifierCV(alphas=penalties, store_cv_results=True)
+        theirs, fitted = timed(lambda X=X, y=y, model=model: model.fit(X.astype(np.float64), y), least_of=again)
+        reference = fitted.cv_results_.mean(axis=(0, 1))
+        far = np.abs(errors / reference - 1).max()
+        off = np.abs(weight - np.atleast_2d(fitted.coef_)).max() / np.abs(fitted.coef_).max()
+        print(
+            f"| {rows:,} x {dimensions:,}, {classes} | {ours:.2f} s | {theirs:.2f} s | {theirs / ours:.2f} "
+            f"| {far:.0e}, coefficients {off:.0e} |",
+            flush=True,
+        )
+
+
+def stream(rows: int, dimensions: int) -> None:
+    """Fit ridge and linear on a store that is larger than the memory given, and say how much was used."""
+    from stores import write_store
+
+    from pipeline.fitting import fit_head
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(Path(folder) / "large.h5", rows=rows, dimensions=dimensions, classes=10)
+        print(f"store of {store.stat().st_size / 1e9:.2f} GB; before: {_peak():.2f} GB of memory")
+        for head in ("ridge", "linear"):
+            seconds, result = timed(lambda head=head: fit_head(store, Path(folder) / head, head=head, memory=1.0))
+            accuracy = result.metrics["val"]["accuracy"]
+            print(f"{head}: {seconds:.0f} s, accuracy {accuracy:.4f}, peak {_peak():.2f} GB of memory", flush=True)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+LINEAR = [(20_000, 512, 100), (50_000, 2_048, 10)]
+RIDGE = [
+    (200, 2048, 10),
+    (1000, 2048, 10),
+    (2000, 2048, 10),
+    (500, 512, 10),
+    (5000, 512, 10),
+    (5000, 2048, 10),
+    (20_000, 512, 100),
+]
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["linear", "ridge", "stream"])
+    parser.add_argument("--rows", type=int, help="one shape instead of the usual ones")
+    parser.add_argument("--dimensions", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--cpu", action="store_true", help="processor time on one thread")
+    given = parser.parse_args()
+    if given.cpu:
+        one_thread()
+    only = [(given.rows, given.dimensions, given.classes)] if given.rows else None
+    warnings.simplefilter("ignore")
+    if given.what == "linear":
+        linear(only or LINEAR)
+    elif given.what == "ridge":
+        ridge(only or RIDGE)
+    else:
+        stream(given.rows or 200_000, 2_048)

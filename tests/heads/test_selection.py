@@ -1,0 +1,82 @@
+"""Heads are compared on rows that no search has seen, and the scores of the comparison can be believed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from examples import blobs, line
+
+from pipeline.config import FitSettings
+from pipeline.errors import HeadError, SettingsError
+from pipeline.heads import problem_of
+from pipeline.heads.rows import StreamedRows
+from pipeline.heads.selection import choose, rank, table_text, task_of, train_head
+
+QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
+
+
+def test_auto_ranks_all_heads_on_the_same_rows_and_refits_one():
+    features, y = blobs(240, 20, 3, apart=1.5)
+    trained = train_head("auto", problem_of(features, y), QUICK)
+    names = [entry["head"] for entry in trained.ranking]
+    assert sorted(names) == ["auto", "knn", "linear", "mlp", "ridge", "svm"]
+    assert [entry["head"] for entry in trained.ranking if entry["chosen"]] == [trained.head.name]
+    heads = trained.ranking[:-1]
+    assert heads == sorted(heads, key=lambda entry: -entry["score"])
+    for entry in trained.ranking:
+        assert entry["interval"][0] <= entry["score"] <= entry["interval"][1]
+    fresh, truth = blobs(2000, 20, 3, apart=1.5)
+    assert (trained.head.predict(fresh[240:]) == truth[240:]).mean() > 0.8
+    assert "accuracy" in table_text(trained.ranking, numbers=False)
+
+
+def test_regressor_takes_the_better_kind():
+    features, y = line(160, 10)
+    trained = train_head("regressor", problem_of(features, y), QUICK)
+    assert [entry["head"] for entry in trained.ranking][-1] == "auto"
+    assert trained.head.name == "ridge"
+    assert 0.8 < trained.ranking[0]["score"] < 1.4  # the noise has a standard deviation of 1
+    assert trained.head.interval_half_width == pytest.approx(1.645, abs=0.5)
+
+
+def test_nested_scores_of_pure_chance_are_chance():
+    """Whoever reports the score that it selected by would look better than chance here."""
+    random = np.random.default_rng(5)
+    features, y = random.normal(size=(200, 300)).astype(np.float32), np.arange(200) % 2
+    problem = problem_of(features, y)
+    ranking = rank(("linear", "ridge", "knn", "svm"), problem, problem.folds(4, 0), QUICK)
+    assert 0.38 <= np.mean([entry["score"] for entry in ranking]) <= 0.62
+    assert ranking[-1]["interval"][0] <= 0.5 <= ranking[-1]["interval"][1] + 0.03
+
+
+def test_the_simplest_of_equals_is_chosen_and_the_best_of_unequals():
+    random = np.random.default_rng(0)
+    samples = random.multinomial(500, np.full(500, 1 / 500), size=500)
+    right = (np.arange(500) % 10 > 0).astype(float)
+    same, worse = right.copy(), right.copy()
+    same[:6] = [1, 0, 1, 0, 0, 1]
+    worse[::5] = 0
+    assert choose({"svm": right, "linear": same, "knn": worse}, samples) == "linear"
+    assert choose({"svm": right, "linear": worse}, samples) == "svm"
+
+
+def test_only_streaming_heads_compete_over_streamed_rows():
+    features, y = blobs(300, 12, 3)
+    problem = problem_of(features, y)
+    streamed = StreamedRows(lambda which: features[which], np.arange(300), 12)
+    trained = train_head("auto", type(problem)(streamed, y, problem.weights, problem.groups, 3), QUICK)
+    assert sorted(entry["head"] for entry in trained.ranking) == ["auto", "linear", "ridge"]
+    assert "raise --memory" in trained.notices[0]
+
+
+def test_too_few_rows_to_compare():
+    with pytest.raises(HeadError, match="name one with --head"):
+        train_head("auto", problem_of(*blobs(3, 5, 3)), QUICK)
+
+
+def test_unknown_heads_and_tasks():
+    assert task_of("regressor") == "numbers"
+    assert task_of("linear") == "classes"
+    assert task_of("svm") is None
+    with pytest.raises(SettingsError, match="did you mean 'ridge'"):
+        task_of("rigde")
