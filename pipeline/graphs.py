@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
     outputs = [f"layer{number}" for number in range(len(network.shapes))]
     file: Any = io.BytesIO()  # which the tracing exporter takes, though its signature does not say so
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _without_fused_attention():
             # The exporter by tracing is announced to go some day; the newer one needs two more packages and takes
             # up to a minute. What tracing may get wrong is caught by comparing the two engines afterwards.
             warnings.simplefilter("ignore")
@@ -75,6 +76,17 @@ def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
         raise EngineError(f"it does not export to ONNX: {str(error).splitlines()[0]}") from None
     graph: bytes = file.getvalue()
     return graph
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """Attention step by step: the fused operation that torch takes for inference has no counterpart in ONNX."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def graph_key(base: Base, network: FeatureNetwork) -> str:
