@@ -237,8 +237,10 @@ class TimmZoo:
         return list(_timm().list_models())
 
     def weights(self, name: str) -> list[str]:
-        tags = [full.partition(".")[2] for full in _timm().list_pretrained(f"{name}.*")]
-        return [tag or "DEFAULT" for tag in tags]
+        tags = [full.partition(".")[2] or "DEFAULT" for full in _timm().list_pretrained(f"{name}.*")]
+        config = _timm().get_pretrained_cfg(name)
+        default = config.tag if config is not None else None
+        return sorted(tags, key=lambda tag: tag != default)
 
     def plan(self, name: str, weights: str | None) -> Plan:
         full = f"{name}.{weights}" if weights else name

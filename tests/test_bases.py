@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -513,6 +514,14 @@ def test_timm_embeddings_are_those_before_its_classifier(name: str, layers: list
     assert {rows.shape for rows in found} == {expected.shape}
 
 
+@pytest.mark.parametrize("name", ["resnet50", "vit_base_patch16_224", "convnext_tiny", "efficientnet_b0"])
+def test_the_default_weights_of_timm_come_first_and_have_their_own_transform(name: str) -> None:
+    zoo = ZOOS["timm:"]
+    default = timm.get_pretrained_cfg(name).tag
+    assert zoo.weights(name)[0] == default
+    assert zoo.plan(name, None).transform == zoo.plan(name, default).transform
+
+
 def test_without_timm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(BaseError, match=r"pip install 'cached-feature-pipeline\[timm\]'"):
@@ -537,6 +546,6 @@ def test_filters_of_the_list() -> None:
     assert [info.name for info in list_bases("vit_b")] == ["vit_b_16", "vit_b_32"]
     assert [info.name for info in list_bases("resnet?8")] == ["resnet18"]
     assert list_bases("nothing") == []
-    (timm,) = list_bases("timm:tf_efficientnet_lite0")
-    assert (timm.name, timm.dimensions) == ("timm:tf_efficientnet_lite0", 1280)
-    assert np.isclose(timm.parameters, 4_652_008)
+    (info,) = list_bases("timm:tf_efficientnet_lite0")
+    assert (info.name, info.dimensions) == ("timm:tf_efficientnet_lite0", 1280)
+    assert np.isclose(info.parameters, 4_652_008)
