@@ -84,6 +84,10 @@ def test_every_command_that_is_shown_runs(
     for command in shown:
         cli.main(shlex.split(command)[1:], standalone_mode=False)
         assert capsys.readouterr().out, command
+    examples = re.findall(r"^```python\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert len(examples) >= 2
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
 
 
 @pytest.mark.slow

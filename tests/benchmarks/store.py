@@ -1,6 +1,6 @@
 """How fast a feature file is read with its checksums, against plain h5py on the same file, in alternating pairs.
 
-python tests/benchmarks/bench_store.py --rows 100000 --width 512 --pairs 15
+python tests/benchmarks/store.py --rows 100000 --width 512 --pairs 15
 """
 
 from __future__ import annotations
