@@ -148,17 +148,24 @@ def tell(result: Result, *, as_json: bool) -> None:
 @click.argument("source")
 @output_option()
 @settings_options(ExtractSettings)
+@click.option("--dry-run", is_flag=True, help="Only say how many rows, how long and how large; write nothing.")
 @force_option
 @reporting
-def extract(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def extract(
+    source: str, output: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
     """Stage 1: run the frozen base over the images of SOURCE, once, and keep the features in an HDF5 file.
 
     SOURCE is a folder (flat, one folder a class, or train/val/test with class folders), a CSV with an image column, or
     a text file of paths. The same command again computes only what is missing.
     """
     from pipeline.extraction import extract as stage
+    from pipeline.extraction import rehearse
 
     begin(quiet=quiet, verbose=verbose)
+    if dry_run:
+        tell(rehearse(source, output, **given(options)), as_json=as_json)
+        return
     tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 
 

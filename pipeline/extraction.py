@@ -9,12 +9,14 @@ are taken over. A bad image keeps its row, with the reason.
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.crew import Computer, Crew, Solo, Work, device_names
 from pipeline.devices import CoreThreads
 from pipeline.environment import machine, versions
-from pipeline.errors import SourceError
+from pipeline.errors import ImageError, SourceError
 from pipeline.loading import Loaded
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, Record, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
@@ -38,6 +40,8 @@ log = logging.getLogger(__name__)
 
 #: A handful of bad images never stops a run, however few images there are.
 ALWAYS_TOLERATED = 10
+#: Images that a dry run measures.
+REHEARSED = 32
 
 
 @dataclass
@@ -83,10 +87,54 @@ class ExtractResult:
             f"computed {self.computed}, reused {self.reused} in {self.seconds['total']:.1f} s"
             f" ({self.engine} on {self.device})",
         ]
+        if self.computed:
+            lines.append(advice(self.seconds))
         if self.bad:
             lines.append(f"{len(self.bad)} bad images keep their row and its reason:")
             lines += [f"  {id}: {reason}" for id, reason in self.bad.items()]
         return "\n".join(lines)
+
+
+#: What helps where a stage takes most of the time.
+HELP = {
+    "read": "a faster disk would help",
+    "decode": "--decode fast or more cores would help",
+    "forward": "a GPU or a smaller base would help",
+    "write": "--dtype float16 or a faster disk would help",
+}
+
+
+def advice(seconds: dict[str, float]) -> str:
+    """Seconds by stage in one line, and what would help the slowest."""
+    stages = {stage: seconds[stage] for stage in HELP}
+    slowest = max(stages, key=stages.__getitem__)
+    shown = ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items())
+    return f"{shown}, waiting {seconds['wait']:.1f} s; most goes to {slowest}: {HELP[slowest]}"
+
+
+@dataclass
+class RehearseResult:
+    """What an extraction would take: `seconds` for all rows, by a measurement on `sample` of them."""
+
+    rows: int
+    image_bytes: int
+    store_bytes: int
+    free_bytes: int
+    seconds: float
+    sample: int
+    bad_in_sample: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """The same for a person."""
+        return (
+            f"{self.rows} images, {self.image_bytes / 1e6:.1f} MB: about {self.seconds:.0f} s"
+            f" (measured on {self.sample}, {self.bad_in_sample} of them bad)\n"
+            f"features: {self.store_bytes / 1e6:.1f} MB, {self.free_bytes / 1e9:.1f} GB are free; nothing was written"
+        )
 
 
 def extract(
@@ -101,43 +149,36 @@ def extract(
     cannot be had, `StoreError` where the file cannot be written, `RecipeMismatchError` where it was made otherwise.
     """
     started = time.perf_counter()
-    settings = ExtractSettings.of(options)
-    whole = read_manifest(source, settings)
-    start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
-    manifest = whole.rows(start, stop)
-    for note in manifest.notes:
-        log.info("%s: %s", manifest.source, note)
-    base = load_base(settings.base, settings.weights, seed=settings.seed)
-    recipe = recipe_of(settings, base)
+    job = Job.of(source, options)
     with ExitStack() as opened:
-        computer = opened.enter_context(computing(settings, base, recipe))
-        layers = layer_specs(settings, computer.shapes)
+        computer = opened.enter_context(computing(job))
+        layers = layer_specs(job.settings, computer.shapes)
         writer = opened.enter_context(
             StoreWriter.open(
                 output,
-                manifest=manifest,
+                manifest=job.manifest,
                 layers=layers,
-                recipe=recipe,
-                environment=environment_of(settings, computer),
+                recipe=job.recipe,
+                environment=environment_of(job.settings, computer),
                 force=force,
-                part=Part.of([record.id for record in whole.records], start, stop),
-                rehash=settings.rehash,
+                part=job.part,
+                rehash=job.settings.rehash,
             )
         )
         pending = writer.pending
-        run = Run(writer, manifest, computer, settings.layer)
+        run = Run(writer, job.manifest, computer, job.settings.layer)
         with progress_bar(len(pending), "extracting", show=progress) as bar:
             run.compute(pending, bar)
         bad = writer.bad()
-        refuse_too_many_bad(bad, len(manifest), settings.max_bad, manifest.source)
+        refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, job.manifest.source)
         writer.publish()
     seconds = {"total": time.perf_counter() - started, **run.seconds}
     return ExtractResult(
         store=Path(output),
-        rows=len(manifest),
+        rows=len(job.manifest),
         bad=bad,
         computed=run.computed,
-        reused=len(manifest) - len(pending) + run.adopted,
+        reused=len(job.manifest) - len(pending) + run.adopted,
         seconds=seconds,
         engine=computer.name,
         device=computer.device,
@@ -145,17 +186,76 @@ def extract(
     )
 
 
+def rehearse(source: str | Path, output: str | Path, **options: Any) -> RehearseResult:
+    """What `extract` with the same arguments would do from nothing: measured on a few images, nothing is written.
+
+    Raises as `extract` does, as far as it comes.
+    """
+    job = Job.of(source, options)
+    every = max(1, len(job.manifest) // REHEARSED)
+    sample = job.manifest.records[::every][:REHEARSED]
+    with computing(job) as computer:
+        layers = layer_specs(job.settings, computer.shapes)
+        for _ in computer.run(sample[:1]):
+            pass  # the first pass is slower than those that count
+        started = time.perf_counter()
+        bad = sum(done.good.count(False) for done in computer.run(sample))
+        seconds = (time.perf_counter() - started) / len(sample)
+    row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in layers)
+    return RehearseResult(
+        rows=len(job.manifest),
+        image_bytes=sum(_size(record) for record in job.manifest.records),
+        store_bytes=len(job.manifest) * row_bytes,
+        free_bytes=shutil.disk_usage(next(path for path in Path(output).absolute().parents if path.exists())).free,
+        seconds=seconds * len(job.manifest),
+        sample=len(sample),
+        bad_in_sample=bad,
+    )
+
+
+def _size(record: Record) -> int:
+    try:
+        return record.image.stat()[0]
+    except ImageError:
+        return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be extracted and how: `manifest` is the `part` of the source that is wanted."""
+
+    settings: ExtractSettings
+    manifest: Manifest
+    part: Part
+    base: Base
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, source: str | Path, options: dict[str, Any]) -> Job:
+        """Validate the options, list the images and load the base."""
+        settings = ExtractSettings.of(options)
+        whole = read_manifest(source, settings)
+        start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
+        manifest = whole.rows(start, stop)
+        for note in manifest.notes:
+            log.info("%s: %s", manifest.source, note)
+        base = load_base(settings.base, settings.weights, seed=settings.seed)
+        part = Part.of([record.id for record in whole.records], start, stop)
+        return cls(settings, manifest, part, base, recipe_of(settings, base))
+
+
 @contextmanager
-def computing(settings: ExtractSettings, base: Base, recipe: Recipe) -> Iterator[Computer]:
+def computing(job: Job) -> Iterator[Computer]:
     """What computes features, on one device or on several; its threads and processes end with the block."""
-    work = Work(settings.weights, settings.seed, recipe, engine=settings.engine, batch_size=settings.batch_size)
+    settings = job.settings
+    work = Work(settings.weights, settings.seed, job.recipe, engine=settings.engine, batch_size=settings.batch_size)
     devices = device_names(settings.device)
     if len(devices) > 1:
         with Crew(devices, work) as crew:
             yield crew
     else:
         with CoreThreads(settings.workers) as threads:
-            yield Solo(base, devices[0], work, threads)
+            yield Solo(job.base, devices[0], work, threads)
 
 
 class Run:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.bases import feature_network, load_base
 from pipeline.errors import RecipeMismatchError, SettingsError, SourceError
-from pipeline.extraction import ExtractResult, extract
+from pipeline.extraction import ExtractResult, advice, extract, rehearse
 from pipeline.pixels import decode
 from pipeline.store import FeatureStore
 
@@ -204,6 +204,25 @@ def test_parts_hold_their_rows(photo_folder: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(parts.arrays()[0], whole.arrays()[0], atol=1e-4)
     with pytest.raises(SettingsError, match="K/N"):
         run(photo_folder, tmp_path / "x.h5", part="4/3")
+
+
+def test_a_dry_run_measures_and_writes_nothing(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "ants" / "text.jpg").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    result = rehearse(photo_folder, tmp_path / "new" / "f.h5", **EMBEDDED, views=1, augment=("flip",))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (result.rows, result.sample, result.bad_in_sample) == (13, 13, 1)
+    assert result.store_bytes == 13 * 2 * 512 * 4
+    assert result.image_bytes == sum(path.stat().st_size for path in photo_folder.rglob("*.jpg"))
+    assert 0 < result.seconds < 60
+    assert "nothing was written" in result.summary()
+    assert result.to_json()["free_bytes"] > 0
+
+
+def test_the_slowest_stage_is_named_with_what_helps() -> None:
+    seconds = {"total": 9.0, "read": 0.1, "decode": 5.0, "forward": 3.0, "write": 0.0, "wait": 0.2}
+    assert advice(seconds).endswith("most goes to decode: --decode fast or more cores would help")
+    assert "a GPU" in advice({**seconds, "forward": 6.0})
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
