@@ -33,7 +33,7 @@ def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: N
         return float(((expected - of_truth) * weights).sum())
 
     low, high = _LOG_RANGE
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2
         if slope(float(np.exp(middle))) > 0:
             high = middle

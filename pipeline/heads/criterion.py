@@ -9,7 +9,7 @@ from pipeline.heads.calibration import fit_sharpness, softmax
 from pipeline.heads.contract import Problem
 
 #: Rows that decide a temperature while settings are compared; the final one is fitted on all.
-_ENOUGH = 4000
+_ENOUGH = 2000
 
 
 def measure(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_]) -> dict[str, float]:

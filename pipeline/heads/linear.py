@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,8 @@ from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.basis import Basis, make_basis
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.logistic import LogisticBatch, Start, fold_weights, log_losses
+from pipeline.heads.criterion import measure
+from pipeline.heads.logistic import LogisticBatch, Start, fold_weights
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 
@@ -18,8 +21,10 @@ PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
 #: Where nothing can be cross-validated.
 DEFAULT_PENALTY = 0.1
 #: The search needs an order of settings, the final fit the optimum.
-SEARCH_TOLERANCE, FINAL_TOLERANCE = 1e-3, 1e-7
+SEARCH_TOLERANCE, FINAL_TOLERANCE = 2e-3, 1e-7
 SEARCH_STEPS, FINAL_STEPS = 200, 1000
+#: Penalties in a row, each weaker than the last, that may be no better before the rest is not tried.
+PATIENCE = 3
 #: Of --solver sgd, as in the PyTorch tutorial.
 SGD_EPOCHS, SGD_BATCH = 25, 4
 
@@ -86,28 +91,38 @@ def fit_logistic(
 
 
 def search_penalty(
-    problem: Problem, basis: Basis, folds: NDArray[np.int64], strengths: list[float]
+    problem: Problem,
+    basis: Basis,
+    folds: NDArray[np.int64],
+    strengths: Sequence[float],
+    *,
+    patience: int | None = PATIENCE,
 ) -> tuple[Search, Start]:
-    """The C of least out-of-fold log loss, and the mean of its fits, to start from."""
+    """The C of least out-of-fold loss, and the mean of its fits, to start from.
+
+    `strengths` go from strong to weak penalties; the search ends after `patience` of them that were no better than
+    the best, or never for None. What is compared is the log loss at the best temperature of each, since temperature is
+    fitted afterwards anyway: a strong penalty makes probabilities timid, but not its ranking of classes worse.
+    """
     row_folds = np.repeat(folds, problem.views)
-    weights = fold_weights(problem.row_weights, row_folds)
-    batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0)
+    batch = LogisticBatch(basis, problem.row_y, fold_weights(problem.row_weights, row_folds), problem.classes or 0)
     known = batch.present.numpy()[folds, problem.y]  # a fold cannot score a class it has no example of
     search = Search()
     if not known.all():
         search.notices.append(
             f"{int((~known).sum())} training rows are the only ones of their class and have no part in the search"
         )
-    point, best, least = batch.start(), batch.start().mean(), np.inf
+    point, best, least, worse = batch.start(), batch.start().mean(), np.inf, 0
     for strength in strengths:
         point = fits = batch.solve(strength, point, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
         point.curvature, held_out = batch.survey(point.weights, row_folds)
         logits = problem.per_image(held_out)
-        losses = log_losses(logits[known], problem.y[known])
-        loss = float(np.average(losses, weights=problem.weights[known]))
-        right = float((logits[known].argmax(axis=1) == problem.y[known]).mean())
-        search.table.append({"C": strength, "log_loss": loss, "accuracy": right, "iterations": fits.iterations})
-        if loss < least:
-            least, best, search.chosen = loss, fits.mean(), {"C": strength}
+        found = measure(problem, logits, known)
+        search.table.append({"C": strength, **found, "iterations": fits.iterations})
+        worse += 1
+        if found["loss"] < least:
+            least, best, worse, search.chosen = found["loss"], fits.mean(), 0, {"C": strength}
             search.scores = np.where(known[:, None], logits, np.nan)
+        if worse == patience:
+            break
     return search, best

@@ -9,7 +9,6 @@ which is zero in the fold that holds it out. A fit that has converged leaves the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -285,9 +284,3 @@ def fold_weights(weights: NDArray[np.float64], folds: NDArray[np.int64]) -> NDAr
     """Row weights (n, K): those of `weights` (n,), zero in the fit that holds the row out."""
     held = folds[:, None] == np.arange(folds.max() + 1)
     return np.where(held, 0.0, weights[:, None])
-
-
-def log_losses(logits: NDArray[np.float32], y: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log loss (n,) of logits (n, classes)."""
-    tensor = torch.from_numpy(np.ascontiguousarray(logits))
-    return torch.nn.functional.cross_entropy(tensor, torch.as_tensor(y), reduction="none").double().numpy()

@@ -150,11 +150,11 @@ def test_the_search_finds_a_penalty_that_generalises():
 
 
 def test_a_thousand_classes():
-    features, y = blobs(3000, 32, 1000, apart=6.0)
+    features, y = blobs(3000, 32, 1000, apart=3.0)
     quick = FitSettings.of({"cv": 2})
     head = HEADS["linear"]("classes", quick).fit(problem_of(features[:2600], y[:2600], classes=1000))
     assert head.weight.shape == (1000, 32)
-    assert (head.predict(features[2600:]) == y[2600:]).mean() > 0.4
+    assert (head.predict(features[2600:]) == y[2600:]).mean() > 0.1  # chance is 0.001
 
 
 def test_sgd_is_the_tutorials_recipe_and_keeps_the_best_epoch():
