@@ -141,9 +141,7 @@ def refuse_existing(path: Path, *, last: str, replace: bool) -> None:
     if not replace:
         raise OutputExistsError(f"{path} exists already; give --force to replace it, or another -o")
     if not (path / last).is_file():
-        raise OutputExistsError(
-            f"{path} has no {last}, so it is not replaced even with --force; give another -o"
-        )
+        raise OutputExistsError(f"{path} has no {last}, so it is not replaced even with --force; give another -o")
 
 
 def _sync_tree(folder: Path) -> None:

@@ -51,9 +51,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self._members:
             listed = ", ".join(self._members) if len(self._members) <= 12 else f"{len(self._members)} of them"
-            raise SettingsError(
-                f"unknown {self.kind} {name!r}{nearest(name, self._members)}; known: {listed}"
-            )
+            raise SettingsError(f"unknown {self.kind} {name!r}{nearest(name, self._members)}; known: {listed}")
         return self._members[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -72,9 +72,7 @@ def test_brightness_scales_within_its_limits() -> None:
 
 
 def test_rotation_turns_and_leaves_no_black_corner() -> None:
-    white = build_view(["rotate"], size=SIZE, plain=plain)(
-        Image.new("RGB", (64, 48), "white"), view_rng(1, b"", 1)
-    )
+    white = build_view(["rotate"], size=SIZE, plain=plain)(Image.new("RGB", (64, 48), "white"), view_rng(1, b"", 1))
     assert np.asarray(white).min() == 255
     assert not np.array_equal(look("rotate"), plain(photo()))
 
