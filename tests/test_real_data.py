@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.artifact import load_model
 from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.finetuning import finetune
@@ -42,6 +43,17 @@ def test_heads_on_the_embedded_base(insects: Path, tmp_path: Path, head: str, le
     result = fit_head(insects, tmp_path / head, head=head)
     assert result.metrics["val"]["n"] == 153
     assert result.metrics["val"]["accuracy"] >= least
+
+
+def test_either_engine_leads_to_the_same_answers(insects: Path, real_data: Path, tmp_path: Path) -> None:
+    other = extract(real_data / "data/hymenoptera", tmp_path / "torch.h5", **EMBEDDED, engine="torch").store
+    model = fit_head(insects, tmp_path / "m", head="ridge").model
+    head = load_model(model).head
+    with FeatureStore.open(insects) as one, FeatureStore.open(other) as two:
+        assert {one.environment["engine"], two.environment["engine"]} == {"onnxruntime", "torch"}
+        first, second = one.features("avgpool", one.select()), two.features("avgpool", two.select())
+    assert np.abs(first - second).max() <= 1e-4 * np.abs(second).max()
+    np.testing.assert_array_equal(head.predict(first), head.predict(second))
 
 
 def test_heads_on_efficientnet_lite(real_data: Path, tmp_path: Path) -> None:
