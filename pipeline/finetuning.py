@@ -33,7 +33,7 @@ from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.manifest import Manifest, Target, read_manifest
 from pipeline.network import (
     Network,
     build_network,
@@ -51,8 +51,8 @@ from pipeline.weights import digest
 
 log = logging.getLogger(__name__)
 
-#: Training rows whose features decide how the head's inputs are standardised.
-SAMPLE = 1024
+#: Training rows whose features decide how the head's inputs are standardised, and numbers of them at most.
+SAMPLE, SAMPLE_FLOATS = 1024, 2**26
 #: A calibrated start, with logits times the head's sharpness, has the right loss from the first step. A head that makes
 #: no mistake asks for any sharpness, and one that is too sharp has no gradients left.
 SHARPEST = 10.0
@@ -125,8 +125,10 @@ def finetune(
     start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
     view = make_view(settings, start.base)
     manifest = read_manifest(source, settings)
+    for note in manifest.notes:
+        log.info("%s: %s", manifest.source, note)
     target = choose_target(manifest, name=start.target, classes=start.classes)
-    network = make_network(start, settings, outputs=1 if target.names is None else len(target.names))
+    network = make_network(start, target, settings)
     pictures = read_pictures(
         manifest,
         target,
@@ -211,8 +213,11 @@ def make_view(settings: FinetuneSettings, base: Base) -> View:
     return build_view(names, size=transform.size, plain=np.asarray, interpolation=transform.resampling)
 
 
-def make_network(start: Start, settings: FinetuneSettings, *, outputs: int) -> Network:
-    """Base and head, of which only what the settings name moves."""
+def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Network:
+    """Base and head, of which only what the settings name moves. Raises `SettingsError` for what cannot."""
+    if target.names is None and settings.class_weight == "balanced":
+        raise SettingsError(f"class_weight=balanced is for classes; target {target.name!r} is numbers")
+    outputs = 1 if target.names is None else len(target.names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = build_network(start.base, start.layers, start.pool, outputs=outputs)
@@ -296,7 +301,8 @@ class Run:
     def _begin(self) -> None:
         """Standardise what the head takes, and give it the fitted weights."""
         start, examples, network = self._start, self._examples, self._trainer.network
-        sample = examples.train[:: -(-len(examples.train) // SAMPLE)]
+        most = min(SAMPLE, max(64, SAMPLE_FLOATS // network.head.in_features))
+        sample = examples.train[:: -(-len(examples.train) // most)]
         standardise(network, self._trainer.features(self.feeder.plain(sample)))
         if start.weight is not None and start.bias is not None:
             bias = (start.bias - examples.centre) / examples.scale
@@ -372,11 +378,9 @@ class Run:
 
 def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
     """The loss, and what an epoch is judged by."""
-    balanced = settings.class_weight == "balanced"
     if examples.names is None:
-        if balanced:
-            raise SettingsError("class_weight=balanced is for classes; this target is numbers")
         return Numbers(examples.scale)
+    balanced = settings.class_weight == "balanced"
     return Classes(torch.from_numpy(examples.balance()) if balanced else None)
 
 

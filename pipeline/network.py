@@ -103,8 +103,8 @@ def start_from(network: Network, weight: NDArray[np.floating], bias: NDArray[np.
         )
     slopes, offset = torch.from_numpy(weight).double(), torch.from_numpy(bias).double()
     with torch.no_grad():
-        network.head.weight.copy_(slopes * network.spread.double())
-        network.head.bias.copy_(offset + slopes @ network.mean.double())
+        network.head.weight.copy_(slopes * network.spread.cpu().double())
+        network.head.bias.copy_(offset + slopes @ network.mean.cpu().double())
 
 
 def folded_head(network: Network) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
