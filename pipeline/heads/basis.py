@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.heads.rows import ArrayRows, Rows
@@ -37,8 +38,12 @@ class Basis(ABC):
         """The same basis in double precision."""
 
     @abstractmethod
-    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
-        """Rows to multiply with `columns` columns of what `enter` gives, block by block."""
+    def sorted_by(self, folds: NDArray[np.int64]) -> Basis | None:
+        """The same basis with the rows in the order of their folds; None where rows have to be read as they come."""
+
+    @abstractmethod
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Rows `start` to `stop` to multiply with `columns` columns of what `enter` gives, block by block."""
 
     @abstractmethod
     def enter(self, weights: Tensor) -> Tensor:
@@ -71,11 +76,17 @@ class RotatedRows(Basis):
         back = None if self._back is None else self._back.double()
         return RotatedRows(self._features, self.variance.double(), back)
 
-    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
+    def sorted_by(self, folds: NDArray[np.int64]) -> Basis:
+        """A copy of Z."""
+        order = torch.from_numpy(np.argsort(folds, kind="stable"))
+        return RotatedRows(self._features[order], self.variance, self._back)
+
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Parts of Z, so long that the product stays in a cache."""
         length = min(max(BLOCK_FLOATS // columns, 256), 8192)
-        for start in range(0, len(self._features), length):
-            which = slice(start, min(start + length, len(self._features)))
+        end = len(self._features) if stop is None else stop
+        for first in range(start, end, length):
+            which = slice(first, min(first + length, end))
             yield which, self._features[which].to(self.variance.dtype)
 
     def enter(self, weights: Tensor) -> Tensor:
@@ -105,8 +116,11 @@ class StreamedRotation(Basis):
         rotation = None if self._rotation is None else self._rotation.double()
         return StreamedRotation(self._rows, self._standard, rotation, self.variance.double())
 
-    def blocks(self, columns: int) -> Iterator[tuple[slice, Tensor]]:
-        """Read, standardise, forget."""
+    def sorted_by(self, folds: NDArray[np.int64]) -> None:
+        """Not here."""
+
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Read, standardise, forget; always all rows."""
         for which, block in self._rows.blocks():
             yield which, _with_ones(torch.from_numpy(self._standard.apply(block)).to(self.variance.dtype))
 

@@ -105,7 +105,8 @@ def search_penalty(
     fitted afterwards anyway: a strong penalty makes probabilities timid, but not its ranking of classes worse.
     """
     row_folds = np.repeat(folds, problem.views)
-    batch = LogisticBatch(basis, problem.row_y, fold_weights(problem.row_weights, row_folds), problem.classes or 0)
+    weights = fold_weights(problem.row_weights, row_folds)
+    batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0, folds=row_folds)
     known = batch.present.numpy()[folds, problem.y]  # a fold cannot score a class it has no example of
     search = Search()
     if not known.all():

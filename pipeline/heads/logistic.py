@@ -10,6 +10,7 @@ which is zero in the fold that holds it out. A fit that has converged leaves the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -58,10 +59,38 @@ class Fits(Start):
     iterations: int = 0
 
 
-class LogisticBatch:
-    """K fits on the same rows. `weights` (n, K) says how much a row counts in each fit; `y` (n,) are class codes."""
+@dataclass(frozen=True)
+class Span:
+    """Rows that one fit holds out; `fold` is -1 where they are of several folds, or of none."""
 
-    def __init__(self, basis: Basis, y: NDArray[np.int64], weights: NDArray[np.float64], classes: int) -> None:
+    fold: int
+    start: int = 0
+    stop: int | None = None
+
+
+class LogisticBatch:
+    """K fits on the same rows. `weights` (n, K) says how much a row counts in each fit; `y` (n,) are class codes.
+
+    With `folds` (n,), fit k holds out the rows of fold k, and these are left out of its matrix products too.
+    """
+
+    def __init__(
+        self,
+        basis: Basis,
+        y: NDArray[np.int64],
+        weights: NDArray[np.float64],
+        classes: int,
+        *,
+        folds: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._order: NDArray[np.int64] | None = None
+        self._spans = [Span(-1)]
+        by_fold = None if folds is None else basis.sorted_by(folds)
+        if folds is not None and by_fold is not None:
+            basis, self._order = by_fold, np.argsort(folds, kind="stable")
+            y, weights = y[self._order], weights[self._order]
+            ends = np.cumsum(np.bincount(folds)).tolist()
+            self._spans = [Span(fold, *ends_of) for fold, ends_of in enumerate(pairwise([0, *ends]))]
         self.basis = basis
         self.dtype = basis.variance.dtype
         self.classes = classes
@@ -88,28 +117,45 @@ class LogisticBatch:
 
     def evaluate(self, weights: Tensor, fits: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
         """Objectives (k,) float64 and gradients (r + 1, k, classes) of the fits with numbers `fits` (k,)."""
-        entered = self.basis.enter(weights.flatten(1))
+        entered = self.basis.enter(weights.flatten(1)).view(-1, *weights.shape[1:])
         gradient = torch.zeros_like(entered)
         loss = torch.zeros(len(fits), dtype=torch.float64)
-        for which, rows in self.basis.blocks(entered.shape[1]):
+        for span in self._spans:
+            counted = torch.from_numpy(np.flatnonzero(fits.numpy() != span.fold))
+            if len(counted) == len(fits):
+                loss += self._add_span(span, entered, fits, gradient)
+            elif len(counted):  # the fit that holds these rows out has nothing to learn from them
+                part = torch.zeros(len(entered), len(counted), self.classes, dtype=self.dtype)
+                loss[counted] += self._add_span(span, entered[:, counted], fits[counted], part)
+                gradient[:, counted] += part
+        slopes = self.basis.leave(gradient.flatten(1)).view_as(weights)
+        slopes[:-1] += penalties[None, :, None] * weights[:-1]
+        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
+        return loss, slopes
+
+    def _add_span(self, span: Span, entered: Tensor, fits: Tensor, gradient: Tensor) -> Tensor:
+        """Losses (k,) of the rows of `span`; their gradient is added to `gradient`."""
+        columns = entered.flatten(1)
+        sums = gradient.view(len(gradient), -1)
+        loss = torch.zeros(len(fits), dtype=torch.float64)
+        for which, rows in self.basis.blocks(columns.shape[1], span.start, span.stop):
             share = self.weights[which][:, fits]
-            logits = self._logits(rows, entered, fits)
+            logits = self._logits(rows, columns, fits)
             target = self.y[which][:, None, None].expand(-1, len(fits), 1)
             chance = logits.softmax(dim=2)
             loss += (share * _surprise(logits, chance, target)).sum(dim=0, dtype=torch.float64)
             chance.scatter_add_(2, target, _MINUS_ONE.to(chance).expand(target.shape))
             chance.mul_(share[:, :, None])
-            gradient.addmm_(rows.T, chance.flatten(1))
-        slopes = self.basis.leave(gradient).view_as(weights)
-        slopes[:-1] += penalties[None, :, None] * weights[:-1]
-        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
-        return loss, slopes
+            sums.addmm_(rows.T, chance.flatten(1))
+        return loss
 
     def survey(self, weights: Tensor, fit_of_row: NDArray[np.int64] | None) -> tuple[Tensor, NDArray[np.float32]]:
         """Mean p (1 - p) of every fit and class, (K, classes), and logits (n, classes) of each row by its own fit."""
         fits = torch.arange(weights.shape[1])
         entered = self.basis.enter(weights.flatten(1))
-        chosen = torch.zeros(len(self.y), dtype=torch.int64) if fit_of_row is None else torch.from_numpy(fit_of_row)
+        chosen = torch.zeros(len(self.y), dtype=torch.int64)
+        if fit_of_row is not None:
+            chosen = torch.from_numpy(fit_of_row if self._order is None else fit_of_row[self._order])
         out = torch.empty(len(self.y), self.classes, dtype=torch.float32)
         curvature = torch.zeros(weights.shape[1:], dtype=self.dtype)
         for which, rows in self.basis.blocks(entered.shape[1]):
@@ -117,7 +163,11 @@ class LogisticBatch:
             out[which] = logits[torch.arange(len(rows)), chosen[which]].float()
             chance = logits.softmax(dim=2)
             curvature += torch.einsum("nk,nkc->kc", self.weights[which], chance.sub_(chance.square()))
-        return curvature, out.numpy()
+        if self._order is None:
+            return curvature, out.numpy()
+        as_given = np.empty_like(out.numpy())
+        as_given[self._order] = out.numpy()
+        return curvature, as_given
 
     def _logits(self, rows: Tensor, entered: Tensor, fits: Tensor) -> Tensor:
         """(n, k, classes)."""

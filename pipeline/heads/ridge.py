@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -84,8 +85,7 @@ class Decomposition:
             against += part.T @ self._values[which]
         self.feature_mean = total / self._total
         products -= self._total * torch.outer(self.feature_mean, self.feature_mean)
-        self._squares, self._rotation = torch.linalg.eigh(products)
-        self._squares.clamp_(min=0)
+        self._squares, self._rotation = _eigen(products)
         self._against = self._rotation.T @ against
 
     def _decompose_gram(self) -> None:
@@ -96,8 +96,7 @@ class Decomposition:
         direction = self._root / self._root.norm()
         # The intercept is not penalised: its direction gets an eigenvalue of its own and then has no part in the path.
         gram += gram.diagonal().mean().clamp(min=1.0) * torch.outer(direction, direction)
-        self._squares, self._left = torch.linalg.eigh(gram)
-        self._squares.clamp_(min=0)
+        self._squares, self._left = _eigen(gram)
         self._intercept = int((self._left.T @ direction).abs().argmax())
         self._against = self._left.T @ self._values
 
@@ -146,15 +145,22 @@ class Decomposition:
         """Mean weighted squared leave-one-out residual of every penalty, (P,)."""
         total = torch.zeros(len(penalties), dtype=torch.float64)
         for _, residual in self.left_out(penalties):
-            flat = residual.view(-1, len(penalties))
-            total += torch.linalg.vector_norm(flat, dim=0).square()
+            total += torch.linalg.vector_norm(residual.view(-1, len(penalties)), dim=0).square()
         return (total / self._values.numel()).numpy()
 
     def predictions(self, penalty: float) -> NDArray[np.float64]:
         """What the model without a row says of it, (n, T)."""
-        residual = torch.cat([part[:, :, 0] for _, part in self.left_out([penalty])])
-        centred = (self._values - residual) / self._root[:, None]
-        return centred.numpy() + self.target_mean
+        said = torch.empty_like(self._values)  # filled, not gathered: small pieces kept would tear the heap apart
+        for which, residual in self.left_out([penalty]):
+            said[which] = residual[:, :, 0]
+        said.sub_(self._values).div_(-self._root[:, None])
+        return said.numpy() + self.target_mean
+
+
+def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (r,), none below zero, and vectors (r, r) of a symmetric matrix, which is used up."""
+    values, vectors = scipy.linalg.eigh(matrix.numpy().T, overwrite_a=True, check_finite=False, driver="evr")
+    return torch.from_numpy(values).clamp_(min=0), torch.from_numpy(vectors)
 
 
 class RidgeHead(AffineHead):

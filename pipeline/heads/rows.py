@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import HeadError
 
 #: Floats of a block: small enough for a cache, large enough for matrix products to run at full speed.
-BLOCK_FLOATS = 1 << 21
+BLOCK_FLOATS = 1 << 20
 
 Features = NDArray[np.float32]
 

@@ -1,0 +1,54 @@
+"""Feature files of any size without images, for benchmarks."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Recipe
+from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.store import LayerSpec, Source, StoreWriter
+
+BLOCK = 4096
+
+
+def write_store(path: Path, *, rows: int, dimensions: int, classes: int) -> Path:
+    """Overlapping clouds, `rows` x `dimensions` float32, written block by block; every fifth row is in val."""
+    random = np.random.default_rng(0)
+    y = random.integers(0, classes, rows)
+    centres = random.normal(size=(classes, 64))
+    mixing = random.normal(size=(64, dimensions)) / 8
+    records = [
+        Record(i, f"{i:07}.jpg", FileImage(f"{i:07}.jpg"), "val" if i % 5 == 0 else "train") for i in range(rows)
+    ]
+    names = tuple(f"class {code}" for code in range(classes))
+    recipe = Recipe(
+        base="none",
+        weights="none",
+        layers=("avgpool",),
+        pool="none",
+        transform={},
+        pixels=1,
+        decode="exact",
+        views=0,
+        augment=(),
+        seed=None,
+        precision="fp32",
+        dtype="float32",
+    )
+    with StoreWriter.open(
+        path,
+        manifest=Manifest("clouds", records, {"class": Target("class", y, names)}),
+        layers=[LayerSpec("avgpool", (dimensions,), "float32")],
+        recipe=recipe,
+        environment={"weights": "none", "seed": 13},
+    ) as writer:
+        for start in range(0, rows, BLOCK):
+            which = np.arange(start, min(start + BLOCK, rows))
+            hidden = centres[y[which]] + random.normal(size=(len(which), 64)) * 2.5
+            features = np.maximum(hidden @ mixing + 0.3 * random.normal(size=(len(which), dimensions)), 0)
+            sources = [Source(1, 1, hashlib.sha256(str(row).encode()).digest()) for row in which]
+            writer.write(which, {"avgpool": features.astype(np.float32)}, sources)
+        return writer.publish()
