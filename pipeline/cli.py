@@ -373,7 +373,7 @@ def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
 
 
 def _stopped(status: int) -> int:
-    click.echo("stopped; nothing finished is lost: the same command again goes on from here", err=True)
+    click.echo("stopped; features that were computed are kept: the same command again goes on", err=True)
     return status
 
 
