@@ -23,7 +23,7 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.contract import Head, Problem, Task
-from pipeline.heads.folds import group_codes, hold_out
+from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.selection import Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
@@ -89,7 +89,7 @@ def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **op
     with FeatureStore.open(store) as opened:
         lesson = Lesson.of(opened, settings)
         trained = train_head(settings.head, lesson.problem(), settings)
-        scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.all_rows().items()}
+        scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.parts.items()}
         result = describe(trained, lesson, scored, output)
         save_model(
             output,
@@ -113,19 +113,6 @@ def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **op
 
 
 # --- what is learned from what
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of a store to learn from and rows to score on; `held_out` is val, or test, or both."""
-
-    train: Indices
-    held_out: dict[str, Indices]
-    notices: list[str]
-
-    def all_rows(self) -> dict[str, Indices]:
-        """Held-out rows first."""
-        return {**self.held_out, "train": self.train}
 
 
 @dataclass(frozen=True)
@@ -159,7 +146,7 @@ class Lesson:
                     f"{store.path} has no layer {layer!r}{nearest(layer, store.layers)}; "
                     f"it has {', '.join(store.layers)}"
                 )
-        split = split_rows(store, target, settings)
+        split = split_store(store, target, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
         return cls(store, settings, target, layers, split, FeatureTable(store, layers))
 
@@ -259,40 +246,16 @@ def _wrong_kind(head: str, task: Task | None, found: str) -> str:
     return f"head {head!r} learns classes and {found} is numbers; take --head regressor"
 
 
-def split_rows(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
-    """The file's own split where it has one, else a stratified hold-out of whole groups of equal content."""
+def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
+    """Rows of `store` with features and a known target, parted by its own split or a stratified hold-out."""
     usable = store.select(target=target.name)
     if not len(usable):
         raise HeadError(f"{store.path} has no row with features and a known {target.name!r}")
-    splits = store.splits[usable]
-    held_out = {name: usable[splits == name] for name in ("val", "test") if (splits == name).any()}
-    train = usable[splits == "train"]
-    notices = []
-    if held_out:
-        rest = usable[splits == ""]
-        if not len(train):
-            train = rest
-        elif len(rest):
-            notices.append(f"{len(rest)} rows of no split are left out")
-    else:
-        pool = train if len(train) else usable
-        groups = group_codes(store.sha256[pool])
-        held = hold_out(target.values[pool], groups, share=settings.val, seed=settings.seed)
-        train, held_out = pool[~held], {"val": pool[held]}
-    if "val" not in held_out:
-        held_out = {"val": held_out["test"]}
-        notices.append("the file has no val split: its test split is scored as val")
-    train, dropped = without_contents(store, train, np.concatenate(list(held_out.values())))
-    if dropped:
-        notices.append(f"{dropped} training rows are left out: a held-out row has the same content")
-    return Split(train, held_out, notices)
-
-
-def without_contents(store: FeatureStore, rows: Indices, others: Indices) -> tuple[Indices, int]:
-    """`rows` without those whose content one of `others` has, and how many those were."""
-    codes = group_codes(store.sha256[np.concatenate([rows, others])])
-    twins = np.isin(codes[: len(rows)], codes[len(rows) :])
-    return rows[~twins], int(twins.sum())
+    groups = group_codes(store.sha256[usable])
+    splits = store.splits[usable].tolist()
+    found = split_rows(splits, target.values[usable], groups, share=settings.val, seed=settings.seed)
+    held_out = {name: usable[rows] for name, rows in found.held_out.items()}
+    return Split(usable[found.train], held_out, found.notices)
 
 
 def refuse_unlearnable(target: Target, train: Indices, *, where: str) -> None:

@@ -74,6 +74,11 @@ class Split:
     held_out: dict[str, Codes]
     notices: list[str]
 
+    @property
+    def parts(self) -> dict[str, Codes]:
+        """All rows, held-out ones first."""
+        return {**self.held_out, "train": self.train}
+
 
 def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) -> Split:
     """The rows' own split (train, val, test or empty, (n,)) where they have one, else a stratified hold-out.
