@@ -14,13 +14,11 @@ from pipeline.errors import HeadError, SourceError
 from pipeline.feeding import Indices, Pictures
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.inputs import InputTransform
+from pipeline.loading import refuse_too_many_bad
 from pipeline.manifest import Manifest, Target
 from pipeline.progress import progress as progress_bar
 
 log = logging.getLogger(__name__)
-
-#: A handful of bad images never stops a run, however few images there are.
-ALWAYS_TOLERATED = 10
 
 
 class Examples:
@@ -116,13 +114,8 @@ def read_pictures(
     pictures = Pictures(records, transform)
     with progress_bar(len(records), "reading", show=progress) as bar:
         pictures.read(bar, workers=workers)
-    bad = len(pictures.bad)
-    if bad == len(records) or bad > max(ALWAYS_TOLERATED, max_bad * len(records)):
-        first = min(pictures.bad)
-        raise SourceError(
-            f"{manifest.source}: {bad} of {len(records)} images are bad (the first is {manifest.records[first].id}, "
-            f"{pictures.bad[first]}); mend or remove them" + ("" if bad == len(records) else ", or raise --max-bad")
-        )
+    bad = {manifest.records[row].id: error.reason for row, error in sorted(pictures.bad.items())}
+    refuse_too_many_bad(bad, len(records), max_bad, manifest.source)
     return pictures
 
 

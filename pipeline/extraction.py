@@ -13,7 +13,6 @@ import math
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -29,8 +28,8 @@ from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.crew import Computer, Crew, Solo, Work, device_names
 from pipeline.devices import CoreThreads
 from pipeline.environment import machine, versions
-from pipeline.errors import ImageError, SourceError
-from pipeline.loading import Loaded
+from pipeline.errors import ImageError
+from pipeline.loading import Loaded, refuse_too_many_bad
 from pipeline.manifest import Manifest, Record, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
@@ -38,8 +37,6 @@ from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
 
 log = logging.getLogger(__name__)
 
-#: A handful of bad images never stops a run, however few images there are.
-ALWAYS_TOLERATED = 10
 #: Images that a dry run measures.
 REHEARSED = 32
 
@@ -371,15 +368,3 @@ def environment_of(settings: ExtractSettings, computer: Computer) -> dict[str, A
         **machine(),
         "versions": versions(),
     }
-
-
-def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str) -> None:
-    """Raise `SourceError` where no image is good, or more than a handful and `share` of all are bad."""
-    if len(bad) < rows and len(bad) <= max(ALWAYS_TOLERATED, share * rows):
-        return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
-    first = next(iter(bad))
-    raise SourceError(
-        f"{source}: {len(bad)} of {rows} images are bad ({reasons}; the first is {first}); mend or remove them and "
-        "run the same command again" + ("" if len(bad) == rows else ", or allow them with --max-bad 1")
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import pixels
 from pipeline.devices import CoreThreads
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, SourceError
 from pipeline.manifest import Record
 
 #: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
@@ -130,3 +130,19 @@ def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) ->
         loaded.error = error
     job.decode = time.perf_counter() - started - job.read
     return job
+
+
+#: A handful of bad images never stops a run, however few images there are.
+ALWAYS_TOLERATED = 10
+
+
+def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str) -> None:
+    """Raise `SourceError` where no image is good, or more than a handful and `share` of all are bad."""
+    if len(bad) < rows and len(bad) <= max(ALWAYS_TOLERATED, share * rows):
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
+    first = next(iter(bad))
+    raise SourceError(
+        f"{source}: {len(bad)} of {rows} images are bad ({reasons}; the first is {first}); mend or remove them and "
+        "run the same command again" + ("" if len(bad) == rows else ", or allow them with --max-bad 1")
+    )

@@ -82,7 +82,7 @@ def test_a_handful_of_bad_images_is_no_error_and_a_tenth_of_all_is(tmp_path: Pat
     assert len(look(manifest, target).bad) == 10
     (tmp_path / "010.jpg").write_bytes(b"")
     assert len(look(manifest, target, max_bad=0.5).bad) == 11
-    with pytest.raises(SourceError, match=r"11 of 40 images are bad \(the first is 000.jpg, empty.*raise --max-bad"):
+    with pytest.raises(SourceError, match=r"11 of 40 images are bad \(11 empty; the first is 000.jpg\).*--max-bad"):
         look(manifest, target)
     for path in tmp_path.iterdir():
         path.unlink()
