@@ -86,7 +86,9 @@ def test_a_handful_of_bad_images_is_no_error_and_a_tenth_of_all_is(tmp_path: Pat
         look(manifest, target)
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(SourceError, match=r"40 of 40 images are bad .*; mend or remove them and run the same command again$"):
+    with pytest.raises(
+        SourceError, match=r"40 of 40 images are bad .*; mend or remove them and run the same command again$"
+    ):
         look(manifest, target, max_bad=1.0)
 
 
