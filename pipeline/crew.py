@@ -12,6 +12,8 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -30,8 +32,8 @@ from pipeline.loading import BATCHES_AHEAD, Loaded, Timings, load
 from pipeline.manifest import Record
 from pipeline.shaping import forward, shaper
 
-#: Loading ahead needs so many chunks at hand before the first is finished, and one on its way.
-CHUNKS_OUT = BATCHES_AHEAD + 2
+#: Loading ahead and computing ahead need so many chunks at hand before the first is reported, and one on its way.
+CHUNKS_OUT = BATCHES_AHEAD + 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Work:
     seed: int
     recipe: Recipe
     engine: str = "auto"
+    compile: bool = False
     batch_size: int | Literal["auto"] = "auto"
+    memory: float | Literal["auto"] = "auto"
 
 
 @dataclass
@@ -114,9 +118,12 @@ class Solo:
             engine=work.engine,
             device=device,
             precision=recipe.precision,
+            compile=work.compile,
             batch_size=work.batch_size,
+            memory=work.memory,
             threads=threads,
         )
+        self._views = recipe.views + 1
         self._shape = shaper(recipe, base.transform)
         self._threads = threads
         self.timings = Timings()
@@ -126,8 +133,8 @@ class Solo:
 
     @property
     def batch_size(self) -> int:
-        """Images a batch."""
-        return self._engine.batch_size
+        """Images a batch; all their views together are what suits the engine."""
+        return max(1, self._engine.batch_size // self._views)
 
     @property
     def seconds(self) -> float:
@@ -137,7 +144,10 @@ class Solo:
     def run(
         self, records: Iterable[Record], *, batch_size: int | None = None, seen: Callable[[bytes], bool] | None = None
     ) -> Iterator[Done]:
-        """Every record once, in their order; `seen` is asked as `load` says."""
+        """Every record once, in their order; `seen` is asked as `load` says.
+
+        A batch is computed while whoever asked for it does something else with the one before, such as writing it.
+        """
         batches = load(
             records,
             self._shape,
@@ -146,8 +156,14 @@ class Solo:
             seen=seen,
             timings=self.timings,
         )
-        for batch in batches:
-            yield _done(self._engine, batch)
+        with ThreadPoolExecutor(1, thread_name_prefix="device") as device, closing(batches):
+            computed: Future[Done] | None = None
+            for batch in batches:
+                earlier, computed = computed, device.submit(_done, self._engine, batch)
+                if earlier is not None:
+                    yield earlier.result()
+            if computed is not None:
+                yield computed.result()
 
 
 class Crew:

@@ -6,49 +6,40 @@ and not in its recipe: they agree within 1e-4 of a layer's largest value.
 
 from __future__ import annotations
 
-import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
-import onnxruntime
 import torch
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as onnx_state
 
-from pipeline.bases import Base, FeatureNetwork, feature_network
+from pipeline.bases import Base, feature_network
+from pipeline.batching import Features, Pixels, fastest_size, in_halves
 from pipeline.config import Pool
 from pipeline.devices import CoreThreads, pick_device
 from pipeline.errors import EngineError, SettingsError
-from pipeline.graphs import export, graph_key, keep_cached, matches, read_cached
+from pipeline.graphs import graph_key, keep_size, read_size
 from pipeline.inputs import InputTransform
+from pipeline.memory import budget, taken
 from pipeline.registry import nearest
+from pipeline.runners import CompiledRunner, OnnxRunner, TorchRunner
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
-Features = list[NDArray[np.float32]]
+Result = TypeVar("Result")
 
 ENGINES = ("auto", "torch", "onnxruntime")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Images that one core computes at a time: more are no faster and need more memory.
-IMAGES_A_CORE = 4
-CHUNKS_A_CORE = 8
-CPU_BATCH = 16
-LARGEST_BATCH = 512
-
-_ONNX_ERRORS = (
-    onnx_state.Fail,
-    onnx_state.InvalidGraph,
-    onnx_state.InvalidProtobuf,
-    onnx_state.NotImplemented,
-    onnx_state.RuntimeException,
-)
+#: Images that one core may be given at once, and images of a batch for each core, which keep all of them busy.
+LARGEST_STEP, IMAGES_A_CORE = 16, 32
+SMALLEST_BATCH, LARGEST_BATCH = 8, 512
+#: Batches that are in memory at once: those being loaded, the one that is computed, the one that is written.
+BATCHES_AT_ONCE = 5
 
 
 class Engine(Protocol):
@@ -76,31 +67,45 @@ def make_engine(
     engine: str = "auto",
     device: str = "auto",
     precision: str = "fp32",
+    compile: bool = False,
     batch_size: int | Literal["auto"] = "auto",
+    memory: float | Literal["auto"] = "auto",
     threads: CoreThreads | None = None,
 ) -> Engine:
     """What runs `base` up to `layers`, each pooled by `pool`.
 
-    `threads` are the cores to share with whoever decodes; an engine on a CPU takes its own without. With
-    `batch_size` auto it is measured on a GPU. Raises `EngineError` where `engine`, `device` and `precision` do not
-    go together, or where ONNX Runtime is asked for and cannot run this base.
+    `threads` are the cores to share with whoever decodes; an engine on a CPU takes its own without. With `batch_size`
+    auto it is measured, within `memory` GB (auto: half of what is free). `compile` is for GPUs. Raises `EngineError`
+    where `engine`, `device`, `precision` and `compile` do not go together, or where ONNX Runtime is asked for and
+    cannot run this base.
     """
     _check(engine, ENGINES, "engine")
     _check(precision, PRECISIONS, "precision")
     place = pick_device(device)
-    network = feature_network(base, layers, pool)
     if engine == "onnxruntime" and (place.type != "cpu" or precision != "fp32"):
         raise EngineError(
             f"engine onnxruntime runs on the CPU in fp32, not on {place} in {precision}; use --engine torch"
         )
-    if engine != "torch" and place.type == "cpu" and precision == "fp32":
+    if compile and place.type == "cpu":
+        raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
+    network = feature_network(base, layers, pool)
+    room = budget(place, memory)
+    if place.type != "cpu":
+        kind = CompiledRunner if compile else TorchRunner
+        runner = kind(network, base.transform, place, PRECISIONS[precision])
+        return GpuEngine(runner, network.shapes, base.transform, place, batch_size=batch_size, room=room)
+    threads = threads or CoreThreads()
+    cpu: OnnxRunner | TorchRunner | None = None
+    if engine != "torch" and precision == "fp32":
         try:
-            return OnnxEngine(base, network, threads=threads, batch_size=batch_size)
+            cpu = OnnxRunner(base, network, cores=threads.count)
         except EngineError as error:
             if engine == "onnxruntime":
                 raise EngineError(f"{base.name} cannot run in onnxruntime: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
-    return TorchEngine(network, base.transform, place, precision=precision, batch_size=batch_size)
+    key = f"{graph_key(base, network)}-{cpu.name if cpu else 'torch'}-{precision}-{threads.count}"
+    cpu = cpu or TorchRunner(network, base.transform, place, PRECISIONS[precision])
+    return CpuEngine(cpu, network.shapes, base.transform, threads, batch_size=batch_size, room=room, key=key)
 
 
 def _check(name: str, known: Sequence[str] | dict[str, Any], kind: str) -> None:
@@ -108,209 +113,124 @@ def _check(name: str, known: Sequence[str] | dict[str, Any], kind: str) -> None:
         raise SettingsError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
 
 
-class OnnxEngine:
-    """ONNX Runtime on a CPU: each core runs a few images on its own, so that no core ever waits for another."""
+class CpuEngine:
+    """Each core runs a few images on its own, so that no core ever waits for another."""
 
-    name = "onnxruntime"
     device = "cpu"
 
     def __init__(
         self,
-        base: Base,
-        network: FeatureNetwork,
+        runner: OnnxRunner | TorchRunner,
+        shapes: Sequence[tuple[int, ...]],
+        transform: InputTransform,
+        threads: CoreThreads,
         *,
-        threads: CoreThreads | None = None,
-        batch_size: int | Literal["auto"] = "auto",
+        batch_size: int | Literal["auto"],
+        room: int,
+        key: str,
     ) -> None:
-        self.shapes = list(network.shapes)
+        self.name = runner.name
+        self.shapes = list(shapes)
         self.seconds = 0.0
-        self._threads = threads or CoreThreads()
-        self._cores = self._threads.count
-        self._graph = _graph(base, network)
-        self._session = _session(self._graph, threads=1)
-        automatic = IMAGES_A_CORE * CHUNKS_A_CORE * self._cores
-        self.batch_size = automatic if batch_size == "auto" else batch_size
+        self._runner = runner
+        self._threads = threads
+        self._cores = threads.count
+        self._step = LARGEST_STEP
+        if batch_size == "auto":
+            self._step = self._measured(partial(_blank, transform), room, key)
+            batch_size = _batch_within(room, max(self._step, IMAGES_A_CORE) * self._cores, self.shapes, transform)
+        self.batch_size = batch_size
 
     def __call__(self, pixels: Pixels) -> Features:
         if len(pixels) < self._cores:
-            features, seconds = _run(self._all_cores_on_one, pixels)
+            features, seconds = _timed(self._runner.on_all_cores, pixels)
             self.seconds += seconds
             return features
-        step = max(1, min(IMAGES_A_CORE, len(pixels) // self._cores))
+        step = max(1, min(self._step, len(pixels) // self._cores))
         chunks = [pixels[start : start + step] for start in range(0, len(pixels), step)]
-        parts = list(self._threads.map(lambda chunk: _run(self._session, chunk), chunks))
+        with _torch_threads_kept():
+            parts = list(self._threads.map(self._on_one_core, chunks))
         self.seconds += sum(seconds for _, seconds in parts) / self._cores
         return [np.concatenate(layer) for layer in zip(*(features for features, _ in parts), strict=True)]
 
-    @cached_property
-    def _all_cores_on_one(self) -> Any:
-        """For fewer images than cores, as in predict: its own copy of the weights, made when first needed."""
-        return _session(self._graph, threads=self._cores)
+    def _on_one_core(self, chunk: Pixels) -> tuple[Features, float]:
+        (fitted, features), seconds = _timed(lambda part: in_halves(self._runner.on_one_core, part, len(part)), chunk)
+        self._step = min(self._step, fitted) if fitted < len(chunk) else self._step
+        return features, seconds
+
+    def _measured(self, blank: Callable[[int], Pixels], room: int, key: str) -> int:
+        """Images at once for a core: measured with all cores at work, once for a base on a machine."""
+        size = read_size(key)
+        if size is None:
+
+            def trial(count: int) -> int:
+                with _torch_threads_kept():
+                    work = [blank(count)] * self._cores
+                    return taken(torch.device("cpu"), lambda: list(self._threads.map(self._runner.on_one_core, work)))
+
+            size = fastest_size(trial, smallest=1, largest=LARGEST_STEP, budget=room)
+            if 2 * size.bytes <= room:  # else it says more of this moment's memory than of the base
+                keep_size(key, size)
+        return size.within(room).images
 
 
-def _graph(base: Base, network: FeatureNetwork) -> bytes:
-    """The graph from the cache, or exported, compared with torch, and kept. Raises `EngineError`."""
-    key = graph_key(base, network)
-    graph = read_cached(key)
-    if graph is None:
-        graph = export(network, base.transform)
-        _compare(graph, network, base.transform)
-        keep_cached(key, graph)
-    return graph
-
-
-def _compare(graph: bytes, network: FeatureNetwork, transform: InputTransform) -> None:
-    """Raise `EngineError` unless `graph` gives what `network` gives; another batch than it was exported with."""
-    noise = np.random.default_rng(13).integers(0, 256, (3, *transform.size, 3), dtype=np.uint8)
-    given = [torch.from_numpy(layer) for layer in _run(_session(graph, threads=1), noise)[0]]
-    with torch.inference_mode():
-        wanted = network(transform.normalize(torch.from_numpy(noise)))
-    if not matches(given, wanted):
-        raise EngineError("its ONNX graph gives other numbers than torch")
-
-
-def _session(graph: bytes, *, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
-    # A thread that has nothing to do must not spin: the core is needed for decoding.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except _ONNX_ERRORS as error:
-        raise EngineError(f"onnxruntime refuses its graph: {str(error).splitlines()[0]}") from None
-
-
-def _run(session: Any, pixels: Pixels) -> tuple[Features, float]:
-    started = time.perf_counter()
-    features = session.run(None, {"pixels": pixels})
-    return features, time.perf_counter() - started
-
-
-class TorchEngine:
-    """PyTorch on a CPU, CUDA or MPS: channels last, no gradients, pixels normalised where the base is.
-
-    A batch that does not fit into memory is halved, for this and all later calls.
-    """
+class GpuEngine:
+    """CUDA or MPS: one batch at a time. One that does not fit into memory is halved, for this and all later calls."""
 
     name = "torch"
 
     def __init__(
         self,
-        network: FeatureNetwork,
+        runner: TorchRunner,
+        shapes: Sequence[tuple[int, ...]],
         transform: InputTransform,
         device: torch.device,
         *,
-        precision: str = "fp32",
-        batch_size: int | Literal["auto"] = "auto",
+        batch_size: int | Literal["auto"],
+        room: int,
     ) -> None:
         self.device = str(device)
-        self.shapes = list(network.shapes)
+        self.shapes = list(shapes)
         self.seconds = 0.0
-        self._place = device
-        self._precision = PRECISIONS[precision]
-        self._transform = transform
-        self._network = network.to(device).to(memory_format=torch.channels_last)
-        self.batch_size = CPU_BATCH if batch_size == "auto" else batch_size
-        if batch_size == "auto" and device.type != "cpu":
-            self.batch_size = fastest_batch_size(self._trial, largest=LARGEST_BATCH)
+        self._runner = runner
+        if batch_size == "auto":
+
+            def trial(count: int) -> int:
+                return taken(device, lambda: TorchRunner.on_all_cores(runner, _blank(transform, count)))
+
+            size = fastest_size(trial, smallest=SMALLEST_BATCH, largest=LARGEST_BATCH, budget=room)
+            batch_size = size.images
+        self.batch_size = batch_size
 
     def __call__(self, pixels: Pixels) -> Features:
-        started = time.perf_counter()
-        self.batch_size, parts = in_halves(self._forward, pixels, self.batch_size)
-        features = [torch.cat([part[number] for part in parts]).cpu().numpy() for number in range(len(self.shapes))]
-        self.seconds += time.perf_counter() - started
+        (self.batch_size, features), seconds = _timed(
+            lambda batch: in_halves(self._runner.on_all_cores, batch, self.batch_size), pixels
+        )
+        self.seconds += seconds
         return features
 
-    def _forward(self, pixels: Pixels) -> list[torch.Tensor]:
-        batch = torch.from_numpy(np.ascontiguousarray(pixels))
-        if self._place.type == "cuda":
-            batch = batch.pin_memory()
-        with torch.inference_mode(), _repeatable(self._place), self._mixed():
-            images = self._transform.normalize(batch.to(self._place, non_blocking=True))
-            return [layer.float() for layer in self._network(images)]
 
-    def _mixed(self) -> Any:
-        if self._precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._place.type, dtype=self._precision)
+def _blank(transform: InputTransform, count: int) -> Pixels:
+    return np.zeros((count, *transform.size, 3), dtype=np.uint8)
 
-    def _trial(self, count: int) -> None:
-        self._forward(np.zeros((count, *self._transform.size, 3), dtype=np.uint8))
-        if self._place.type == "cuda":
-            torch.cuda.synchronize(self._place)
-        elif self._place.type == "mps":
-            torch.mps.synchronize()
+
+def _batch_within(room: int, wanted: int, shapes: Sequence[tuple[int, ...]], transform: InputTransform) -> int:
+    """`wanted` images, or as many as their pixels and features leave room for."""
+    features = sum(math.prod(shape) * 4 for shape in shapes)
+    return max(1, min(wanted, room // (BATCHES_AT_ONCE * (math.prod(transform.size) * 3 + features))))
+
+
+def _timed(run: Callable[[Pixels], Result], pixels: Pixels) -> tuple[Result, float]:
+    started = time.perf_counter()
+    result = run(pixels)
+    return result, time.perf_counter() - started
 
 
 @contextmanager
-def _repeatable(device: torch.device) -> Iterator[None]:
-    """On CUDA, algorithms that give the same numbers every time, and fp32 that is fp32 and not TF32."""
-    if device.type != "cuda":
+def _torch_threads_kept() -> Iterator[None]:
+    """What a core's thread says of its own threads is taken by torch for the whole process, too: undo it afterwards."""
+    before = torch.get_num_threads()
+    try:
         yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
-
-
-def in_halves(
-    forward: Callable[[Pixels], list[torch.Tensor]], pixels: Pixels, batch_size: int
-) -> tuple[int, list[list[torch.Tensor]]]:
-    """Run `forward` on parts of at most `batch_size`, halved whenever memory runs out.
-
-    Returns the batch size that fitted and the outputs of the parts in order. Raises `EngineError` where a single
-    image does not fit.
-    """
-    parts: list[list[torch.Tensor]] = []
-    start = 0
-    while start < len(pixels):
-        try:
-            parts.append(forward(pixels[start : start + batch_size]))
-            start += batch_size
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise EngineError(
-                    "one image alone does not fit into the device's memory; use --device cpu or a smaller base"
-                ) from None
-            batch_size = max(1, min(batch_size, len(pixels)) // 2)
-            log.warning("out of memory: going on with batches of %d", batch_size)
-            _release_memory()
-    return batch_size, parts
-
-
-def _release_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def fastest_batch_size(
-    trial: Callable[[int], None], *, smallest: int = 8, largest: int = LARGEST_BATCH, gain: float = 1.05
-) -> int:
-    """The smallest batch size that is within `gain` of the fastest, by measurement: doubled while it pays.
-
-    ``trial(n)`` runs n images; the first run of a size warms up and is not timed. Memory that runs out ends the
-    search. Raises `EngineError` where not even `smallest` and its halves fit.
-    """
-    best, best_rate = 0, 0.0
-    size = smallest
-    while size <= largest:
-        try:
-            trial(size)
-            started = time.perf_counter()
-            trial(size)
-            rate = size / (time.perf_counter() - started)
-        except torch.OutOfMemoryError:
-            _release_memory()
-            if best:
-                break
-            if size == 1:
-                raise EngineError("one image alone does not fit into the device's memory; use --device cpu") from None
-            size, largest = size // 2, size // 2
-            continue
-        if rate < gain * best_rate:
-            break
-        best, best_rate = size, rate
-        size *= 2
-    return best
+    finally:
+        torch.set_num_threads(before)

@@ -245,7 +245,15 @@ class Job:
 def computing(job: Job) -> Iterator[Computer]:
     """What computes features, on one device or on several; its threads and processes end with the block."""
     settings = job.settings
-    work = Work(settings.weights, settings.seed, job.recipe, engine=settings.engine, batch_size=settings.batch_size)
+    work = Work(
+        settings.weights,
+        settings.seed,
+        job.recipe,
+        engine=settings.engine,
+        compile=settings.compile,
+        batch_size=settings.batch_size,
+        memory=settings.memory,
+    )
     devices = device_names(settings.device)
     if len(devices) > 1:
         with Crew(devices, work) as crew:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bases import Base
+from pipeline.batching import Size
 from pipeline.errors import EngineError
 from pipeline.files import atomic_write
 from pipeline.inputs import InputTransform
@@ -137,6 +138,23 @@ def keep_cached(key: str, graph: bytes) -> None:
 
 def _path(key: str) -> Path:
     return cache_folder() / "onnx" / f"{key}.onnx"
+
+
+def read_size(key: str) -> Size | None:
+    """How many images at once were found to be the fastest under `key`; None where that was not measured."""
+    try:
+        return Size(**json.loads((cache_folder() / "sizes" / key).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def keep_size(key: str, size: Size) -> None:
+    """Keep `size` for the next run, like a graph."""
+    try:
+        with atomic_write(cache_folder() / "sizes" / key) as file:
+            file.write(json.dumps(asdict(size)).encode())
+    except OSError as error:
+        log.info("the batch size is not kept for the next run: %s", error)
 
 
 def _forget_oldest(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def load(
     seen: Callable[[bytes], bool] | None = None,
     threads: CoreThreads | None = None,
     timings: Timings | None = None,
-) -> Iterator[list[Loaded]]:
+) -> Generator[list[Loaded], None, None]:
     """Batches of images in the order of `records`, loaded ahead of their use.
 
     `seen` is asked, on a loading thread, whether the content with this sha256 is known already; such an image is a

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import engines, graphs
+from pipeline import engines, graphs, runners
 from pipeline.bases import Base, feature_network, load_base
 from pipeline.devices import CoreThreads
-from pipeline.engines import OnnxEngine, TorchEngine, fastest_batch_size, in_halves, make_engine
+from pipeline.engines import CpuEngine, GpuEngine, make_engine
 from pipeline.errors import EngineError, PipelineError, SettingsError
+from pipeline.runners import CompiledRunner, TorchRunner
 
 #: A small member of each family of torchvision.
 MEMBERS = (
@@ -88,7 +93,8 @@ def assert_engines_agree(name: str) -> None:
 def test_auto_on_a_cpu_is_onnxruntime_and_shares_its_threads(base: Base) -> None:
     with CoreThreads(2) as threads:
         engine = make_engine(base, ["avgpool"], device="cpu", threads=threads)
-        assert isinstance(engine, OnnxEngine)
+        assert isinstance(engine, CpuEngine)
+        assert engine.name == "onnxruntime"
         assert engine.batch_size == 64
         engine(noise(base, 8))
         assert {thread.name.partition("_")[0] for thread in threads._threads} == {"core"}
@@ -119,11 +125,13 @@ def test_lower_precision_on_a_cpu_runs_in_torch(base: Base, precision: str) -> N
         ({"engine": "torhc"}, SettingsError, r"unknown engine 'torhc' \(did you mean 'torch'\?\)"),
         ({"precision": "fp8"}, SettingsError, "unknown precision 'fp8'"),
         ({"engine": "onnxruntime", "precision": "bf16"}, EngineError, "runs on the CPU in fp32, not on cpu in bf16"),
+        ({"compile": True}, EngineError, "--compile is for a GPU; leave it out"),
+        ({"memory": 0.0}, SettingsError, "memory=0.0: give a positive number of GB, or auto"),
         ({"device": "cuda:7"}, EngineError, "no device 'cuda:7' here"),
     ],
 )
 def test_what_does_not_go_together(
-    base: Base, options: dict[str, str], kind: type[PipelineError], message: str
+    base: Base, options: dict[str, Any], kind: type[PipelineError], message: str
 ) -> None:
     with pytest.raises(kind, match=message):
         make_engine(base, ["avgpool"], **{"device": "cpu", **options})
@@ -154,7 +162,7 @@ def test_an_operation_that_onnx_does_not_have(base: Base, monkeypatch: pytest.Mo
 def test_a_graph_with_other_numbers_is_not_trusted(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     other = load_base("squeezenet1_1", "none")
     wrong = graphs.export(feature_network(other, ["avgpool"]), other.transform)
-    monkeypatch.setattr(engines, "export", lambda *_: wrong)
+    monkeypatch.setattr(runners, "export", lambda *_: wrong)
     with pytest.raises(EngineError, match="gives other numbers than torch"):
         make_engine(base, ["avgpool"], engine="onnxruntime", device="cpu")
 
@@ -174,7 +182,7 @@ def test_export_says_nothing(tmp_path: Path) -> None:
 def test_a_graph_is_exported_once(base: Base, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_engine(base, ["avgpool"], device="cpu")(noise(base, 2))[0]
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(engines, "export", lambda *_: pytest.fail("exported again"))
+    monkeypatch.setattr(runners, "export", lambda *_: pytest.fail("exported again"))
     second = make_engine(base, ["avgpool"], device="cpu")(noise(base, 2))[0]
     np.testing.assert_array_equal(first, second)
 
@@ -238,81 +246,146 @@ def test_the_cache_forgets_what_was_used_longest_ago(cache: Path, monkeypatch: p
     assert {entry.stem for entry in cache.iterdir()} == {"last"}
 
 
-# --- memory
+# --- threads, batch sizes and memory
 
 
-class Memory:
-    """A device on which at most `room` images fit."""
+def test_torch_keeps_to_one_thread_a_core_and_gives_the_process_its_own_back(base: Base) -> None:
+    def asked(_images: torch.Tensor) -> None:
+        seen.append((threading.current_thread().name.partition("_")[0], torch.get_num_threads()))
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.ran: list[int] = []
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
-        if len(pixels) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        self.ran.append(len(pixels))
-        return [torch.from_numpy(pixels.astype(np.float32))]
-
-    def trial(self, count: int) -> None:
-        self(np.zeros(count, np.uint8))
+    seen: list[tuple[str, int]] = []
+    engine = make_engine(base, ["avgpool"], engine="torch", device="cpu", threads=CoreThreads(2))
+    plain = type(base.transform).normalize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(base.transform), "normalize", lambda self, images: asked(images) or plain(self, images))
+        before = torch.get_num_threads()
+        engine(noise(base, 8))
+    assert set(seen) == {("core", 1)}
+    assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("room", "fits"), [(100, 64), (40, 32), (7, 4), (1, 1)])
-def test_a_batch_that_does_not_fit_is_halved_and_stays_so(
-    room: int, fits: int, caplog: pytest.LogCaptureFixture
+def test_the_batch_size_is_measured_once_for_a_base_and_a_machine(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = np.arange(100, dtype=np.uint8)
-    memory = Memory(room)
-    size, parts = in_halves(memory, pixels, 64)
-    assert size == fits
-    np.testing.assert_array_equal(torch.cat([part[0] for part in parts]).numpy(), pixels)
-    assert max(memory.ran) == fits
-    assert (f"going on with batches of {fits}" in caplog.text) == (fits < 64)
+    first = make_engine(base, ["avgpool"], device="cpu")
+    (entry,) = (tmp_path / "cache" / "sizes").iterdir()
+    measured = json.loads(entry.read_text())
+    assert measured["images"] in (1, 2, 4, 8, 16)
+    monkeypatch.setattr(engines, "fastest_size", lambda *_, **__: pytest.fail("measured again"))
+    assert make_engine(base, ["avgpool"], device="cpu").batch_size == first.batch_size
+    entry.write_text('{"images": 16, "bytes": 16000000}')
+    tight = make_engine(base, ["avgpool"], device="cpu", memory=0.005)
+    assert isinstance(tight, CpuEngine)
+    assert tight._step == 4  # a quarter of the bytes
+    assert tight.batch_size == 5_000_000 // (5 * (224 * 224 * 3 + 512 * 4))
+    assert largest_difference(tight(noise(base, 9))[0], first(noise(base, 9))[0]) < 1e-5
 
 
-def test_a_torch_engine_remembers_what_fitted(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = make_engine(base, ["avgpool"], engine="torch", device="cpu", batch_size=8)
-    assert isinstance(engine, TorchEngine)
-    whole = engine(noise(base, 8))[0]
-    forward = engine._forward
+@pytest.mark.parametrize("kept", ["", "{", "[1]", '{"images": 4, "batch": 2}'])
+def test_a_kept_size_that_cannot_be_read_is_measured_again(base: Base, tmp_path: Path, kept: str) -> None:
+    make_engine(base, ["avgpool"], device="cpu")
+    (entry,) = (tmp_path / "cache" / "sizes").iterdir()
+    entry.write_text(kept)
+    make_engine(base, ["avgpool"], device="cpu")
+    assert json.loads(entry.read_text())["images"] >= 1
 
-    def small(pixels: NDArray[np.uint8]) -> list[torch.Tensor]:
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_a_core_that_runs_out_of_memory_takes_fewer_images_from_then_on(
+    base: Base, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = make_engine(base, ["avgpool"], engine=engine, device="cpu", batch_size=16, threads=CoreThreads(2))
+    assert isinstance(running, CpuEngine)
+    whole = running(noise(base, 16))[0]
+    plain = running._runner.on_one_core
+
+    def small(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         if len(pixels) > 3:
-            raise torch.OutOfMemoryError("out of memory")
-        return forward(pixels)
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+        return plain(pixels)
 
-    monkeypatch.setattr(engine, "_forward", small)
-    assert largest_difference(engine(noise(base, 8))[0], whole) < 1e-5
+    monkeypatch.setattr(running._runner, "on_one_core", small)
+    assert largest_difference(running(noise(base, 16))[0], whole) < 1e-5
+    assert running._step == 2
+
+
+def gpu_engine(base: Base, runner: type[TorchRunner] = TorchRunner, **options: Any) -> GpuEngine:
+    """The engine of GPUs, on the CPU."""
+    network, place = feature_network(base, ["avgpool"]), torch.device("cpu")
+    ready = runner(network, base.transform, place, torch.float32)
+    return GpuEngine(ready, network.shapes, base.transform, place, **{"batch_size": "auto", "room": 10**9, **options})
+
+
+def test_an_engine_of_a_gpu_measures_its_batch_and_remembers_what_fitted(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "LARGEST_BATCH", 16)
+    engine = gpu_engine(base)
+    assert engine.batch_size in (8, 16)
+    wanted = engine(noise(base, 9))[0]
+    plain = engine._runner.on_all_cores
+
+    def small(pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(pixels)
+
+    monkeypatch.setattr(engine._runner, "on_all_cores", small)
+    assert largest_difference(engine(noise(base, 9))[0], wanted) < 1e-5
     assert engine.batch_size == 2
 
 
-def test_one_image_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(EngineError, match="one image alone does not fit into the device's memory"):
-        in_halves(Memory(0), np.zeros(4, np.uint8), 4)
-    with pytest.raises(EngineError, match="one image alone does not fit"):
-        fastest_batch_size(Memory(0).trial)
+# --- compiled
 
 
-@pytest.mark.parametrize(("room", "expected"), [(1000, 64), (50, 32), (8, 8), (3, 2), (1, 1)])
-def test_batch_size_is_doubled_while_it_pays(monkeypatch: pytest.MonkeyPatch, room: int, expected: int) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(engines.time, "perf_counter", lambda: clock[0])
-    memory = Memory(room)
+class GraphRunner(CompiledRunner):
+    """Traced and guarded as for a GPU, and then run step by step: no compiler is needed."""
 
-    def trial(count: int) -> None:
-        memory.trial(count)
-        clock[0] += 1.0 + max(0, count - 64) / 60  # a fixed cost up to 64 images
+    backend = "eager"
 
-    assert fastest_batch_size(trial) == expected
+
+def test_a_compiled_base_gives_the_same_numbers_and_is_compiled_once(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = gpu_engine(base, GraphRunner, batch_size=4)
+    wanted = gpu_engine(base, batch_size=4)(noise(base, 9))[0]  # two whole batches and one of a single image
+    assert largest_difference(engine(noise(base, 9))[0], wanted) < 1e-5
+    assert isinstance(engine._runner, CompiledRunner)
+    assert list(engine._runner._compiled) == [4]
+    full = engine._runner._compiled[4]
+
+    def crowded(_images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(engine._runner._compiled, 4, crowded)
+    assert largest_difference(engine(noise(base, 9))[0], wanted) < 1e-5
+    assert list(engine._runner._compiled) == [2]
+    assert full is not engine._runner._compiled[2]
+
+
+def test_a_base_that_does_not_compile_is_one_line(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no C compiler\nmore of it")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(EngineError, match=r"torch cannot compile it \(no C compiler\); leave out --compile$"):
+        gpu_engine(base, CompiledRunner, batch_size=4)(noise(base, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_by_inductor(base: Base) -> None:
+    wanted = gpu_engine(base, batch_size=4)(noise(base, 5))[0]
+    assert largest_difference(gpu_engine(base, CompiledRunner, batch_size=4)(noise(base, 5))[0], wanted) < 1e-5
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("fp16", 2e-2), ("bf16", 5e-2)])
-def test_cuda_agrees_with_the_cpu(base: Base, precision: str, tolerance: float) -> None:
+def test_cuda_agrees_with_the_cpu(base: Base, precision: str, tolerance: float, compile: bool) -> None:
     pixels = noise(base, 9)
-    engine = make_engine(base, ["avgpool"], device="cuda", precision=precision)
+    engine = make_engine(base, ["avgpool"], device="cuda", precision=precision, compile=compile)
     (given,) = engine(pixels)
     (wanted,) = make_engine(base, ["avgpool"], engine="torch", device="cpu")(pixels)
     assert largest_difference(given, wanted) <= tolerance

@@ -22,9 +22,9 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 #: A module, or a package as a whole, may import those that stand before it.
 LIBRARY = (
     *("errors", "registry", "files", "metrics", "progress", "environment"),
-    *("config", "pixels", "augment", "devices"),
+    *("config", "pixels", "augment", "devices", "memory"),
     *("sources", "manifest", "loading"),
-    *("inputs", "layers", "weights", "zoo", "bases", "graphs", "engines", "shaping", "crew"),
+    *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
 )
 TOP = ("cli", "__main__", "__init__")

@@ -1,0 +1,82 @@
+"""How much memory a device has to spare, and how much a piece of work takes there: measured, not guessed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pipeline.errors import SettingsError
+
+MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+PEAK_RESET = Path("/proc/self/clear_refs")
+CGROUP = Path("/sys/fs/cgroup")
+#: What "auto" takes of the memory that is free: others need some, and so does the rest of this process.
+SHARE = 0.5
+
+
+def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> int:
+    """Bytes that forward passes on `device` may take: `memory` GB, or half of what is free there.
+
+    Raises `SettingsError` for a `memory` that is not positive.
+    """
+    if memory == "auto":
+        return int(SHARE * free(device))
+    if memory <= 0:
+        raise SettingsError(f"memory={memory}: give a positive number of GB, or auto")
+    return int(memory * 1e9)
+
+
+def free(device: torch.device) -> int:
+    """Bytes that nobody uses on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(_free_here(), _free_in_container())
+
+
+def _free_here(meminfo: Path = MEMINFO) -> int:
+    try:
+        return _kilobytes(meminfo, "MemAvailable")
+    except OSError:  # no Linux: half of what there is, since what is free is not told
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _free_in_container(cgroup: Path = CGROUP) -> int:
+    try:
+        return int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        return sys.maxsize
+
+
+def taken(device: torch.device, work: Callable[[], object]) -> int:
+    """Run `work` and return the bytes by which memory in use rose at its peak; 0 where that cannot be known."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "mps":
+        before = torch.mps.driver_allocated_memory()
+        work()
+        return max(torch.mps.driver_allocated_memory() - before, 0)
+    try:
+        PEAK_RESET.write_text("5")
+        resident = _kilobytes(STATUS, "VmRSS")
+    except OSError:
+        work()
+        return 0
+    work()
+    return max(_kilobytes(STATUS, "VmHWM") - resident, 0)
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """The entry `name` of a file of the kernel, in bytes."""
+    entry = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(entry.split()[1]) * 1024

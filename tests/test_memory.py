@@ -1,0 +1,46 @@
+"""Tests of what is said of memory: against blocks of known size, and against files like the kernel's."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process cannot be reset")
+def test_the_peak_of_a_piece_of_work_is_measured_after_it_is_gone() -> None:
+    # More than malloc keeps for later: what is taken from there is no growth.
+    took = memory.taken(CPU, lambda: np.ones(64 << 20, np.uint8).sum())
+    assert 57 <= took / 2**20 <= 72
+
+
+def test_where_the_peak_cannot_be_measured_the_work_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "PEAK_RESET", tmp_path / "gone" / "clear_refs")
+    done: list[int] = []
+    assert memory.taken(CPU, lambda: done.append(1)) == 0
+    assert done == [1]
+
+
+def test_the_budget_is_what_is_given_or_half_of_what_is_free() -> None:
+    assert memory.budget(CPU, 1.5) == 1_500_000_000
+    assert 0 < memory.budget(CPU) <= memory.free(CPU)
+
+
+def test_what_is_free_is_read_from_the_kernel_and_the_container(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   300 kB\n")
+    assert memory._free_here(tmp_path / "meminfo") == 300 * 1024
+    assert memory._free_here(tmp_path / "none") > 0
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert memory._free_in_container(tmp_path) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_in_container(tmp_path) == sys.maxsize
