@@ -167,6 +167,7 @@ class FitSettings(Settings):
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
     memory: float = Field(2.0, gt=0, description="GB of features to hold; more are streamed from the file.")
+    device: Device = Field("auto", description="Of linear: auto, cpu, cuda or cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | int = Field("auto", description="Processes of the svm search; auto: all cores.")
     seed: int = Field(13, ge=0, description="Seed of everything random.")
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pipeline.devices import pick_device
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
-from pipeline.heads.basis import Basis, make_basis
+from pipeline.heads.basis import CPU, Basis, make_basis
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import measure
-from pipeline.heads.logistic import LogisticBatch, Start, fold_weights
+from pipeline.heads.logistic import Fits, LogisticBatch, fold_weights
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 
@@ -20,8 +22,8 @@ from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
 #: Where nothing can be cross-validated.
 DEFAULT_PENALTY = 0.1
-#: The search needs an order of settings, the final fit the optimum.
-SEARCH_TOLERANCE, FINAL_TOLERANCE = 2e-3, 1e-7
+#: The search needs an order of settings, the final fit the optimum, most of the way in single precision.
+SEARCH_TOLERANCE, ROUGH_TOLERANCE, FINAL_TOLERANCE = 1e-3, 1e-6, 1e-7
 SEARCH_STEPS, FINAL_STEPS = 200, 1000
 #: Penalties in a row, each weaker than the last, that may be no better before the rest is not tried.
 PATIENCE = 3
@@ -44,7 +46,8 @@ class LinearHead(AffineHead):
         if self.settings.solver == "sgd":
             weight, bias, search = self._by_steps(problem, standard, folds)
         else:
-            weight, bias, search = fit_logistic(problem, standard, folds)
+            device = solver_device(self.settings.device)
+            weight, bias, search = fit_logistic(problem, standard, folds, device=device)
         self.weight, self.bias = standard.fold(weight, bias)
         return search
 
@@ -72,22 +75,38 @@ class LinearHead(AffineHead):
         return weight.T, bias, search
 
 
+def solver_device(name: str) -> torch.device:
+    """The device called `name`; the CPU in place of MPS, which has no double precision."""
+    device = pick_device(name)
+    return CPU if device.type == "mps" else device
+
+
 def fit_logistic(
-    problem: Problem, standard: Standard, folds: NDArray[np.int64] | None
+    problem: Problem, standard: Standard, folds: NDArray[np.int64] | None, *, device: torch.device = CPU
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
     """Weight (C, D) and bias (C,) on standardised features, and the search that led there."""
-    classes = problem.classes or 0
-    basis = make_basis(problem.rows, standard)
+    basis = make_basis(problem.rows, standard, device)
     total = float(problem.weights.sum())
-    start: Start | None = None
+    start: Fits | None = None
     search = Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)})
     if folds is not None:
         search, start = search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
+    weight, bias = fit_all(problem, basis, search.chosen["C"], start)
+    return weight, bias, search
+
+
+def fit_all(
+    problem: Problem, basis: Basis, strength: float, start: Fits | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weight (C, D) and bias (C,) on standardised features: the optimum for all rows at C = `strength`."""
+    all_rows = problem.row_y, problem.row_weights[:, None], problem.classes or 0
+    rough = LogisticBatch(basis, *all_rows)
+    fits = rough.solve(strength, start or rough.start(), tolerance=ROUGH_TOLERANCE, most=FINAL_STEPS)
     basis = basis.double()
-    final = LogisticBatch(basis, problem.row_y, problem.row_weights[:, None], classes)
-    start = final.start() if start is None else start.double()
-    fits = final.solve(search.chosen["C"], start, tolerance=FINAL_TOLERANCE, most=FINAL_STEPS)
-    return basis.standard_weights(fits.weights[:-1, 0]).T.numpy(), fits.weights[-1, 0].numpy(), search
+    exact = LogisticBatch(basis, *all_rows)
+    fits = exact.solve(strength, fits.double(), tolerance=FINAL_TOLERANCE, most=FINAL_STEPS)
+    weights = fits.weights[0].T
+    return basis.standard_weights(weights[:-1]).T.cpu().numpy(), weights[-1].cpu().numpy()
 
 
 def search_penalty(
@@ -97,7 +116,7 @@ def search_penalty(
     strengths: Sequence[float],
     *,
     patience: int | None = PATIENCE,
-) -> tuple[Search, Start]:
+) -> tuple[Search, Fits]:
     """The C of least out-of-fold loss, and the mean of its fits, to start from.
 
     `strengths` go from strong to weak penalties; the search ends after `patience` of them that were no better than
@@ -107,23 +126,23 @@ def search_penalty(
     row_folds = np.repeat(folds, problem.views)
     weights = fold_weights(problem.row_weights, row_folds)
     batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0, folds=row_folds)
-    known = batch.present.numpy()[folds, problem.y]  # a fold cannot score a class it has no example of
+    known = batch.present[folds, problem.y]  # a fold cannot score a class it has no example of
     search = Search()
     if not known.all():
         search.notices.append(
             f"{int((~known).sum())} training rows are the only ones of their class and have no part in the search"
         )
-    point, best, least, worse = batch.start(), batch.start().mean(), np.inf, 0
+    fits = best = batch.start()
+    least, worse = np.inf, 0
     for strength in strengths:
-        point = fits = batch.solve(strength, point, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
-        point.curvature, held_out = batch.survey(point.weights, row_folds)
-        logits = problem.per_image(held_out)
+        fits = batch.solve(strength, fits, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
+        logits = problem.per_image(batch.held_out(fits.weights))
         found = measure(problem, logits, known)
         search.table.append({"C": strength, **found, "iterations": fits.iterations})
         worse += 1
         if found["loss"] < least:
-            least, best, worse, search.chosen = found["loss"], fits.mean(), 0, {"C": strength}
+            least, best, worse, search.chosen = found["loss"], fits, 0, {"C": strength}
             search.scores = np.where(known[:, None], logits, np.nan)
         if worse == patience:
             break
-    return search, best
+    return search, best.mean()

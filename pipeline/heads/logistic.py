@@ -2,15 +2,21 @@
 
     minimise   sum_i w_i log_loss(i) / sum_i w_i  +  |W|^2 / (2 C sum_i w_i)          (C as in scikit-learn)
 
-L-BFGS in coordinates where features are uncorrelated and scaled by their curvature. The K fits of a batch share every
-matrix product: logits of a block of rows are (rows, r) x (r, K classes). A row counts in a fit by its weight there,
-which is zero in the fold that holds it out. A fit that has converged leaves the batch.
+L-BFGS in coordinates where features are uncorrelated. The K fits of a batch share every matrix product: logits of a
+block of rows are (K classes, r + 1) x (r + 1, rows), a layout in which products with few classes are fast too. A row
+counts in a fit by its weight there, which is zero in the fold that holds it out. Fits that have converged cost nothing.
+
+Along a path of penalties, each descent begins where the line through the last two optima leads: weights change almost
+evenly with log C. It keeps what the earlier ones learned of the curvature, of which only the penalty's part changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
+from math import log
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -26,52 +32,51 @@ HALVINGS = 12
 #: Logit of a class without an example: its probability is zero, and nothing needs to be learned for it.
 ABSENT = -1e30
 _SAFE = 1e-30
-_MINUS_ONE = torch.tensor(-1.0)
 
-
-@dataclass
-class Start:
-    """Where a descent begins: weights (r + 1, K, classes), the bias last, and what is known there already.
-
-    `curvature` (K, classes) is the mean p (1 - p). `data_loss` (K,) and `data_gradient`, like the weights, are without
-    penalty, so that they hold for the next one too.
-    """
-
-    weights: Tensor
-    curvature: Tensor | None = None
-    data_loss: Tensor | None = None
-    data_gradient: Tensor | None = None
-
-    def mean(self) -> Start:
-        """The average of all fits, (r + 1, 1, classes), for a fit on all rows."""
-        return Start(self.weights.mean(dim=1, keepdim=True))
-
-    def double(self) -> Start:
-        """In double precision."""
-        return Start(self.weights.double())
-
-
-@dataclass
-class Fits(Start):
-    """K models where the descent ended, with their objectives (K,)."""
-
-    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
-    iterations: int = 0
+#: A step (K, classes, r + 1) and the change of the data's gradient along it; the penalty's is known anyway.
+Pair = tuple[Tensor, Tensor]
+#: Rows, by slice or by number, the fold that they all are in (-1: none), and their features.
+Part = tuple[int, slice | Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Span:
-    """Rows that one fit holds out; `fold` is -1 where they are of several folds, or of none."""
+class Fits:
+    """K models, weights (K, classes, r + 1) with the bias last, and what the descent to the next penalty takes along.
 
-    fold: int
-    start: int = 0
-    stop: int | None = None
+    `losses` (K,) are objectives, `seen` the last point and its gradient, `earlier` the models at `earlier_strength`.
+    """
+
+    weights: Tensor
+    strength: float | None = None
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    iterations: int = 0
+    pairs: tuple[Pair, ...] = ()
+    seen: Pair | None = None
+    earlier: Tensor | None = None
+    earlier_strength: float | None = None
+
+    def ahead(self, strength: float) -> Tensor:
+        """Where the line through the last two models, drawn over log C, is at C = `strength`."""
+        if self.earlier is None or self.strength is None or self.earlier_strength in (None, self.strength):
+            return self.weights
+        share = log(strength / self.strength) / log(self.strength / self.earlier_strength)
+        return self.weights + share * (self.weights - self.earlier)
+
+    def mean(self) -> Fits:
+        """The average of all models, for a fit on all rows, whose curvature is much the same."""
+        pairs = tuple((step.mean(dim=0, keepdim=True), change.mean(dim=0, keepdim=True)) for step, change in self.pairs)
+        return Fits(self.weights.mean(dim=0, keepdim=True), pairs=pairs)
+
+    def double(self) -> Fits:
+        """The models in double precision, to go on from."""
+        return Fits(self.weights.double(), pairs=tuple((step.double(), change.double()) for step, change in self.pairs))
 
 
 class LogisticBatch:
     """K fits on the same rows. `weights` (n, K) says how much a row counts in each fit; `y` (n,) are class codes.
 
-    With `folds` (n,), fit k holds out the rows of fold k, and these are left out of its matrix products too.
+    With `folds` (n,), fit k holds out the rows of fold k, and these are left out of its matrix products too. All
+    tensors are on the device of `basis`.
     """
 
     def __init__(
@@ -83,29 +88,29 @@ class LogisticBatch:
         *,
         folds: NDArray[np.int64] | None = None,
     ) -> None:
+        device = basis.variance.device
+        counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
+        self.present = counts > 0  # (K, classes)
         self._order: NDArray[np.int64] | None = None
-        self._spans = [Span(-1)]
+        self._spans: list[tuple[int, int, int | None]] = [(-1, 0, None)]
         by_fold = None if folds is None else basis.sorted_by(folds)
         if folds is not None and by_fold is not None:
             basis, self._order = by_fold, np.argsort(folds, kind="stable")
-            y, weights = y[self._order], weights[self._order]
+            y, weights, folds = y[self._order], weights[self._order], folds[self._order]
             ends = np.cumsum(np.bincount(folds)).tolist()
-            self._spans = [Span(fold, *ends_of) for fold, ends_of in enumerate(pairwise([0, *ends]))]
+            self._spans = [(fold, *span) for fold, span in enumerate(pairwise([0, *ends]))]
+        self._folds = None if folds is None else torch.from_numpy(folds).to(device)
         self.basis = basis
-        self.dtype = basis.variance.dtype
         self.classes = classes
-        self.y = torch.from_numpy(y)
-        self.total = torch.from_numpy(weights.sum(axis=0))
-        self.weights = (torch.from_numpy(weights) / self.total).to(self.dtype)
-        counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
-        self.present = torch.from_numpy(counts > 0)  # (K, classes)
-        self._mask = None if self.present.all() else torch.where(self.present, 0.0, ABSENT).to(self.dtype)
+        self.y = torch.from_numpy(y).to(device)
+        self.total = torch.from_numpy(weights.sum(axis=0)).to(device)
+        self.weights = torch.from_numpy(weights / weights.sum(axis=0)).T.to(basis.variance).contiguous()
+        mask = torch.from_numpy(np.where(self.present, 0.0, ABSENT)).to(basis.variance)
+        self._mask = None if self.present.all() else mask[:, :, None]
 
-    def start(self) -> Start:
+    def start(self) -> Fits:
         """All weights zero: all classes are as likely."""
-        shape = len(self.basis.variance), len(self.total), self.classes
-        evenly = (1 - 1 / self.classes) / self.classes
-        return Start(torch.zeros(shape, dtype=self.dtype), curvature=torch.full(shape[1:], evenly, dtype=self.dtype))
+        return Fits(self.basis.variance.new_zeros(len(self.total), self.classes, len(self.basis.variance)))
 
     def penalties(self, strength: float) -> Tensor:
         """1 / (C sum of weights) of every fit, (K,).
@@ -113,220 +118,220 @@ class LogisticBatch:
         scikit-learn has one vector of weights for two classes, w; here they have w/2 and -w/2, half its square.
         """
         twice = 2.0 if self.classes == 2 else 1.0
-        return (twice / (strength * self.total)).to(self.dtype)
+        return (twice / (strength * self.total)).to(self.basis.variance)
 
-    def evaluate(self, weights: Tensor, fits: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectives (k,) float64 and gradients (r + 1, k, classes) of the fits with numbers `fits` (k,)."""
-        entered = self.basis.enter(weights.flatten(1)).view(-1, *weights.shape[1:])
-        gradient = torch.zeros_like(entered)
-        loss = torch.zeros(len(fits), dtype=torch.float64)
-        for span in self._spans:
-            counted = torch.from_numpy(np.flatnonzero(fits.numpy() != span.fold))
-            if len(counted) == len(fits):
-                loss += self._add_span(span, entered, fits, gradient)
-            elif len(counted):  # the fit that holds these rows out has nothing to learn from them
-                part = torch.zeros(len(entered), len(counted), self.classes, dtype=self.dtype)
-                loss[counted] += self._add_span(span, entered[:, counted], fits[counted], part)
-                gradient[:, counted] += part
-        slopes = self.basis.leave(gradient.flatten(1)).view_as(weights)
-        slopes[:-1] += penalties[None, :, None] * weights[:-1]
-        loss += penalties.double() / 2 * weights[:-1].double().square().sum(dim=(0, 2))
-        return loss, slopes
+    def evaluate(self, weights: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
+        """Log losses (k,) in float64 and gradients (k, classes, r + 1) of the fits with numbers `fits` (k,)."""
+        columns = self._enter(weights)
+        gradient = torch.zeros_like(columns)
+        loss = torch.zeros(len(fits), dtype=torch.float64, device=fits.device)
+        for fold, parts in groupby(self._parts(columns[..., 0].numel()), key=itemgetter(0)):
+            counted = (fits != fold).nonzero()[:, 0]  # the fit that holds these rows out has nothing to learn from them
+            if not len(counted):
+                continue
+            whole = len(counted) == len(fits)
+            sums = gradient if whole else torch.zeros_like(columns[counted])
+            for _, which, rows in parts:
+                loss[counted] += self._add_rows(which, rows, columns[counted], fits[counted], sums.flatten(0, 1))
+            if not whole:
+                gradient[counted] += sums
+        return loss, self.basis.leave(gradient.flatten(0, 1).T).T.reshape(weights.shape)
 
-    def _add_span(self, span: Span, entered: Tensor, fits: Tensor, gradient: Tensor) -> Tensor:
-        """Losses (k,) of the rows of `span`; their gradient is added to `gradient`."""
-        columns = entered.flatten(1)
-        sums = gradient.view(len(gradient), -1)
-        loss = torch.zeros(len(fits), dtype=torch.float64)
-        for which, rows in self.basis.blocks(columns.shape[1], span.start, span.stop):
-            share = self.weights[which][:, fits]
-            logits = self._logits(rows, columns, fits)
-            target = self.y[which][:, None, None].expand(-1, len(fits), 1)
-            chance = logits.softmax(dim=2)
-            loss += (share * _surprise(logits, chance, target)).sum(dim=0, dtype=torch.float64)
-            chance.scatter_add_(2, target, _MINUS_ONE.to(chance).expand(target.shape))
-            chance.mul_(share[:, :, None])
-            sums.addmm_(rows.T, chance.flatten(1))
+    def _enter(self, weights: Tensor) -> Tensor:
+        """Weights (k, classes, D + 1) of the rows as the basis has them."""
+        entered = self.basis.enter(weights.flatten(0, 1).T).T.contiguous()
+        return entered.view(*weights.shape[:2], -1)
+
+    def _parts(self, columns: int) -> Iterator[Part]:
+        """All rows, those of a part in one fold."""
+        for fold, start, stop in self._spans:
+            for which, rows in self.basis.blocks(columns, start, stop):
+                if fold >= 0 or self._folds is None:
+                    yield fold, which, rows
+                    continue
+                of_rows = self._folds[which]
+                for one in range(len(self.total)):
+                    mine = (of_rows == one).nonzero()[:, 0]
+                    if len(mine):
+                        yield one, mine + which.start, rows[mine]
+
+    def _add_rows(self, which: slice | Tensor, rows: Tensor, columns: Tensor, fits: Tensor, sums: Tensor) -> Tensor:
+        """Losses (k,) of `rows` (n, r + 1); their gradient is added to `sums` (k classes, r + 1)."""
+        share = self.weights[fits][:, which]
+        logits = self._logits(rows, columns, fits)
+        target = self.y[which].expand(len(fits), 1, -1)
+        chance = logits.softmax(dim=1)
+        loss = (share * _surprise(logits, chance, target)).sum(dim=1, dtype=torch.float64)
+        chance.scatter_add_(1, target, chance.new_full((1, 1, 1), -1.0).expand(target.shape))
+        chance.mul_(share[:, None])
+        sums.addmm_(chance.flatten(0, 1), rows)
         return loss
 
-    def survey(self, weights: Tensor, fit_of_row: NDArray[np.int64] | None) -> tuple[Tensor, NDArray[np.float32]]:
-        """Mean p (1 - p) of every fit and class, (K, classes), and logits (n, classes) of each row by its own fit."""
-        fits = torch.arange(weights.shape[1])
-        entered = self.basis.enter(weights.flatten(1))
-        chosen = torch.zeros(len(self.y), dtype=torch.int64)
-        if fit_of_row is not None:
-            chosen = torch.from_numpy(fit_of_row if self._order is None else fit_of_row[self._order])
-        out = torch.empty(len(self.y), self.classes, dtype=torch.float32)
-        curvature = torch.zeros(weights.shape[1:], dtype=self.dtype)
-        for which, rows in self.basis.blocks(entered.shape[1]):
-            logits = self._logits(rows, entered, fits)
-            out[which] = logits[torch.arange(len(rows)), chosen[which]].float()
-            chance = logits.softmax(dim=2)
-            curvature += torch.einsum("nk,nkc->kc", self.weights[which], chance.sub_(chance.square()))
-        if self._order is None:
-            return curvature, out.numpy()
-        as_given = np.empty_like(out.numpy())
-        as_given[self._order] = out.numpy()
-        return curvature, as_given
-
-    def _logits(self, rows: Tensor, entered: Tensor, fits: Tensor) -> Tensor:
-        """(n, k, classes)."""
-        logits = (rows @ entered).view(len(rows), len(fits), self.classes)
+    def _logits(self, rows: Tensor, columns: Tensor, fits: Tensor) -> Tensor:
+        """(k, classes, n) of rows (n, r + 1)."""
+        logits = (columns.flatten(0, 1) @ rows.T).view(len(fits), self.classes, len(rows))
         return logits if self._mask is None else logits.add_(self._mask[fits])
 
-    def solve(self, strength: float, start: Start, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
+    def held_out(self, weights: Tensor) -> NDArray[np.float32]:
+        """Logits (n, classes) of each row by the fit that holds it out; for a batch with `folds`."""
+        columns = self._enter(weights)
+        out = torch.empty(len(self.y), self.classes, device=weights.device)
+        for fold, which, rows in self._parts(self.classes):
+            fits = torch.tensor([fold], device=weights.device)
+            out[which] = self._logits(rows, columns[fits], fits)[0].T.float()
+        found = out.cpu().numpy()
+        if self._order is None:
+            return found
+        as_given = np.empty_like(found)
+        as_given[self._order] = found
+        return as_given
+
+    def solve(self, strength: float, start: Fits, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
         """Minimise all fits at C = `strength` from `start`, to a relative gap of about `tolerance`."""
-        return _Descent(self, self.penalties(strength), start, tolerance=tolerance).run(most)
+        return _Descent(self, strength, start).run(tolerance, most)
 
 
 def _surprise(logits: Tensor, chance: Tensor, target: Tensor) -> Tensor:
-    """Log loss (n, k) of the classes `target` (n, k, 1)."""
-    given = chance.gather(2, target)[:, :, 0]
+    """Log loss (k, n) of the classes `target` (k, 1, n)."""
+    given = chance.gather(1, target)[:, 0]
     if given.min() > _SAFE:
         return -given.log()
-    return logits.logsumexp(dim=2) - logits.gather(2, target)[:, :, 0]  # where the probability itself underflows
+    return logits.logsumexp(dim=1) - logits.gather(1, target)[:, 0]  # where the probability itself underflows
 
 
 class _Descent:
-    """L-BFGS over a batch whose members keep their own steps and leave as they converge."""
+    """L-BFGS over a batch whose members keep their own steps and are left alone as they converge."""
 
-    def __init__(self, batch: LogisticBatch, penalties: Tensor, start: Start, *, tolerance: float) -> None:
+    def __init__(self, batch: LogisticBatch, strength: float, start: Fits) -> None:
         self.batch = batch
-        self.tolerance = tolerance
+        self.strength = strength
         self.start = start
-        self.ended = start.weights.clone()
-        self.slopes = torch.zeros_like(start.weights)
-        self.losses = torch.zeros(start.weights.shape[1], dtype=torch.float64)
-        self.fits = torch.arange(start.weights.shape[1])
-        self.all_penalties = self.penalties = penalties
-        self.scale = self._scale()
-        self.point = start.weights / self.scale
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // max(2 * start.weights.numel(), 1)))
+        variance = batch.basis.variance
+        self.pull = batch.penalties(strength)[:, None, None].repeat(1, 1, len(variance))
+        self.pull[..., -1] = 0  # nothing pulls the bias
+        self.curvature = variance * (1 - 1 / batch.classes) / batch.classes + self.pull
+        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // (3 * start.weights.numel())))
+        self.pairs: list[_Secant] = []
+        for step, change in start.pairs:
+            self._remember(step, change)
+        self.point = start.ahead(strength)
+        self.losses, self.slopes = self._evaluate(self.point, torch.arange(len(self.point), device=variance.device))
+        if start.seen is not None:
+            self._remember(self.point - start.seen[0], self.slopes - start.seen[1])
 
-    def _scale(self) -> Tensor:
-        """One over the root of the curvature along every coordinate, (r + 1, K, classes)."""
-        curvature = self.start.curvature
-        if curvature is None:
-            curvature, _ = self.batch.survey(self.start.weights, None)
-        evenly = (1 - 1 / self.batch.classes) / self.batch.classes
-        slopes = self.batch.basis.variance[:, None, None] * curvature.clamp(min=1e-3 * evenly)
-        slopes[:-1] += self.penalties[None, :, None]
-        return slopes.rsqrt()
+    def run(self, tolerance: float, most: int) -> Fits:
+        """Iterate until every fit has converged or `most` steps are taken.
 
-    def _begin(self) -> tuple[Tensor, Tensor]:
-        """Loss and scaled gradient at the start, from what is known of it."""
-        loss, gradient = self.start.data_loss, self.start.data_gradient
-        if loss is None or gradient is None:
-            return self._evaluate(self.point, slice(None))
-        size, pull = self._penalty(self.start.weights)
-        return loss + size, (gradient + pull) * self.scale
-
-    def _penalty(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The penalty's part of all objectives (K,) and gradients."""
-        pull = self.all_penalties[None, :, None] * weights
-        pull[-1] = 0
-        return (pull.double() * weights).sum(dim=(0, 2)) / 2, pull
-
-    def run(self, most: int) -> Fits:
-        """Iterate until every fit has converged or `most` steps are taken."""
-        loss, gradient = self._begin()
+        The step that is predicted to gain less than the tolerance is taken without looking.
+        """
+        last = torch.zeros_like(self.point)
+        running = torch.ones(len(self.point), dtype=torch.bool, device=self.point.device)
         taken = 0
-        while len(self.fits) and taken < most:
+        while taken < most:
+            gradient = self.slopes + self.pull * self.point
             direction = self._direction(gradient)
-            slope = (gradient * direction).sum(dim=(0, 2)).double()
-            uphill = slope >= 0
-            if uphill.any():  # rounding spoiled the memory of these fits: steepest descent
-                direction[:, uphill] = -gradient[:, uphill]
-                slope = (gradient * direction).sum(dim=(0, 2)).double()
-            settled = -slope / 2 <= self.tolerance * loss
-            if settled.any():
-                loss, gradient, direction, slope = self._retire(settled, loss, gradient, direction, slope)
-                if not len(self.fits):
-                    break
-            loss, gradient, stuck = self._step(loss, gradient, direction, slope)
-            if stuck.any():
-                loss, gradient, _, _ = self._retire(stuck, loss, gradient, direction, slope)
+            gain = -(gradient * direction).sum(dim=(1, 2)).double()
+            settled = running & (gain >= 0) & (gain / 2 <= tolerance * self.losses) & (taken > 0)
+            last[settled] = direction[settled]
+            running &= ~settled
+            if not running.any():
+                break
+            direction, gain = self._downhill(gradient, direction, gain)
+            running &= self._step(direction, gain, running.nonzero()[:, 0])
             taken += 1
-        self._retire(torch.ones(len(self.fits), dtype=torch.bool), loss, gradient, gradient, loss)
-        size, pull = self._penalty(self.ended)
         return Fits(
-            weights=self.ended,
-            data_loss=self.losses - size,
-            data_gradient=self.slopes - pull,
+            weights=self.point + last,
+            strength=self.strength,
             losses=self.losses,
             iterations=taken,
+            pairs=tuple((pair.step, pair.change) for pair in self.pairs),
+            seen=(self.point, self.slopes),
+            earlier=None if self.start.strength is None else self.start.weights,
+            earlier_strength=self.start.strength,
         )
 
-    def _evaluate(self, point: Tensor, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        scale = self.scale[:, which]
-        loss, gradient = self.batch.evaluate(point * scale, self.fits[which], self.penalties[which])
-        return loss, gradient * scale
+    def _evaluate(self, point: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectives (k,), and gradients of the data's part."""
+        loss, slopes = self.batch.evaluate(point, fits)
+        return loss + (self.pull[fits] * point.square()).sum(dim=(1, 2), dtype=torch.float64) / 2, slopes
 
-    def _step(self, loss: Tensor, gradient: Tensor, direction: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Backtrack, each fit on its own; fits that no step improves are at the floor of the arithmetic."""
-        length = torch.ones(len(self.fits), dtype=self.batch.dtype)
-        rounding = 4 * torch.finfo(self.batch.dtype).eps * loss.abs()
-        new_loss, new_gradient = loss.clone(), gradient.clone()
-        trying = torch.arange(len(self.fits))
+    def _downhill(self, gradient: Tensor, direction: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rounding spoiled the memory of a fit, the steepest direction."""
+        uphill = (gain <= 0)[:, None, None]
+        direction = torch.where(uphill, -gradient / self.curvature, direction)
+        return direction, -(gradient * direction).sum(dim=(1, 2)).double()
+
+    def _step(self, direction: Tensor, gain: Tensor, trying: Tensor) -> Tensor:
+        """Backtrack, each fit on its own; False for those that no step improves: the floor of the arithmetic."""
+        before, point, slopes, losses = self.losses, self.point, self.slopes, self.losses.clone()
+        self.point, self.slopes = point.clone(), slopes.clone()
+        eps = torch.finfo(point.dtype).eps
+        length = torch.ones_like(losses)
         for _ in range(HALVINGS):
-            point = self.point[:, trying] + length[trying][None, :, None] * direction[:, trying]
-            found, found_gradient = self._evaluate(point, trying)
-            wanted = loss[trying] + SUFFICIENT_DECREASE * length[trying] * slope[trying] + rounding[trying]
-            good = found <= wanted
-            new_loss[trying[good]] = found[good]
-            new_gradient[:, trying[good]] = found_gradient[:, good]
-            trying, found = trying[~good], found[~good]
+            here = point[trying] + length[trying, None, None].to(point) * direction[trying]
+            found, found_slopes = self._evaluate(here, trying)
+            rise = found - before[trying]
+            good = rise <= 4 * eps * before[trying].abs() - SUFFICIENT_DECREASE * length[trying] * gain[trying]
+            better = trying[good]
+            losses[better], self.point[better], self.slopes[better] = found[good], here[good], found_slopes[good]
+            trying, rise = trying[~good], rise[~good]
             if not len(trying):
                 break
-            length[trying] = _shorter(length[trying], slope[trying], found - loss[trying])
-        stuck = loss - new_loss <= torch.finfo(self.batch.dtype).eps * loss.abs()
-        length[trying] = 0
-        step = length[None, :, None] * direction
-        self._remember(step, new_gradient - gradient)
-        self.point = self.point + step
-        return new_loss, new_gradient, stuck
+            length[trying] = _shorter(length[trying], gain[trying], rise)
+        self.losses = losses
+        self._remember(self.point - point, self.slopes - slopes)
+        return before - losses > eps * before.abs()
 
     def _remember(self, step: Tensor, change: Tensor) -> None:
-        along = (step * change).sum(dim=(0, 2))
-        inverse = torch.where(along > 1e-12, 1 / along.clamp(min=1e-12), 0.0)
-        self.pairs.append((step, change, inverse))
+        self.pairs.append(_Secant.of(step, change, self.pull, self.curvature))
         del self.pairs[: -self.memory]
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """The two loops of Nocedal (1980), for every fit at once; a pair with inverse 0 is skipped."""
-        direction = -gradient
-        passed = []
-        for step, change, inverse in reversed(self.pairs):
-            part = inverse * (step * direction).sum(dim=(0, 2))
+        direction, passed, size = -gradient, [], torch.ones_like(gradient[:, :1, :1])
+        for pair in reversed(self.pairs):
+            part = pair.inverse * _dot(pair.step, direction)
             passed.append(part)
-            direction = direction - part[None, :, None] * change
-        if self.pairs:
-            _, change, inverse = self.pairs[-1]
-            size = (inverse * change.square().sum(dim=(0, 2))).clamp(min=0)
-            direction = direction * torch.where(size > 0, 1 / size, 1.0)[None, :, None]
-        for (step, change, inverse), part in zip(self.pairs, reversed(passed), strict=True):
-            back = inverse * (change * direction).sum(dim=(0, 2))
-            direction = direction + (part - back)[None, :, None] * step
+            direction.addcmul_(part, pair.curved, value=-1)
+        for pair in self.pairs:  # the last one that a fit has
+            size = torch.where(pair.inverse > 0, pair.size, size)
+        direction *= size / self.curvature
+        for pair, part in zip(self.pairs, reversed(passed), strict=True):
+            direction.addcmul_(part - pair.inverse * _dot(pair.curved, direction), pair.step)
         return direction
 
-    def _retire(self, out: Tensor, loss: Tensor, *state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keep the result of the fits marked `out` and drop them from the batch; gives back the rest of `state`."""
-        gradient, direction, slope = state
-        self.ended[:, self.fits[out]] = self.point[:, out] * self.scale[:, out]
-        self.slopes[:, self.fits[out]] = gradient[:, out] / self.scale[:, out]
-        self.losses[self.fits[out]] = loss[out]
-        rest = ~out
-        self.fits, self.penalties = self.fits[rest], self.penalties[rest]
-        self.point, self.scale = self.point[:, rest], self.scale[:, rest]
-        self.pairs = [(step[:, rest], change[:, rest], inverse[rest]) for step, change, inverse in self.pairs]
-        return loss[rest], gradient[:, rest], direction[:, rest], slope[rest]
+
+@dataclass(frozen=True)
+class _Secant:
+    """A pair at one penalty: `curved` is the change of the whole gradient, `inverse` 1 / (step . curved), or 0.
+
+    `size` (K, 1, 1) is how much longer a step is than the one that the curvature of the basis suggests.
+    """
+
+    step: Tensor
+    change: Tensor
+    curved: Tensor
+    inverse: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, step: Tensor, change: Tensor, pull: Tensor, curvature: Tensor) -> _Secant:
+        curved = change + pull * step
+        along = _dot(step, curved)
+        rounding = torch.finfo(step.dtype).eps * _dot(step, step).sqrt() * _dot(curved, curved).sqrt()
+        size = along / _dot(curved, curved / curvature).clamp(min=_SAFE)
+        return cls(step, change, curved, torch.where(along > rounding, 1 / along, 0.0), size)
 
 
-def _shorter(length: Tensor, slope: Tensor, rise: Tensor) -> Tensor:
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Of every fit, (K, 1, 1)."""
+    return one.flatten(1)[:, None] @ other.flatten(1)[:, :, None]
+
+
+def _shorter(length: Tensor, gain: Tensor, rise: Tensor) -> Tensor:
     """Where the parabola through both losses and the slope is least, kept within a tenth and a half of the step."""
-    parabola = -slope * length.double() ** 2 / (2 * (rise - slope * length)).clamp(min=1e-30)
-    best = torch.where(torch.isfinite(rise), parabola, 0.0).to(length.dtype)
+    parabola = gain * length**2 / (2 * (rise + gain * length)).clamp(min=_SAFE)
+    best = torch.where(torch.isfinite(rise), parabola, 0.0)
     return torch.minimum(torch.maximum(best, 0.1 * length), 0.5 * length)
 
 

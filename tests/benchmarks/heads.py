@@ -109,8 +109,8 @@ def excess(X: NDArray[np.float32], y: Any, fitted: Any) -> str:
     basis = make_basis(problem.rows, Standard.of(problem.rows))
     batch = LogisticBatch(basis, y, np.ones((len(y), 1)), int(y.max()) + 1)
     fits = batch.solve(1.0, batch.start(), tolerance=SEARCH_TOLERANCE)
-    weight = basis.standard_weights(fits.weights[:-1, 0]).T.numpy()
-    ours = objective(X, y, weight, fits.weights[-1, 0].numpy())
+    weights = fits.weights[0].T
+    ours = objective(X, y, basis.standard_weights(weights[:-1]).T.numpy(), weights[-1].numpy())
     return f"{objective(X, y, fitted.coef_, fitted.intercept_) / ours - 1:+.1%}"
 
 

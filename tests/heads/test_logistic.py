@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from examples import blobs
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from pipeline.config import FitSettings
+from pipeline.errors import SettingsError
 from pipeline.heads import HEADS, problem_of
 from pipeline.heads.basis import LARGEST_DECOMPOSITION, make_basis
 from pipeline.heads.folds import make_folds
-from pipeline.heads.linear import fit_logistic
+from pipeline.heads.linear import fit_logistic, solver_device
 from pipeline.heads.logistic import LogisticBatch, fold_weights
 from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.standard import Standard
@@ -23,6 +27,16 @@ from pipeline.heads.standard import Standard
 def digits():
     features, y = load_digits(return_X_y=True)
     return features.astype(np.float32), y
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products as small as these gain nothing from a second core, and wait long for one that is busy."""
+    before = torch.get_num_threads()
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(before)
 
 
 DATA = {
@@ -56,8 +70,8 @@ def test_same_optimum_as_scikit_learn(name, strength):
     basis = make_basis(rows, standard).double()
     batch = LogisticBatch(basis, y.astype(np.int64), np.ones((len(y), 1)), int(y.max()) + 1)
     fits = batch.solve(strength, batch.start(), tolerance=1e-9)
-    weight = basis.standard_weights(fits.weights[:-1, 0]).T.numpy()
-    bias = fits.weights[-1, 0].numpy()
+    weight = basis.standard_weights(fits.weights[0, :, :-1].T).T.numpy()
+    bias = fits.weights[0, :, -1].numpy()
     scaled = standard.apply(features).astype(np.float64)
     reference = LogisticRegression(C=strength, tol=1e-9, max_iter=5000).fit(scaled, y)
     ours = objective(*as_reference(weight, bias), scaled, y, strength)
@@ -83,9 +97,11 @@ def test_a_batch_of_folds_equals_each_fold_alone(skipping):
         train = folds != fold
         reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000)
         reference.fit(scaled[train], y[train], sample_weight=weights[train])
-        weight = basis.standard_weights(fits.weights[:-1, fold]).T.numpy()
+        weight = basis.standard_weights(fits.weights[fold, :, :-1].T).T.numpy()
         np.testing.assert_allclose(weight, reference.coef_, atol=2e-5)
-        held = batch.survey(fits.weights, folds)[1][~train]
+        if not skipping:
+            continue
+        held = batch.held_out(fits.weights)[~train]
         expected = reference.decision_function(scaled[~train])
         np.testing.assert_allclose(
             held - held.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), atol=1e-3
@@ -106,6 +122,69 @@ def test_a_warm_start_ends_where_a_cold_one_does():
     torch.testing.assert_close(warm.losses, cold.losses, rtol=1e-8, atol=0)
 
 
+def test_a_path_of_penalties_is_followed_to_the_optimum_of_each():
+    """Extrapolated starts and curvature from other penalties change the way, not the end."""
+    features, y = blobs(900, 30, 4)
+    rows = ArrayRows(features)
+    folds = make_folds(y, np.arange(900), folds=3, seed=1)
+    basis = make_basis(rows, Standard.of(rows)).double()
+    batch = LogisticBatch(basis, y, fold_weights(np.ones(900), folds), 4, folds=folds)
+    fits = batch.start()
+    for strength in (0.001, 0.01, 0.1, 1.0):
+        fits = batch.solve(strength, fits, tolerance=1e-10)
+        cold = batch.solve(strength, batch.start(), tolerance=1e-10)
+        torch.testing.assert_close(fits.losses, cold.losses, rtol=1e-8, atol=0)
+        torch.testing.assert_close(fits.weights, cold.weights, rtol=0, atol=1e-4)
+    assert fits.iterations < cold.iterations
+
+
+def test_the_search_orders_penalties_as_exact_fits_do(monkeypatch):
+    features, y = blobs(600, 60, 4, apart=0.6)
+    search = HEADS["linear"]("classes").fit(problem_of(features, y)).search
+    monkeypatch.setattr("pipeline.heads.linear.SEARCH_TOLERANCE", 1e-6)
+    exact = HEADS["linear"]("classes").fit(problem_of(features, y)).search
+    assert search.chosen == exact.chosen
+    found, expected = (np.array([entry["loss"] for entry in one.table]) for one in (search, exact))
+    best = expected.argmin()
+    np.testing.assert_allclose(found[best - 1 : best + 2], expected[best - 1 : best + 2], rtol=0.01)
+
+
+def test_the_same_head_twice():
+    features, y = blobs(300, 20, 3)
+    one, other = (HEADS["linear"]("classes").fit(problem_of(features, y)) for _ in range(2))
+    assert np.array_equal(one.weight, other.weight)
+
+
+def test_mps_has_no_double_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert solver_device("auto") == solver_device("mps") == torch.device("cpu")
+
+
+def test_a_device_that_is_none_is_named():
+    features, y = blobs(60, 10, 2)
+    with pytest.raises(SettingsError, match="unknown device 'gpu'"):
+        HEADS["linear"]("classes", FitSettings.of({"device": "gpu"})).fit(problem_of(features, y))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("shape", [(900, 32, 3), (150, 600, 4), (400, 40, 2)])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_gpu_finds_the_head_that_the_cpu_finds(shape, streaming):
+    features, y = blobs(*shape)
+    problem = problem_of(features, y)
+    if streaming:
+        streamed = StreamedRows(lambda which: features[which], np.arange(shape[0]), shape[1])
+        problem = type(problem)(streamed, y, problem.weights, problem.groups, problem.classes)
+    cpu, gpu = (
+        HEADS["linear"]("classes", FitSettings.of({"device": device})).fit(problem) for device in ("cpu", "cuda")
+    )
+    assert gpu.search.chosen == pytest.approx(cpu.search.chosen)
+    np.testing.assert_allclose(gpu.weight, cpu.weight, atol=5e-4)
+    np.testing.assert_allclose(gpu.scores(features), cpu.scores(features), atol=1e-3)
+
+
 def test_streamed_rows_give_the_same_head():
     features, y = blobs(900, 32, 3)
     head = HEADS["linear"]("classes").fit(problem_of(features, y))
@@ -114,7 +193,8 @@ def test_streamed_rows_give_the_same_head():
     other = HEADS["linear"]("classes").fit(type(problem)(streamed, y, problem.weights, problem.groups, 3))
     assert other.search.chosen == pytest.approx(head.search.chosen)
     np.testing.assert_allclose(other.weight, head.weight, atol=2e-4)
-    np.testing.assert_allclose(other.scores(features), head.scores(features), atol=1e-4)
+    # probabilities are calibrated on out-of-fold scores, which are as exact as a search needs them
+    np.testing.assert_allclose(other.scores(features), head.scores(features), atol=5e-4)
 
 
 def test_no_decomposition_where_it_would_be_too_large(monkeypatch):
