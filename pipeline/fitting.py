@@ -24,6 +24,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.folds import Split, group_codes, split_rows
+from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
@@ -44,6 +45,7 @@ class FitResult:
     metrics: dict[str, dict[str, Any]]
     chosen: dict[str, Any]
     ranking: list[dict[str, Any]] = field(default_factory=list)
+    compared_by: str = ""
     notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class FitResult:
             "metrics": self.metrics,
             "chosen": self.chosen,
             "ranking": self.ranking,
+            "compared_by": self.compared_by,
             "notices": self.notices,
         }
 
@@ -70,7 +73,7 @@ class FitResult:
                 lines.append(f"{title}: {shown if name == 'val' else shown.splitlines()[0]}")
         if self.ranking:
             lines += [
-                "ranking, nested cross-validation:",
+                f"ranking, {self.compared_by}:",
                 table_text(self.ranking, numbers="mae" in self.metrics["val"]),
             ]
         lines += [f"note: {notice}" for notice in self.notices]
@@ -179,6 +182,12 @@ class Lesson:
             codes = self.target.values[rows]
             weights = weights / np.bincount(codes, weights=weights, minlength=len(self.target.names))[codes]
         return np.asarray(weights / weights.mean())
+
+    def noise_floors(self, out_of_fold: Scored) -> list[Floor]:
+        """How much the numbers vary within identical content and within the classes that the store knows as well."""
+        rows = out_of_fold.rows
+        classes = {one.name: one.values[rows] for one in self.store.targets.values() if one.names is not None}
+        return noise_floors(out_of_fold.truth, out_of_fold.decisions, group_codes(self.store.sha256[rows]), classes)
 
     def predictions(self, head: Head, scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
         """A row for each held-out image: id, split, truth and what the head says."""
@@ -292,14 +301,17 @@ def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], out
     """Metrics of every part, and what was chosen."""
     head, names = trained.head, lesson.target.names
     found = {name: measured(head, part, names) for name, part in scored.items()}
+    notices = [*lesson.split.notices, *trained.notices]
     guesses = head.search.scores
     if guesses is not None:
         seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
-        found["cv"] = measured(
-            head,
-            Scored(*(part[seen] for part in (lesson.split.train, lesson.target.values[lesson.split.train], guesses))),
-            names,
-        )
+        rows = lesson.split.train[seen]
+        out_of_fold = Scored(rows, lesson.target.values[rows], guesses[seen])
+        found["cv"] = measured(head, out_of_fold, names)
+        if names is None:
+            floors = lesson.noise_floors(out_of_fold)
+            found["cv"]["noise"] = [floor.to_json() for floor in floors]
+            notices += [floor.notice(lesson.target.name) for floor in floors if floor.reached]
     return FitResult(
         model=output,
         head=lesson.settings.head,
@@ -308,7 +320,8 @@ def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], out
         metrics=found,
         chosen={"head": head.name, **head.search.chosen},
         ranking=trained.ranking,
-        notices=[*lesson.split.notices, *trained.notices],
+        compared_by=trained.compared_by,
+        notices=notices,
     )
 
 
@@ -348,7 +361,7 @@ def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: 
             [entry["head"] for entry in trained.ranking],
             [entry["score"] for entry in trained.ranking],
             [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
-            measure="RMSE" if names is None else "accuracy",
+            measure=f"{'RMSE' if names is None else 'accuracy'}, {trained.compared_by}",
         )
     if head.search.epochs:
         drawn["learning"] = plots.learning_curve(head.search.epochs, best=head.search.best_epoch)

@@ -92,7 +92,7 @@ def ranking(
     around = np.abs(np.array(intervals).T - np.array(scores))
     axes.errorbar(scores, places, xerr=around, fmt="o", color=BLUE, capsize=4)
     axes.set_yticks(places, list(names))
-    axes.set(xlabel=f"{measure}, nested cross-validation", ylim=(-0.6, len(names) - 0.4))
+    axes.set(xlabel=measure, ylim=(-0.6, len(names) - 0.4))
     axes.grid(axis="x", alpha=0.3)
     return figure
 

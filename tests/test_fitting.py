@@ -123,6 +123,70 @@ def test_auto_saves_its_ranking(store, tmp_path):
     assert "nested cross-validation" in result.summary()
 
 
+def test_regressor_says_how_its_heads_were_compared(store, tmp_path):
+    result = fit_head(store, tmp_path / "model", head="regressor", cv=2, epochs=2, hidden=8)
+    assert result.to_json()["compared_by"] == "cross-validation of the searched settings"
+    assert "ranking, cross-validation of the searched settings:" in result.summary()
+    assert "nested" not in result.summary()
+
+
+def lengths(y: Any, *, seed: int = 0) -> Any:
+    """Drawn for each class, as the length tutorial does."""
+    random = np.random.default_rng(seed)
+    return np.array([40.0, 60.0, 100.0])[y] + random.normal(size=len(y)) * np.array([8.0, 12.0, 30.0])[y]
+
+
+@pytest.mark.parametrize("head", ["ridge", "knn"])
+def test_numbers_that_are_noise_within_the_class_have_reached_the_floor(tmp_path, head):
+    y = np.arange(400) % 3
+    X = (np.random.default_rng(1).normal(size=(400, 12)) / 4 + np.eye(12)[y] * 5).astype(np.float32)
+    store = write_store(tmp_path / "f.h5", {"avgpool": X}, kind=y, length=lengths(y))
+    result = fit_head(store, tmp_path / "model", head=head, target="length")
+    cv = result.metrics["cv"]
+    (floor,) = cv["noise"]
+    assert (floor["within"], floor["rows"], floor["reached"]) == ("kind", cv["n"], True)
+    assert floor["rmse"] == pytest.approx(cv["rmse"])
+    assert floor["spread"] == pytest.approx(np.sqrt((8**2 + 12**2 + 30**2) / 3), rel=0.1)
+    assert result.notices[-1].startswith(f"out-of-fold RMSE {cv['rmse']:.4g} is the spread of 'length' within kind (")
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["cv"] == cv
+
+
+def test_features_that_tell_more_than_the_class_have_not(tmp_path):
+    X, y = clouds(400)
+    length = X[:, 0].astype(np.float64) * 9 + np.random.default_rng(2).normal(size=400) * 8 + 10 * y
+    store = write_store(tmp_path / "f.h5", {"avgpool": X}, kind=y, length=length)
+    result = fit_head(store, tmp_path / "model", head="ridge", target="length")
+    (floor,) = result.metrics["cv"]["noise"]
+    assert floor["rmse"] < floor["spread"]
+    assert not floor["reached"]
+    assert result.notices == []
+
+
+def test_features_that_do_not_even_tell_the_class_have_not(tmp_path):
+    y = np.arange(400) % 3
+    X = np.random.default_rng(1).normal(size=(400, 5)).astype(np.float32)
+    store = write_store(tmp_path / "f.h5", {"avgpool": X}, kind=y, length=lengths(y))
+    result = fit_head(store, tmp_path / "model", head="ridge", target="length")
+    (floor,) = result.metrics["cv"]["noise"]
+    assert floor["rmse"] > 1.2 * floor["spread"]
+    assert not floor["reached"]
+
+
+def test_replicates_with_different_numbers_show_the_noise(tmp_path):
+    contents = np.arange(400) // 2
+    X = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)[contents]
+    noise = np.random.default_rng(2).normal(size=400)
+    found = {}
+    for name, length in {"linear": 5.0 * X[:, 0], "bent": 5.0 * np.abs(X[:, 0])}.items():
+        store = write_store(tmp_path / f"{name}.h5", {"avgpool": X}, contents=contents, length=length + noise)
+        found[name] = fit_head(store, tmp_path / name, head="ridge")
+        (floor,) = found[name].metrics["cv"]["noise"]
+        assert floor["within"] == "identical content"
+        assert floor["spread"] == pytest.approx(1, abs=0.15)
+    assert "the noise floor is reached, better features will not help" in found["linear"].notices[-1]
+    assert found["bent"].notices == []  # a bent curve is not noise: another head would do better
+
+
 def test_sgd_draws_its_learning_curve(store, tmp_path):
     fit_head(store, tmp_path / "model", head="linear", solver="sgd", epochs=3)
     assert (tmp_path / "model" / "plots" / "learning.png").is_file()

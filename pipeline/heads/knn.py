@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ModelError
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import measure
-from pipeline.heads.estimators import EstimatorHead, known_elsewhere
+from pipeline.heads.estimators import FILE, EstimatorHead, known_elsewhere
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25, 45)
 METRICS = ("cosine", "euclidean")
@@ -37,10 +40,9 @@ class KnnHead(EstimatorHead):
         features = scaler.transform(problem.rows.array()).astype(np.float32)
         self.classes = problem.classes
         search = Search(chosen=DEFAULT) if folds is None else self._search(problem, folds, features)
-        if problem.weights.std() > 0:
-            search.notices.append("knn has no use for class or sample weights: every neighbour has one vote")
         kind = KNeighborsRegressor if problem.classes is None else KNeighborsClassifier
         machine = kind(algorithm="brute", **search.chosen).fit(features, problem.row_y)
+        machine.row_weights_ = problem.row_weights  # saved with it
         self.pipeline = make_pipeline(scaler, machine)
         return search
 
@@ -50,19 +52,30 @@ class KnnHead(EstimatorHead):
         machine = self.pipeline[1]
         distances, neighbours = machine.kneighbors(standard.astype(np.float32))
         known = machine._y if self.classes is None else machine.classes_[machine._y]
-        return _vote(known[neighbours], distances, machine.weights, self.classes)
+        voices = _voices(distances, machine.weights, machine.row_weights_[neighbours])
+        return _vote(known[neighbours], voices, self.classes)
+
+    @classmethod
+    def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        """What `save` wrote."""
+        head = super().load(folder, config)
+        if not hasattr(head.pipeline[1], "row_weights_"):
+            raise ModelError(f"{folder / FILE} has no weights of its rows; train the head again")
+        return head
 
     def _search(self, problem: Problem, folds: NDArray[np.int64], features: NDArray[np.float32]) -> Search:
         row_folds = np.repeat(folds, problem.views)
         known = known_elsewhere(problem, folds)
         search = Search()
         for metric in METRICS:
-            distances, targets = _neighbours(features, problem.row_y, row_folds, metric)
+            distances, nearest = _neighbours(features, row_folds, metric)
+            targets, weights = problem.row_y[nearest], problem.row_weights[nearest]
             for votes in VOTES:
                 for count in NEIGHBOURS:
                     if count > distances.shape[1]:
                         continue
-                    said = _vote(targets[:, :count], distances[:, :count], votes, problem.classes)
+                    voices = _voices(distances[:, :count], votes, weights[:, :count])
+                    said = _vote(targets[:, :count], voices, problem.classes)
                     of_image = problem.per_image(said)
                     found = measure(problem, of_image, known)
                     setting = {"n_neighbors": count, "metric": metric, "weights": votes}
@@ -75,27 +88,31 @@ class KnnHead(EstimatorHead):
 
 
 def _neighbours(
-    features: NDArray[np.float32], y: NDArray[Any], folds: NDArray[np.int64], metric: str
-) -> tuple[Found, NDArray[Any]]:
-    """Distances and targets (n, k) of the nearest rows outside each row's fold, nearest first."""
+    features: NDArray[np.float32], folds: NDArray[np.int64], metric: str
+) -> tuple[Found, NDArray[np.int64]]:
+    """Distances and positions (n, k) of the nearest rows outside each row's fold, nearest first."""
     from sklearn.neighbors import NearestNeighbors
 
     fewest = int(min((folds != fold).sum() for fold in np.unique(folds)))
     count = min(max(NEIGHBOURS), fewest)
-    distances = np.empty((len(y), count))
-    targets = np.empty((len(y), count), dtype=y.dtype)
+    distances = np.empty((len(folds), count))
+    positions = np.empty((len(folds), count), dtype=np.int64)
     for fold in np.unique(folds):
         held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         index = NearestNeighbors(n_neighbors=count, metric=metric, algorithm="brute").fit(features[rest])
         distances[held], nearest = index.kneighbors(features[held])
-        targets[held] = y[rest[nearest]]
-    return distances, targets
+        positions[held] = rest[nearest]
+    return distances, positions
 
 
-def _vote(targets: NDArray[Any], distances: Found, votes: str, classes: int | None) -> Found:
+def _voices(distances: Found, votes: str, weights: Found) -> Found:
+    """Each neighbour's share (n, k) of the vote: its weight, over its distance where that counts."""
+    voices = weights if votes == "uniform" else weights / np.maximum(distances, 1e-9)
+    return np.asarray(voices / voices.sum(axis=1, keepdims=True))
+
+
+def _vote(targets: NDArray[Any], voices: Found, classes: int | None) -> Found:
     """Log shares (n, C) of the votes, or means (n,), of neighbours' `targets` (n, k)."""
-    voices = np.ones_like(distances) if votes == "uniform" else 1 / np.maximum(distances, 1e-9)
-    voices = voices / voices.sum(axis=1, keepdims=True)
     if classes is None:
         return np.asarray((voices * targets).sum(axis=1))
     shares = np.zeros((len(targets), classes))

@@ -1,4 +1,8 @@
-"""One hidden layer with ReLU on standardised features, for classes and numbers."""
+"""One hidden layer with ReLU on standardised features, for classes and numbers.
+
+Steps are taken in coordinates in which one learning rate fits any number of features, and which are never more than
+the rows.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,83 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.heads.affine import read_tensors, write_tensors
+from pipeline.heads.basis import LARGEST_DECOMPOSITION
 from pipeline.heads.contract import Head, Problem, Search
+from pipeline.heads.rows import Rows
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 
-#: What is tried; every further decay costs as much as the first.
-DECAYS = (1.0,)
+#: What is tried: the strongest pays where most of the target is noise, the weakest where next to nothing is.
+DECAYS = (1.0, 10.0, 40.0)
 EPOCHS = 40
 #: Steps an epoch that the batch size aims at, within its limits.
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 8, 8, 512
 #: Where nothing can be held back to find better.
-DEFAULT: dict[str, Any] = {"epochs": 20, "decay": 1.0}
+DEFAULT: dict[str, Any] = {"epochs": 20, "decay": DECAYS[0]}
+#: Mean square length of a row that steps of the usual learning rate suit; an optimizer that takes steps of the same
+#: size in all weights moves a hidden unit by their number, and longer rows overfit within the first epochs.
+LENGTH = 10.0
+RANK_TOLERANCE = 1e-7
 _NAMES = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
+
+
+class Coordinates:
+    """What steps are taken in: standardised features times `scale`, or the similarities of rows where those are fewer.
+
+    All that more features than rows can say is in the Gram matrix G = X X'. A row x is then written as x X' G^-1/2: of
+    all rotations that keep the lengths of the training rows, the one whose coordinates are most like those rows.
+    """
+
+    def __init__(self, rows: Rows, standard: Standard) -> None:
+        count, dimensions = rows.shape
+        self._features = torch.from_numpy(standard.apply(rows.array()))
+        self._scale = min(1.0, (LENGTH / dimensions) ** 0.5)
+        self._gram = None
+        if dimensions > count and count <= LARGEST_DECOMPOSITION:
+            self._gram = (self._features @ self._features.T).double()
+        self._root: Tensor | None = None
+
+    def of_folds(self, folds: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows (n, r) for all folds; or (folds, n, r), from what each fold's network may know: the rows outside."""
+        if self._gram is None:
+            return self._plain()
+        count = np.bincount(folds)
+        found = np.zeros((len(count), len(folds), len(folds) - count.min()), dtype=np.float32)
+        for fold, held in enumerate(count):
+            others = torch.from_numpy(np.flatnonzero(folds != fold))
+            similar = self._gram[:, others]
+            found[fold, :, : len(folds) - held] = (similar @ _inverse_root(similar[others]) * self._scale).numpy()
+        return found
+
+    def of_all(self) -> NDArray[np.float32]:
+        """Rows (n, r) from all of them."""
+        if self._gram is None:
+            return self._plain()
+        self._root = _inverse_root(self._gram) * self._scale
+        return np.asarray((self._gram @ self._root).float().numpy())
+
+    def standard_weights(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights (D, H) of standardised features from those (r, H) of the rows of `of_all`."""
+        if self._root is None:
+            return np.asarray(weights * self._scale)
+        turned = self._features.T @ (self._root @ torch.from_numpy(weights)).float()
+        return np.asarray(turned.double().numpy())
+
+    def _plain(self) -> NDArray[np.float32]:
+        return np.asarray((self._features * self._scale).numpy())
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """G^-1/2 of a Gram matrix (n, n), of its pseudo-inverse where it has no full rank."""
+    squares, vectors = torch.linalg.eigh(gram)
+    kept = squares > RANK_TOLERANCE * squares[-1]
+    root: Tensor = vectors[:, kept] / squares[kept].sqrt() @ vectors[:, kept].T
+    return root
 
 
 class MlpHead(Head):
@@ -36,14 +102,15 @@ class MlpHead(Head):
         if problem.classes is None:
             offset, unit = float(problem.y.mean()), float(problem.y.std())
         targets = problem.row_y if problem.classes else (problem.row_y - offset) / unit
-        lesson = Lesson.of(problem, standard.apply(problem.rows.array()), targets)
+        coordinates = Coordinates(problem.rows, standard)
         plan = self._plan(problem.rows.shape[0])
-        if folds is None:
-            search = Search(chosen={**DEFAULT, "epochs": min(DEFAULT["epochs"], plan.epochs)})
-        else:
+        search = Search(chosen={**DEFAULT, "epochs": min(DEFAULT["epochs"], plan.epochs)})
+        if folds is not None:
+            lesson = Lesson.of(problem, coordinates.of_folds(np.repeat(folds, problem.views)), targets)
             search = search_epochs(plan, problem, lesson, folds, offset=offset, unit=unit)
+        lesson = Lesson.of(problem, coordinates.of_all(), targets)
         inner, inner_bias, outer, outer_bias = train_on_all(plan, lesson, search.chosen)
-        hidden, hidden_bias = standard.fold(inner.T, inner_bias)
+        hidden, hidden_bias = standard.fold(coordinates.standard_weights(inner).T, inner_bias)
         self.layers = (
             hidden,
             hidden_bias,

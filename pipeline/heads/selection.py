@@ -1,11 +1,14 @@
 """From a head's name to a trained head: one head, or the best of several, ranked without flattery.
 
-The ranking is nested (Varma and Simon, 2006): in each outer fold every head searches its settings on the other folds
-alone and is scored on rows that its search never saw. The heads see the same folds, so that differences are paired. The
-row "auto" scores the whole procedure: in each outer fold the head that was chosen inside, on the rows outside.
+The ranking of auto is nested (Varma and Simon, 2006): in each outer fold every head searches its settings on the other
+folds alone and is scored on rows that its search never saw. The heads see the same folds, so that differences are
+paired. The row "auto" scores the whole procedure: in each outer fold the head that was chosen inside, on the rows
+outside. That of regressor is not: its few heads are trained once and compared by the out-of-fold scores of their best
+settings, which flatter each of them a little.
 
-The winner is the simplest head that is not clearly worse than the best: one whose paired interval reaches it. On few
-rows the order of scores is mostly chance, and a linear layer is faster, smaller, and can be fine-tuned.
+The winner is the first in `PREFERRED` that is not clearly worse than the best: one whose paired interval reaches it. On
+few rows the order of scores is mostly chance, and to follow it costs more than it gains: the blend, which does not
+choose, comes first, and after it the simple heads.
 """
 
 from __future__ import annotations
@@ -20,16 +23,20 @@ from numpy.typing import NDArray
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
+from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.rows import ArrayRows
 from pipeline.registry import nearest
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
 CHOOSERS: dict[str, Task | None] = {"regressor": "numbers", "auto": None}
-#: From simple to complex. What regressor chooses among; auto takes all that learn the task.
-SIMPLEST_FIRST = ("linear", "ridge", "knn", "svm", "mlp")
+#: Before all others the mean of several heads, then from simple to complex.
+PREFERRED = ("blend", "linear", "ridge", "knn", "svm", "mlp")
+#: What regressor chooses among; auto takes all that learn the task.
 REGRESSORS = ("ridge", "svm", "mlp")
 PROCEDURE = "auto"
+#: How the heads of a ranking were compared.
+NESTED, SEARCHED = "nested cross-validation", "cross-validation of the searched settings"
 RESAMPLES = 2000
 
 
@@ -40,6 +47,7 @@ class Trained:
     head: Head
     ranking: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    compared_by: str = ""
 
 
 def task_of(name: str) -> Task | None:
@@ -62,10 +70,22 @@ def train_head(name: str, problem: Problem, settings: FitSettings) -> Trained:
     folds = problem.folds(settings.cv, settings.seed)
     if folds is None:
         raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
+    if name == "regressor":
+        return _best_searched(names, problem, folds, settings, notices)
     ranking = rank(names, problem, folds, settings)
     winner = next(entry["head"] for entry in ranking if entry["chosen"])
     head = HEADS[winner](problem.task, settings).fit(problem)
-    return Trained(head, ranking, [*notices, *head.search.notices])
+    return Trained(head, ranking, [*notices, *head.search.notices], NESTED)
+
+
+def _best_searched(
+    names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings, notices: list[str]
+) -> Trained:
+    """The best by the out-of-fold scores that each search left behind: every head is trained once."""
+    heads = {name: HEADS[name](problem.task, settings).fit(problem, folds) for name in names}
+    ranking = standings(problem, {name: np.asarray(head.search.scores) for name, head in heads.items()}, settings.seed)
+    winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
+    return Trained(winner, ranking, [*notices, *winner.search.notices], SEARCHED)
 
 
 def candidates(name: str, problem: Problem) -> tuple[list[str], list[str]]:
@@ -90,7 +110,7 @@ def rank(
     contest = Contest(names, problem, folds, settings)
     for fold in range(int(folds.max()) + 1):
         contest.play(fold)
-    return contest.table()
+    return standings(problem, contest.scores, settings.seed)
 
 
 class Contest:
@@ -102,7 +122,7 @@ class Contest:
         self._folds = folds
         self._settings = settings
         shape = (len(problem.y),) if problem.classes is None else (len(problem.y), problem.classes)
-        self._scores = {name: np.full(shape, np.nan) for name in (*names, PROCEDURE)}
+        self.scores = {name: np.full(shape, np.nan) for name in (*names, PROCEDURE)}
 
     def play(self, fold: int) -> None:
         """Train every head on the other folds and score it on `fold`."""
@@ -110,62 +130,71 @@ class Contest:
         inside = problem.take(np.flatnonzero(self._folds != fold))
         outside = np.flatnonzero(self._folds == fold)
         rows = problem.rows.take(problem.feature_rows(outside))
-        inner = {}
-        for name in self._names:
-            head = HEADS[name](problem.task, self._settings).fit(inside)
+        inner: dict[str, NDArray[np.float64]] = {}
+        for name, head in self._trained(inside).items():
             inner[name] = _qualities(inside, head.search.scores)
             said = np.concatenate([head.decision(block) for _, block in rows.blocks()])
-            self._scores[name][outside] = head.probabilities(problem.per_image(said))
+            self.scores[name][outside] = head.probabilities(problem.per_image(said))
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
-        self._scores[PROCEDURE][outside] = self._scores[chosen][outside]
+        self.scores[PROCEDURE][outside] = self.scores[chosen][outside]
 
-    def table(self) -> list[dict[str, Any]]:
-        """Best first; intervals by resampling rows (groups of equal content stay together)."""
-        problem = self._problem
-        qualities = {name: _qualities(problem, scores) for name, scores in self._scores.items()}
-        samples = _resampled(problem.groups, self._settings.seed)
-        loss = {name: float(self._losses(scores).mean()) for name, scores in self._scores.items()}
-        heads = sorted(self._names, key=lambda name: (-qualities[name].mean(), loss[name]))
-        chosen = choose({name: qualities[name] for name in heads}, samples)
-        entries = []
-        for name in (*heads, PROCEDURE):
-            low, high = _interval(samples, qualities[name])
-            behind = qualities[heads[0]] - qualities[name]
-            entries.append(
-                {
-                    "head": name,
-                    "chosen": name == chosen,
-                    "score": self._shown(float(qualities[name].mean())),
-                    "interval": sorted((self._shown(low), self._shown(high))),
-                    "loss": loss[name],
-                    "behind_best": float(behind.mean()),
-                    "behind_interval": list(_interval(samples, behind)),
-                }
-            )
-        return entries
+    def _trained(self, inside: Problem) -> dict[str, Head]:
+        """All heads, by name; the blend is made of those that are trained anyway."""
+        task, settings = inside.task, self._settings
+        heads = {name: HEADS[name](task, settings).fit(inside) for name in self._names if name != BlendHead.name}
+        if BlendHead.name in self._names:
+            heads[BlendHead.name] = BlendHead(task, settings).fit_from(heads, inside)
+        return heads
 
-    def _losses(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self._problem.classes is None:
-            return np.asarray(np.square(scores - self._problem.y))
-        given = scores[np.arange(len(scores)), self._problem.y]
-        return np.asarray(-np.log(np.maximum(given, 1e-15)))
 
-    def _shown(self, quality: float) -> float:
-        """Accuracy, or RMSE in the target's unit."""
-        return quality if self._problem.classes is not None else max(-quality, 0.0) ** 0.5
+def standings(problem: Problem, scores: dict[str, NDArray[np.float64]], seed: int) -> list[dict[str, Any]]:
+    """Entries, best first, of what has out-of-fold `scores`; intervals by resampling rows, equal contents together."""
+    qualities = {name: _qualities(problem, said) for name, said in scores.items()}
+    samples = _resampled(problem.groups, seed)
+    loss = {name: float(_losses(problem, said).mean()) for name, said in scores.items()}
+    heads = sorted(scores.keys() - {PROCEDURE}, key=lambda name: (-qualities[name].mean(), loss[name], name))
+    chosen = choose({name: qualities[name] for name in heads}, samples)
+    entries = []
+    for name in (*heads, *(scores.keys() & {PROCEDURE})):
+        low, high = _interval(samples, qualities[name])
+        behind = qualities[heads[0]] - qualities[name]
+        entries.append(
+            {
+                "head": name,
+                "chosen": name == chosen,
+                "score": _shown(problem, float(qualities[name].mean())),
+                "interval": sorted((_shown(problem, low), _shown(problem, high))),
+                "loss": loss[name],
+                "behind_best": float(behind.mean()),
+                "behind_interval": list(_interval(samples, behind)),
+            }
+        )
+    return entries
+
+
+def _losses(problem: Problem, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    if problem.classes is None:
+        return np.asarray(np.square(scores - problem.y))
+    given = scores[np.arange(len(scores)), problem.y]
+    return np.asarray(-np.log(np.maximum(given, 1e-15)))
+
+
+def _shown(problem: Problem, quality: float) -> float:
+    """Accuracy, or RMSE in the target's unit."""
+    return quality if problem.classes is not None else max(-quality, 0.0) ** 0.5
 
 
 def choose(qualities: dict[str, NDArray[np.float64]], samples: NDArray[np.int64]) -> str:
-    """The simplest head that is not clearly worse than the best, by quality (n,) of each row, larger is better."""
+    """The first in `PREFERRED` that is not clearly worse than the best, by quality (n,) of each row."""
     best = max(qualities, key=lambda name: float(qualities[name].mean()))
-    for name in sorted(qualities, key=_complexity):
+    for name in sorted(qualities, key=_preference):
         if _interval(samples, qualities[best] - qualities[name])[0] <= 0:
             return name
     return best
 
 
-def _complexity(name: str) -> int:
-    return SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+def _preference(name: str) -> int:
+    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
 
 def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -72,7 +72,7 @@ class Stack:
 
 @dataclass
 class Lesson:
-    """What a stack learns from: standardised rows (n, D), targets and weights (n,)."""
+    """What a stack learns from: rows (n, D), or (folds, n, D) where each fold has its own, targets and weights (n,)."""
 
     rows: Tensor
     targets: Tensor
@@ -80,15 +80,25 @@ class Lesson:
     outputs: int
 
     @classmethod
-    def of(cls, problem: Problem, standard: NDArray[np.float32], targets: NDArray[Any]) -> Lesson:
-        """From a problem; numbers are given in standard deviations."""
+    def of(cls, problem: Problem, rows: NDArray[np.float32], targets: NDArray[Any]) -> Lesson:
+        """From a problem and its rows; numbers are given in standard deviations."""
         kind = torch.int64 if problem.classes else torch.float32
         return cls(
-            torch.from_numpy(standard),
+            torch.from_numpy(rows),
             torch.from_numpy(np.ascontiguousarray(targets)).to(kind),
             torch.from_numpy(problem.row_weights * problem.views).float(),
             problem.classes or 1,
         )
+
+    def rows_of(self, network: int) -> Tensor:
+        """The rows (n, D) of one network of a stack, which has the folds side by side for each setting."""
+        return self.rows if self.rows.ndim == 2 else self.rows[network % len(self.rows)]
+
+    def batch(self, which: Tensor) -> Tensor:
+        """The rows `which` (K, B) of each network, (K, B, D)."""
+        if self.rows.ndim == 2:
+            return self.rows[which]
+        return self.rows[(torch.arange(len(which)) % len(self.rows))[:, None], which]
 
     def losses(self, scores: Tensor, which: Tensor) -> Tensor:
         """Loss (K, B) of scores (K, B, outputs) of the rows `which` (K, B)."""
@@ -102,7 +112,7 @@ def train_stack(
     plan: Plan, lesson: Lesson, members: list[NDArray[np.int64]], decay: Tensor
 ) -> Iterator[tuple[Stack, float]]:
     """The stack after each epoch, and the mean loss of its steps; network k learns from the rows `members[k]`."""
-    stack = Stack(plan, len(members), lesson.rows.shape[1], lesson.outputs)
+    stack = Stack(plan, len(members), lesson.rows.shape[-1], lesson.outputs)
     optimizer = _optimizer(plan, stack.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, plan.drop_every or plan.epochs + 1, 0.1)
     generator = np.random.default_rng(plan.seed)
@@ -110,7 +120,7 @@ def train_stack(
         total, count = 0.0, 0
         for which in _batches(members, plan.batch_size, generator):
             optimizer.zero_grad()
-            losses = lesson.losses(stack(lesson.rows[which]), which) * lesson.weights[which]
+            losses = lesson.losses(stack(lesson.batch(which)), which) * lesson.weights[which]
             torch.autograd.backward(losses.mean(dim=1).sum())  # networks share nothing: nor do their gradients
             optimizer.step()
             _shrink(stack, decay * schedule.get_last_lr()[0])
@@ -193,9 +203,9 @@ def _held_out(stack: Stack, lesson: Lesson, folds: NDArray[np.int64], count: int
     with torch.no_grad():
         for fold in range(count):
             held = np.flatnonzero(folds == fold)
-            hidden = lesson.rows[torch.from_numpy(held)]
+            rows = lesson.rows_of(fold)[torch.from_numpy(held)]
             for setting in range(settings):
-                out[setting, held] = _one(stack, setting * count + fold, hidden).numpy()
+                out[setting, held] = _one(stack, setting * count + fold, rows).numpy()
     return out
 
 
@@ -209,7 +219,7 @@ def _one(stack: Stack, network: int, rows: Tensor) -> Tensor:
 
 def train_on_all(plan: Plan, lesson: Lesson, chosen: dict[str, Any]) -> list[NDArray[np.float64]]:
     """Weight and bias of each layer, [(D, H), (H,), ...], after the chosen epochs on all rows."""
-    members = [np.arange(len(lesson.rows))]
+    members = [np.arange(len(lesson.targets))]
     epochs = train_stack(plan, lesson, members, torch.tensor([chosen["decay"]]))
     stack, _ = next(islice(epochs, chosen["epochs"] - 1, None))
     layers = zip(stack.weights, stack.biases, strict=True)

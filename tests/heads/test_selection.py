@@ -8,7 +8,7 @@ from examples import blobs, line
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
-from pipeline.heads import problem_of
+from pipeline.heads import HEADS, problem_of
 from pipeline.heads.rows import StreamedRows
 from pipeline.heads.selection import choose, rank, table_text, task_of, train_head
 
@@ -19,7 +19,7 @@ def test_auto_ranks_all_heads_on_the_same_rows_and_refits_one():
     features, y = blobs(240, 20, 3, apart=1.5)
     trained = train_head("auto", problem_of(features, y), QUICK)
     names = [entry["head"] for entry in trained.ranking]
-    assert sorted(names) == ["auto", "knn", "linear", "mlp", "ridge", "svm"]
+    assert sorted(names) == ["auto", "blend", "knn", "linear", "mlp", "ridge", "svm"]
     assert [entry["head"] for entry in trained.ranking if entry["chosen"]] == [trained.head.name]
     heads = trained.ranking[:-1]
     assert heads == sorted(heads, key=lambda entry: -entry["score"])
@@ -33,10 +33,31 @@ def test_auto_ranks_all_heads_on_the_same_rows_and_refits_one():
 def test_regressor_takes_the_better_kind():
     features, y = line(160, 10)
     trained = train_head("regressor", problem_of(features, y), QUICK)
-    assert [entry["head"] for entry in trained.ranking][-1] == "auto"
+    assert sorted(entry["head"] for entry in trained.ranking) == ["mlp", "ridge", "svm"]
+    assert trained.compared_by == "cross-validation of the searched settings"
     assert trained.head.name == "ridge"
     assert 0.8 < trained.ranking[0]["score"] < 1.4  # the noise has a standard deviation of 1
     assert trained.head.interval_half_width == pytest.approx(1.645, abs=0.5)
+
+
+def test_regressor_ranks_by_the_scores_of_the_searches_and_trains_nothing_twice(monkeypatch):
+    features, y = line(160, 10)
+    y = y + 9 * np.abs(features[:, 2])
+    times = []
+    for name in ("ridge", "svm", "mlp"):
+        train = HEADS[name].train
+        monkeypatch.setattr(
+            HEADS[name], "train", lambda head, *given, name=name, train=train: times.append(name) or train(head, *given)
+        )
+    trained = train_head("regressor", problem_of(features, y), QUICK)
+    assert times == ["ridge", "svm", "mlp"]
+    assert trained.head.name == "svm"
+    rmse = np.sqrt(np.square(trained.head.search.scores - y).mean())
+    assert trained.ranking[0]["head"] == "svm"
+    assert trained.ranking[0]["score"] == pytest.approx(rmse)
+    fresh, truth = line(2000, 10)
+    truth = truth + 9 * np.abs(fresh[:, 2])
+    assert np.square(trained.head.predict(fresh[160:]) - truth[160:]).mean() < 0.5 * truth.var()
 
 
 def test_nested_scores_of_pure_chance_are_chance():
