@@ -17,23 +17,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import pixels
-from pipeline.bases import Base, load_base
 from pipeline.config import Recipe
-from pipeline.engines import Engine, make_engine
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
 from pipeline.files import publish_folder
 from pipeline.heads import Head, load_head
 from pipeline.loading import Shape, load
 from pipeline.manifest import Record
-from pipeline.shaping import shaper
+
+if TYPE_CHECKING:
+    from pipeline.bases import Base
+    from pipeline.engines import Engine
 
 FORMAT_VERSION = 1
 
@@ -196,6 +197,8 @@ class Model:
     @cached_property
     def base(self) -> Base:
         """The base with the very weights of the training; any others are an error."""
+        from pipeline.bases import load_base  # 180 MB of torchvision that a head on features does without
+
         known = self.record.base
         weights = known.weights if known.fine_tuned else self._weights or known.weights
         tuned = self.folder / "base.safetensors" if known.fine_tuned else None
@@ -213,6 +216,8 @@ class Model:
     @cached_property
     def engine(self) -> Engine:
         """What runs the base up to the layers that the head takes."""
+        from pipeline.engines import make_engine
+
         recipe = self.record.recipe
         return make_engine(
             self.base,
@@ -226,6 +231,8 @@ class Model:
     @cached_property
     def shape(self) -> Shape:
         """What makes the bytes of an image file into the base's input, uint8 (1, H, W, 3)."""
+        from pipeline.shaping import shaper
+
         plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
         return shaper(plain, self.base.transform)
 

@@ -174,6 +174,12 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_training_a_head_loads_no_base() -> None:
+    """180 MB of them, which streaming a large file leaves no room for; matplotlib comes with the first plot."""
+    loaded = modules_after("import pipeline.fitting")
+    assert not loaded & {"torchvision", "onnxruntime", "sklearn", "joblib", "matplotlib", "sympy"}
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_nothing_is_ever_unpickled(module: str) -> None:
     for node in ast.walk(tree(module)):
