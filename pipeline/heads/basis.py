@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.heads.rows import ArrayRows, Rows
 from pipeline.heads.standard import Standard
+from pipeline.heads.symmetric import add_products, eigen, zero_products
 
 #: Decompositions larger than this cost more than the iterations that they save.
 LARGEST_DECOMPOSITION = 4096
@@ -164,12 +165,14 @@ def _streamed(rows: Rows, standard: Standard, device: torch.device) -> Basis:
     if dimensions > LARGEST_DECOMPOSITION:
         informative = torch.from_numpy(np.isfinite(standard.scale).astype(np.float32))
         return StreamedRotation(rows, standard, None, torch.cat([informative, torch.ones(1)]).to(device))
-    covariance = torch.zeros(dimensions, dimensions, dtype=torch.float64)
-    for _, block in rows.blocks():
-        part = torch.from_numpy(standard.apply(block))
-        covariance += part.T @ part
-    variance, rotation = _eigen(covariance / count)
-    return StreamedRotation(rows, standard, rotation.to(device), torch.cat([variance, torch.ones(1)]).to(device))
+    some = rows.take(np.arange(0, count, max(count // (ENOUGH_ROWS * dimensions), 1)))
+    products = zero_products(dimensions)
+    for _, block in some.blocks():
+        add_products(products, standard.apply(block).astype(np.float64))
+    squares, vectors = eigen(products)
+    variance = np.append(squares / some.shape[0], 1).astype(np.float32)
+    rotation = torch.from_numpy(vectors.astype(np.float32))
+    return StreamedRotation(rows, standard, rotation.to(device), torch.from_numpy(variance).to(device))
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,50 +7,57 @@ leaving out one of them would leave its twin in, and whole groups are held out i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.rows import Rows
+from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
+from pipeline.heads.symmetric import add_products, eigen, zero_products
 
 PENALTIES = 50
 DEFAULT_PENALTY = 1.0
 LARGEST_DECOMPOSITION = 8192
-_FLOATS = 4_000_000  # of the residuals of a block, over targets and penalties
+#: Floats of the residuals of a block, over targets and penalties: what a cache holds.
+_FLOATS = 1 << 20
+#: The same where held-out rows have to be read again for each part of the penalties.
+_HELD_FLOATS = 1 << 22
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Target:
     """What is regressed on: `values` (n, T), weighed by `weights` (n,)."""
 
-    values: NDArray[np.float64]
-    weights: NDArray[np.float64]
+    values: Array
+    weights: Array
 
     @property
-    def mean(self) -> NDArray[np.float64]:
+    def mean(self) -> Array:
         """Weighted mean, (T,)."""
-        return np.asarray(np.average(self.values, axis=0, weights=self.weights))
+        return np.asarray(self.weights @ self.values / self.weights.sum())
 
 
 class Decomposition:
-    """sqrt(w) (X - mean) = Q sqrt(s) V': all that a path of penalties needs of standardised features X (n, D)."""
+    """sqrt(w) (X - mean) = Q sqrt(s) V': all that a path of penalties needs of standardised features X (n, D).
+
+    The vectors are V where there are more rows than dimensions, and Q otherwise.
+    """
 
     def __init__(self, rows: Rows, standard: Standard | None, target: Target) -> None:
         self._rows = rows
         self._standard = standard
-        self._root = torch.from_numpy(np.sqrt(target.weights))
-        self._values = torch.from_numpy(target.values - target.mean) * self._root[:, None]
+        self._root = np.sqrt(target.weights)
         self._total = float(target.weights.sum())
         self.target_mean = target.mean
+        self._values = target.values - self.target_mean
+        self._values *= self._root[:, None]
         count, dimensions = rows.shape
         if min(count, dimensions) > LARGEST_DECOMPOSITION:
             raise HeadError(
@@ -63,104 +70,113 @@ class Decomposition:
         else:
             self._decompose_covariance()
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
         """Standardised rows in double precision; not centred by weight yet."""
         for which, block in self._rows.blocks():
-            part = torch.from_numpy(block).double()
+            part = block.astype(np.float64)
             if self._standard is not None:
-                part -= torch.from_numpy(self._standard.mean)
-                part /= torch.from_numpy(self._standard.scale)
+                part -= self._standard.mean
+                part /= self._standard.scale
             yield which, part
 
     def _decompose_covariance(self) -> None:
-        dimensions = self._rows.shape[1]
-        products = torch.zeros(dimensions, dimensions, dtype=torch.float64)
-        against = torch.zeros(dimensions, self._values.shape[1], dtype=torch.float64)
-        total = torch.zeros(dimensions, dtype=torch.float64)
+        dimensions, targets = self._rows.shape[1], len(self.target_mean)
+        products = zero_products(dimensions + targets + 1)
         for which, part in self._blocks():
-            root = self._root[which]
-            total += root.square() @ part
-            part *= root[:, None]
-            products += part.T @ part
-            against += part.T @ self._values[which]
-        self.feature_mean = total / self._total
-        products -= self._total * torch.outer(self.feature_mean, self.feature_mean)
-        self._squares, self._rotation = _eigen(products)
-        self._against = self._rotation.T @ against
+            root = self._root[which, None]
+            part *= root
+            add_products(products, np.concatenate([part, self._values[which], root], axis=1))
+        against = products[dimensions:-1, :dimensions].T
+        self.feature_mean = products[-1, :dimensions] / self._total
+        products = np.asfortranarray(products[:dimensions, :dimensions])
+        add_products(products, self.feature_mean[None], -self._total)
+        self._squares, self._vectors = eigen(products)
+        self._against = self._vectors.T @ against
 
     def _decompose_gram(self) -> None:
-        features = torch.cat([part for _, part in self._blocks()])
-        self.feature_mean = self._root.square() @ features / self._total
-        self._features = (features - self.feature_mean) * self._root[:, None]
+        self._features = np.empty(self._rows.shape)
+        for which, part in self._blocks():
+            self._features[which] = part
+        weights = np.square(self._root)
+        self.feature_mean = np.einsum("n,nd->d", weights, self._features) / self._total
+        self._features -= self.feature_mean
+        self._features *= self._root[:, None]
         gram = self._features @ self._features.T
-        direction = self._root / self._root.norm()
+        direction = self._root / np.linalg.norm(self._root)
         # The intercept is not penalised: its direction gets an eigenvalue of its own and then has no part in the path.
-        gram += gram.diagonal().mean().clamp(min=1.0) * torch.outer(direction, direction)
-        self._squares, self._left = _eigen(gram)
-        self._intercept = int((self._left.T @ direction).abs().argmax())
-        self._against = self._left.T @ self._values
+        gram += np.outer(direction * max(float(gram.diagonal().mean()), 1.0), direction)
+        squares, self._vectors = np.linalg.eigh(gram)
+        self._squares = np.maximum(squares, 0)
+        self._intercept = int(np.abs(direction @ self._vectors).argmax())
+        self._against = self._vectors.T @ self._values
 
-    def coefficients(self, penalty: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weight (T, D) and bias (T,) on standardised features."""
-        if self._dual:
-            weight = self._features.T @ (self._left @ (self._shrink([penalty]) * self._against))
-        else:
-            weight = self._rotation @ (self._against / (self._squares[:, None] + penalty))
-        bias = torch.from_numpy(self.target_mean) - self.feature_mean @ weight
-        return weight.T.numpy(), bias.numpy()
-
-    def _shrink(self, penalties: list[float]) -> Tensor:
+    def _shrink(self, penalties: Sequence[float]) -> Array:
         """1 / (s + penalty), (r, P)."""
-        inverse: Tensor = (self._squares[:, None] + torch.tensor(penalties, dtype=torch.float64)).reciprocal()
+        inverse: Array = 1 / (self._squares[:, None] + np.array(penalties))
         if self._dual:
             inverse[self._intercept] = 0
         return inverse
 
-    def left_out(self, penalties: list[float]) -> Iterator[tuple[slice, Tensor]]:
-        """Weighted leave-one-out residuals sqrt(w) (y - prediction without the row), (b, T, P), block by block."""
-        shrink = self._shrink(penalties)
-        path = (self._against[:, :, None] * shrink[:, None, :]).flatten(1)
-        targets = self._values.shape[1]
-        length = max(_FLOATS // (targets * len(penalties)), 64)
+    def _path(self, shrink: Array) -> Array:
+        """What the rotated rows are multiplied with to be residuals (Q) or predictions (V) of P penalties, (r, P T)."""
+        path: Array = (shrink[:, :, None] * self._against[:, None, :]).reshape(len(shrink), -1)
+        return path
+
+    def coefficients(self, penalties: Sequence[float]) -> tuple[Array, Array]:
+        """Weight (P, T, D) and bias (P, T) on standardised features."""
+        weight: Array = self._vectors @ self._path(self._shrink(penalties))
         if self._dual:
-            for start in range(0, len(self._left), length):
+            weight = self._features.T @ weight
+        targets, dimensions = len(self.target_mean), len(weight)
+        bias = self.target_mean - (self.feature_mean @ weight).reshape(-1, targets)
+        return weight.T.reshape(-1, targets, dimensions), bias
+
+    def _rotated(self) -> Iterator[tuple[slice, Array]]:
+        """Rows of Q, or of Q sqrt(s), block by block."""
+        if self._dual:
+            length = block_length(len(self._vectors))
+            for start in range(0, len(self._vectors), length):
                 which = slice(start, start + length)
-                rotated = self._left[which]
-                residual = (rotated @ path).view(len(rotated), targets, -1)
-                yield which, residual.div_((rotated.square() @ shrink)[:, None, :])
+                yield which, self._vectors[which]
             return
-        for block_slice, part in self._blocks():
+        for which, part in self._blocks():
             part -= self.feature_mean
-            part *= self._root[block_slice, None]
-            rotated_block = part @ self._rotation
-            for start in range(0, len(part), length):
-                rotated = rotated_block[start : start + length]
-                which = slice(block_slice.start + start, block_slice.start + start + len(rotated))
-                share = self._root[which].square() / self._total
-                left = 1 - share[:, None] - rotated.square() @ shrink
-                residual = (rotated @ path).view(len(rotated), targets, -1)
-                yield which, residual.sub_(self._values[which, :, None]).div_(left[:, None, :].neg_())
+            part *= self._root[which, None]
+            yield which, part @ self._vectors
 
-    def errors(self, penalties: list[float]) -> NDArray[np.float64]:
+    def _left_out(self, penalties: Sequence[float]) -> Iterator[tuple[slice, slice, Array, Array]]:
+        """Which rows (b) and which penalties (p), numerators (b, p, T) and denominators (b, p).
+
+        The ratio is sqrt(w) (y - what the model without the row predicts).
+        """
+        shrink, targets = self._shrink(penalties), len(self.target_mean)
+        for which, rotated in self._rotated():
+            below = np.square(rotated) @ shrink
+            if not self._dual:  # the hat matrix less one
+                below += (np.square(self._root[which]) / self._total - 1)[:, None]
+            together = max(_FLOATS // (max(rotated.shape) * targets), 1)
+            for first in range(0, len(penalties), together):
+                some = slice(first, first + together)
+                above = (rotated @ self._path(shrink[:, some])).reshape(len(rotated), -1, targets)
+                if not self._dual:
+                    above -= self._values[which, None, :]
+                yield which, some, above, below[:, some]
+
+    def errors(self, penalties: Sequence[float]) -> Array:
         """Mean weighted squared leave-one-out residual of every penalty, (P,)."""
-        total = torch.zeros(len(penalties), dtype=torch.float64)
-        for _, residual in self.left_out(penalties):
-            total += torch.linalg.vector_norm(residual.view(-1, len(penalties)), dim=0).square()
-        return (total / self._values.numel()).numpy()
+        total = np.zeros(len(penalties))
+        for _, some, above, below in self._left_out(penalties):
+            total[some] += (np.einsum("bpt,bpt->bp", above, above) / np.square(below)).sum(axis=0)
+        return total / self._values.size
 
-    def predictions(self, penalty: float) -> NDArray[np.float64]:
+    def predictions(self, penalty: float) -> Array:
         """What the model without a row says of it, (n, T)."""
-        said = torch.empty_like(self._values)  # filled, not gathered: small pieces kept would tear the heap apart
-        for which, residual in self.left_out([penalty]):
-            said[which] = residual[:, :, 0]
-        said.sub_(self._values).div_(-self._root[:, None])
-        return said.numpy() + self.target_mean
-
-
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (r,), none below zero, and vectors (r, r) of a symmetric matrix, which is used up."""
-    values, vectors = scipy.linalg.eigh(matrix.numpy().T, overwrite_a=True, check_finite=False, driver="evr")
-    return torch.from_numpy(values).clamp_(min=0), torch.from_numpy(vectors)
+        said = self._values.copy()
+        for which, _, above, below in self._left_out([penalty]):
+            said[which] -= above[:, 0] / below
+        said /= self._root[:, None]
+        said += self.target_mean
+        return said
 
 
 class RidgeHead(AffineHead):
@@ -171,9 +187,7 @@ class RidgeHead(AffineHead):
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Leave-one-out over the whole path; folds where contents repeat."""
-        standard = Standard.of(problem.rows)
-        target = Target(_targets(problem.row_y, problem.classes), problem.row_weights)
-        whole = Decomposition(problem.rows, standard, target)
+        whole, standard = _decomposed(problem)
         penalties = _path(*problem.rows.shape)
         alone = problem.views == 1 and len(np.unique(problem.groups)) == len(problem.groups)
         if folds is None:
@@ -182,7 +196,7 @@ class RidgeHead(AffineHead):
             search = _by_leaving_one_out(problem, whole, penalties)
         else:
             search = _by_folds(problem, folds, penalties)
-        weight, bias = whole.coefficients(search.chosen["alpha"])
+        (weight,), (bias,) = whole.coefficients([search.chosen["alpha"]])
         if problem.classes == 2:  # one regression says both
             weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
         self.weight, self.bias = standard.fold(weight, bias)
@@ -194,7 +208,7 @@ def _path(count: int, dimensions: int) -> list[float]:
     return [float(value) for value in np.geomspace(100 * max(count, dimensions), 1e-5 * count, PENALTIES)]
 
 
-def _targets(y: NDArray[np.generic], classes: int | None) -> NDArray[np.float64]:
+def _targets(y: NDArray[np.generic], classes: int | None) -> Array:
     if classes is None:
         return y.astype(np.float64)[:, None]
     if classes == 2:
@@ -202,7 +216,7 @@ def _targets(y: NDArray[np.generic], classes: int | None) -> NDArray[np.float64]
     return np.where(y[:, None] == np.arange(classes), 1.0, -1.0)
 
 
-def _raw_scores(values: NDArray[np.float64], classes: int | None) -> NDArray[np.float64]:
+def _raw_scores(values: Array, classes: int | None) -> Array:
     """Regressed values (n, T) as raw scores: (n,) for numbers, (n, C) for classes."""
     if classes is None:
         return values[:, 0]
@@ -218,27 +232,42 @@ def _by_leaving_one_out(problem: Problem, whole: Decomposition, penalties: list[
 
 def _by_folds(problem: Problem, folds: NDArray[np.int64], penalties: list[float]) -> Search:
     values = _targets(problem.y, problem.classes)
-    found = np.empty((*values.shape, len(penalties)))
-    for fold in range(int(folds.max()) + 1):
-        part = problem.take(np.flatnonzero(folds != fold))
-        standard = Standard.of(part.rows)
-        target = Target(_targets(part.row_y, part.classes), part.row_weights)
-        fitted = Decomposition(part.rows, standard, target)
-        models = [fitted.coefficients(penalty) for penalty in penalties]
-        weight = np.concatenate([weight for weight, _ in models])
-        bias = np.concatenate([bias for _, bias in models])
-        held = np.flatnonzero(folds == fold)
-        held_rows = problem.rows.take(problem.feature_rows(held))
-        said = np.concatenate([standard.apply(block) @ weight.T + bias for _, block in held_rows.blocks()])
-        of_image = problem.per_image(said).reshape(len(held), len(penalties), -1)
-        found[held] = of_image.transpose(0, 2, 1)
-    errors = np.average(np.square(found - values[:, :, None]).mean(axis=1), axis=0, weights=problem.weights)
-    search = _choose(penalties, errors)
-    best = penalties.index(search.chosen["alpha"])
-    search.scores = _raw_scores(found[:, :, best], problem.classes)
+    total = np.zeros(len(penalties))
+    for held, some, said in _held_out(problem, folds, penalties):
+        off = np.square(said - values[held, None, :]).mean(axis=2)
+        total[some] += problem.weights[held] @ off
+    search = _choose(penalties, total / problem.weights.sum())
+    scores = np.empty_like(values)  # the folds once more: kept for all penalties, they may be larger than the features
+    for held, _, said in _held_out(problem, folds, [search.chosen["alpha"]]):
+        scores[held] = said[:, 0]
+    search.scores = _raw_scores(scores, problem.classes)
     return search
 
 
-def _choose(penalties: list[float], errors: NDArray[np.float64]) -> Search:
+def _held_out(
+    problem: Problem, folds: NDArray[np.int64], penalties: list[float]
+) -> Iterator[tuple[NDArray[np.int64], slice, Array]]:
+    """Which images (m) and which penalties (p), and what a model without their fold says of them, (m, p, T)."""
+    for fold in range(int(folds.max()) + 1):
+        fitted, standard = _decomposed(problem.take(np.flatnonzero(folds != fold)))
+        held = np.flatnonzero(folds == fold)
+        rows = problem.rows.take(problem.feature_rows(held))
+        together = max(_HELD_FLOATS // (max(rows.shape) * len(fitted.target_mean)), 1)
+        for first in range(0, len(penalties), together):
+            some = slice(first, first + together)
+            weight, bias = fitted.coefficients(penalties[some])
+            flat = weight.reshape(-1, rows.shape[1])
+            said = np.concatenate([standard.apply(block) @ flat.T for _, block in rows.blocks()])
+            yield held, some, problem.per_image(said.reshape(-1, *bias.shape) + bias)
+
+
+def _decomposed(problem: Problem) -> tuple[Decomposition, Standard]:
+    """The rows of `problem`, decomposed, and how they are standardised."""
+    standard = Standard.of(problem.rows)
+    target = Target(_targets(problem.row_y, problem.classes), problem.row_weights)
+    return Decomposition(problem.rows, standard, target), standard
+
+
+def _choose(penalties: list[float], errors: Array) -> Search:
     table = [{"alpha": a, "squared_error": float(e)} for a, e in zip(penalties, errors, strict=True)]
     return Search(table=table, chosen={"alpha": penalties[int(np.argmin(errors))]})
