@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 Scores = NDArray[np.float64]
 
@@ -23,23 +24,24 @@ def softmax(scores: NDArray[np.floating], sharpness: float = 1.0) -> Scores:
 def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
     """The sharpness that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
 
-    The loss is convex in it, so bisection on the slope finds the one minimum. Ranking and accuracy do not change.
+    The loss is convex in it, so the root of its slope is the one minimum. Ranking and accuracy do not change. The
+    truth is taken for certain only as far as n rows allow (Platt, 1999): as if each row had occurred n times with its
+    class and once with every class. Few rows that are all told apart would otherwise make any doubt impossible.
     """
     scores = scores.astype(np.float64)
-    of_truth = scores[np.arange(len(y)), y]
+    rows, classes = scores.shape
+    of_truth = (rows * scores[np.arange(rows), y] + scores.sum(axis=1)) / (rows + classes)
 
-    def slope(sharpness: float) -> float:
-        expected = (softmax(scores, sharpness) * scores).sum(axis=1)
+    def slope(log_sharpness: float) -> float:
+        expected = (softmax(scores, float(np.exp(log_sharpness))) * scores).sum(axis=1)
         return float(((expected - of_truth) * weights).sum())
 
     low, high = _LOG_RANGE
-    for _ in range(30):
-        middle = (low + high) / 2
-        if slope(float(np.exp(middle))) > 0:
-            high = middle
-        else:
-            low = middle
-    return float(np.exp((low + high) / 2))
+    if slope(high) <= 0:
+        return float(np.exp(high))
+    if slope(low) >= 0:
+        return float(np.exp(low))
+    return float(np.exp(brentq(slope, low, high, xtol=1e-8)))
 
 
 def interval_half_width(residuals: NDArray[np.float64], coverage: float) -> float | None:

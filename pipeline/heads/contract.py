@@ -24,6 +24,8 @@ from pipeline.heads.rows import ArrayRows, Rows
 
 Task = Literal["classes", "numbers"]
 
+TOO_FEW = "too few examples to hold any back: settings are defaults, nothing is calibrated"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -132,10 +134,8 @@ class Head(ABC):
         if folds is None:
             folds = problem.folds(self.settings.cv, self.settings.seed)
         self.search = self.train(problem, folds)
-        if folds is None:
-            self.search.notices.append(
-                "too few examples to hold any back: settings are defaults, nothing is calibrated"
-            )
+        if folds is None and TOO_FEW not in self.search.notices:
+            self.search.notices.append(TOO_FEW)
         self._calibrate(problem)
         return self
 
