@@ -129,12 +129,10 @@ class LogisticBatch:
             counted = (fits != fold).nonzero()[:, 0]  # the fit that holds these rows out has nothing to learn from them
             if not len(counted):
                 continue
-            whole = len(counted) == len(fits)
-            sums = gradient if whole else torch.zeros_like(columns[counted])
+            some, sums = columns[counted], torch.zeros_like(columns[counted])
             for _, which, rows in parts:
-                loss[counted] += self._add_rows(which, rows, columns[counted], fits[counted], sums.flatten(0, 1))
-            if not whole:
-                gradient[counted] += sums
+                loss[counted] += self._add_rows(which, rows, some, fits[counted], sums.flatten(0, 1))
+            gradient[counted] += sums
         return loss, self.basis.leave(gradient.flatten(0, 1).T).T.reshape(weights.shape)
 
     def _enter(self, weights: Tensor) -> Tensor:
@@ -157,7 +155,7 @@ class LogisticBatch:
 
     def _add_rows(self, which: slice | Tensor, rows: Tensor, columns: Tensor, fits: Tensor, sums: Tensor) -> Tensor:
         """Losses (k,) of `rows` (n, r + 1); their gradient is added to `sums` (k classes, r + 1)."""
-        share = self.weights[fits][:, which]
+        share = self.weights[:, which][fits]
         logits = self._logits(rows, columns, fits)
         target = self.y[which].expand(len(fits), 1, -1)
         chance = logits.softmax(dim=1)
