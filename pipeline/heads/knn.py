@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.criterion import measure
+from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import FILE, EstimatorHead, known_elsewhere
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25, 45)
@@ -65,8 +65,8 @@ class KnnHead(EstimatorHead):
 
     def _search(self, problem: Problem, folds: NDArray[np.int64], features: NDArray[np.float32]) -> Search:
         row_folds = np.repeat(folds, problem.views)
-        known = known_elsewhere(problem, folds)
-        search = Search()
+        best = Best(problem, folds, known_elsewhere(problem, folds))
+        table = []
         for metric in METRICS:
             distances, nearest = _neighbours(features, row_folds, metric)
             targets, weights = problem.row_y[nearest], problem.row_weights[nearest]
@@ -76,15 +76,9 @@ class KnnHead(EstimatorHead):
                         continue
                     voices = _voices(distances[:, :count], votes, weights[:, :count])
                     said = _vote(targets[:, :count], voices, problem.classes)
-                    of_image = problem.per_image(said)
-                    found = measure(problem, of_image, known)
                     setting = {"n_neighbors": count, "metric": metric, "weights": votes}
-                    if not search.table or found["loss"] < min(entry["loss"] for entry in search.table):
-                        search.chosen = setting
-                        mask = known if of_image.ndim == 1 else known[:, None]
-                        search.scores = np.where(mask, of_image, np.nan)
-                    search.table.append({**setting, **found})
-        return search
+                    table.append({**setting, **best.offer(setting, problem.per_image(said))})
+        return Search(table, best.setting, best.scores)
 
 
 def _neighbours(

@@ -7,7 +7,7 @@ chosen by rows that a network did not train on, inside the training rows; then a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.criterion import measure
+from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import known_elsewhere
 
 #: Epochs without a smaller loss of any setting after which the search ends.
@@ -155,41 +155,27 @@ def _optimizer(plan: Plan, parameters: list[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(parameters, lr=plan.lr)
 
 
-@dataclass
-class _Best:
-    loss: float = np.inf
-    epoch: int = 0
-    decay: float = 0.0
-    scores: NDArray[Any] | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 def search_epochs(
     plan: Plan, problem: Problem, lesson: Lesson, folds: NDArray[np.int64], *, offset: float = 0.0, unit: float = 1.0
 ) -> Search:
     """The decay and the number of epochs of least out-of-fold loss; `offset` and `unit` make scores numbers again."""
     row_folds = np.repeat(folds, problem.views)
-    known = known_elsewhere(problem, folds)
     count = int(folds.max()) + 1
     members = [np.flatnonzero(row_folds != fold) for _ in plan.decays for fold in range(count)]
     decay = torch.tensor([decay for decay in plan.decays for _ in range(count)])
     curves: dict[float, list[dict[str, Any]]] = {decay: [] for decay in plan.decays}
-    best = _Best()
+    best = Best(problem, folds, known_elsewhere(problem, folds), progress=PROGRESS)
     for epoch, (stack, train_loss) in enumerate(train_stack(plan, lesson, members, decay), start=1):
         held = _held_out(stack, lesson, row_folds, count)
         for place, decay_value in enumerate(plan.decays):
             scores = held[place] if problem.classes else held[place][:, 0] * unit + offset
-            of_image = problem.per_image(scores)
-            found = measure(problem, of_image, known)
+            found = best.offer({"epochs": epoch, "decay": decay_value}, problem.per_image(scores))
             curves[decay_value].append(_entry(epoch, train_loss, found))
-            if found["loss"] < best.loss * (1 - PROGRESS):
-                mask = known if of_image.ndim == 1 else known[:, None]
-                best = _Best(found["loss"], epoch, decay_value, np.where(mask, of_image, np.nan))
-        if epoch - best.epoch >= PATIENCE and not plan.drop_every:
+        if epoch - best.setting["epochs"] >= PATIENCE and not plan.drop_every:
             break
     table = [{"decay": value, **min(curve, key=lambda entry: entry["val_loss"])} for value, curve in curves.items()]
-    chosen = {"epochs": best.epoch, "decay": best.decay}
-    return Search(table, chosen, best.scores, epochs=curves[best.decay], best_epoch=best.epoch)
+    curve = curves[best.setting["decay"]]
+    return Search(table, best.setting, best.scores, epochs=curve, best_epoch=best.setting["epochs"])
 
 
 def _entry(epoch: int, train_loss: float, found: dict[str, float]) -> dict[str, Any]:

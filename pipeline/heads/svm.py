@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.criterion import measure
+from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import EstimatorHead, known_elsewhere, widened
 
 #: Rows and classes up to which kernels are tried; beyond, the linear solver needs no Gram matrix.
@@ -96,23 +96,16 @@ class SvmHead(EstimatorHead):
         said = parallel(
             delayed(self._fold_scores)(problem, row_folds == fold, family, features, gram) for family, fold in tasks
         )
-        known = known_elsewhere(problem, folds)
-        search, best = Search(), families[0][0]
+        best = Best(problem, folds, known_elsewhere(problem, folds))
+        table = []
         for family in families:
             for place, setting in enumerate(family):
                 scores = _gathered(
                     {fold: said[tasks.index((family, fold))][place] for fold in range(int(folds.max()) + 1)},
                     row_folds,
                 )
-                of_image = problem.per_image(scores)
-                found = measure(problem, of_image, known)
-                if not search.table or found["loss"] < min(entry["loss"] for entry in search.table):
-                    best = setting
-                    search.chosen = setting.to_json()
-                    mask = known if of_image.ndim == 1 else known[:, None]
-                    search.scores = np.where(mask, of_image, np.nan)
-                search.table.append({**setting.to_json(), **found})
-        return search, best
+                table.append({**setting.to_json(), **best.offer(setting.to_json(), problem.per_image(scores))})
+        return Search(table, best.setting, best.scores), Setting(**best.setting)
 
     def _fold_scores(
         self,
