@@ -147,7 +147,9 @@ def test_numbers_that_are_noise_within_the_class_have_reached_the_floor(tmp_path
     assert (floor["within"], floor["rows"], floor["reached"]) == ("kind", cv["n"], True)
     assert floor["rmse"] == pytest.approx(cv["rmse"])
     assert floor["spread"] == pytest.approx(np.sqrt((8**2 + 12**2 + 30**2) / 3), rel=0.1)
-    assert result.notices[-1].startswith(f"out-of-fold RMSE {cv['rmse']:.4g} is the spread of 'length' within kind (")
+    assert result.notices[-1].startswith(
+        f"out-of-fold RMSE {cv['rmse']:.4g} is no better than the spread of 'length' within kind ("
+    )
     assert json.loads((tmp_path / "model" / "metrics.json").read_text())["cv"] == cv
 
 
