@@ -43,7 +43,8 @@ class Floor:
 
     def notice(self, target: str) -> str:
         """What a person should know where it is reached."""
-        said = f"out-of-fold RMSE {self.rmse:.4g} is no better than the spread of {target!r} within {self.within} ({self.spread:.4g})"
+        spread = f"the spread of {target!r} within {self.within} ({self.spread:.4g})"
+        said = f"out-of-fold RMSE {self.rmse:.4g} is no better than {spread}"
         if self.within == CONTENT:
             return f"{said}: the noise floor is reached, better features will not help"
         return (
