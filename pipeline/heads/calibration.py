@@ -25,12 +25,12 @@ def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: N
     """The sharpness that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
 
     The loss is convex in it, so the root of its slope is the one minimum. Ranking and accuracy do not change. The
-    truth is taken for certain only as far as n rows allow (Platt, 1999): as if each row had occurred n times with its
-    class and once with every class. Few rows that are all told apart would otherwise make any doubt impossible.
+    truth is taken for certain only as far as n rows allow (after Platt, 1999): as if each row had occurred n times with
+    its class and once with any. Few rows that are all told apart would otherwise make every doubt impossible.
     """
     scores = scores.astype(np.float64)
-    rows, classes = scores.shape
-    of_truth = (rows * scores[np.arange(rows), y] + scores.sum(axis=1)) / (rows + classes)
+    rows = len(scores)
+    of_truth = (rows * scores[np.arange(rows), y] + scores.mean(axis=1)) / (rows + 1)
 
     def slope(log_sharpness: float) -> float:
         expected = (softmax(scores, float(np.exp(log_sharpness))) * scores).sum(axis=1)
