@@ -196,6 +196,7 @@ class GpuEngine:
         if batch_size == "auto":
 
             def trial(count: int) -> int:
+                # Uncompiled also where it will be compiled: every size that is tried would cost its compilation.
                 return taken(device, lambda: TorchRunner.on_all_cores(runner, _blank(transform, count)))
 
             size = fastest_size(trial, smallest=SMALLEST_BATCH, largest=LARGEST_BATCH, budget=room)
