@@ -197,13 +197,13 @@ class Model:
     @cached_property
     def base(self) -> Base:
         """The base with the very weights of the training; any others are an error."""
-        from pipeline.bases import load_base  # 180 MB of torchvision that a head on features does without
+        from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
 
         known = self.record.base
         weights = known.weights if known.fine_tuned else self._weights or known.weights
         tuned = self.folder / "base.safetensors" if known.fine_tuned else None
         try:
-            base = load_base(known.name, weights, seed=known.seed, tuned=tuned)
+            base = base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
         except BaseError as error:
             raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
         if base.digest != self.record.recipe.weights:

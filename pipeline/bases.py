@@ -14,16 +14,17 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.config import Recipe
 from pipeline.errors import BaseError
 from pipeline.inputs import InputTransform
-from pipeline.layers import FeatureNetwork, check_pool, find_taps
+from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
 from pipeline.registry import nearest
 from pipeline.weights import State, digest, read_embedded, read_state
 from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size, prefix_of
@@ -38,6 +39,7 @@ __all__ = [
     "BaseInfo",
     "FeatureNetwork",
     "InputTransform",
+    "base_of",
     "feature_network",
     "feature_shapes",
     "list_bases",
@@ -68,13 +70,18 @@ class Base:
         return list(self.family.aliases)
 
 
-def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13, tuned: Path | None = None) -> Base:
+def load_base(
+    name: str, weights: str = "DEFAULT", *, seed: int = 13, size: int | None = None, tuned: Path | None = None
+) -> Base:
     """The base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`) or a
     file.
 
+    `size` is for inputs of other pixels than those the weights were made for; a shift up by a seventh often helps,
+    since objects look larger in the random crops of training (Touvron et al., 2019).
     `tuned` is a file with what training made of these weights: it takes their place, under their transform.
 
-    Raises `BaseError` where the name is unknown or the weights cannot be had or do not fit.
+    Raises `BaseError` where the name is unknown, the weights cannot be had or do not fit, or the network cannot take
+    inputs of `size`.
     """
     zoo, short = find_zoo(name)
     published = None if weights in ("none", "embedded", "DEFAULT") or _is_file(weights) else weights
@@ -97,11 +104,28 @@ def load_base(name: str, weights: str = "DEFAULT", *, seed: int = 13, tuned: Pat
         weights=weights,
         digest=digest(module, without=missing),
         module=module,
-        transform=plan.transform,
+        transform=plan.transform if size is None else _resized(name, module, plan.transform, size),
         classes=None if weights == "none" or tuned or _is_file(weights) else plan.categories,
         family=plan.family,
         missing=missing,
     )
+
+
+def base_of(recipe: Recipe, weights: str, *, seed: int, tuned: Path | None = None) -> Base:
+    """The base of a `recipe`, which sees images as the recipe says. Raises `BaseError` as `load_base` does."""
+    base = load_base(recipe.base, weights, seed=seed, tuned=tuned)
+    return replace(base, transform=InputTransform.from_description(recipe.transform))
+
+
+def _resized(name: str, module: nn.Module, transform: InputTransform, size: int) -> InputTransform:
+    resized = transform.at_size(size)
+    try:
+        run_on_meta(module, resized.size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = resized.size
+        cause = str(error).splitlines()[0].rstrip(".!")
+        raise BaseError(f"{name} cannot take images of {height} x {width}: {cause}; leave out --size") from None
+    return resized
 
 
 def _is_file(weights: str) -> bool:

@@ -56,6 +56,7 @@ class BaseSettings(Settings):
 
     base: str = Field("resnet18", description="Frozen base: a torchvision model, or timm:NAME.")
     weights: str = Field("DEFAULT", description="DEFAULT, an enum name, embedded, none (random) or a file.")
+    size: int | None = Field(None, ge=1, le=4096, description="Pixels of the input's shorter side, not the base's own.")
 
 
 class ExtractSettings(SourceSettings, BaseSettings):
@@ -125,7 +126,7 @@ class FinetuneSettings(SourceSettings, BaseSettings):
 
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
-        twice = [name for name in ("base", "layer", "pool") if name in self.model_fields_set]
+        twice = [name for name in ("base", "size", "layer", "pool") if name in self.model_fields_set]
         if self.head is not None and twice:
             raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
         return self

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bases import Base, load_base
+from pipeline.bases import Base, base_of
 from pipeline.config import Recipe
 from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
 from pipeline.engines import Engine, make_engine
@@ -287,7 +287,7 @@ def _serve(pipe: Connection, device: str, work: Work, share: int) -> None:
 
 
 def _compute(pipe: Connection, device: str, work: Work, share: int) -> None:
-    base = load_base(work.recipe.base, work.weights, seed=work.seed)
+    base = base_of(work.recipe, work.weights, seed=work.seed)
     with CoreThreads(share) as threads:
         solo = Solo(base, device, work, threads)
         pipe.send(_Ready(solo.name, solo.shapes, solo.batch_size))

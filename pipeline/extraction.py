@@ -236,7 +236,7 @@ class Job:
         manifest = whole.rows(start, stop)
         for note in manifest.notes:
             log.info("%s: %s", manifest.source, note)
-        base = load_base(settings.base, settings.weights, seed=settings.seed)
+        base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size)
         part = Part.of([record.id for record in whole.records], start, stop)
         return cls(settings, manifest, part, base, recipe_of(settings, base))
 

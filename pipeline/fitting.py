@@ -164,6 +164,7 @@ class Lesson:
             classes=None if self.target.names is None else len(self.target.names),
             views=self.table.views,
             score_views=self.settings.score_views,
+            widths=self.table.widths,
         )
 
     def score(self, head: Head, rows: Indices) -> Scored:

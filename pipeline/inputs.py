@@ -7,7 +7,7 @@ other they equal ``weights.transforms()`` of torchvision, and the evaluation tra
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -18,6 +18,9 @@ from PIL import Image
 from pipeline.errors import BaseError
 
 Fit = Literal["shortest", "longest", "stretch"]
+
+#: Pixels that a side of the input may have.
+LARGEST = 8192
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,11 +53,21 @@ class InputTransform:
             raise BaseError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
         if self.fit not in get_args(Fit):
             raise BaseError(f"unknown fit {self.fit!r} of an input transform; known: {', '.join(get_args(Fit))}")
+        for name, sides in (("resize", self.resize), ("crop", self.crop)):
+            if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
+                raise BaseError(f"{name} of an input transform is two numbers from 1 to {LARGEST}, not {sides!r}")
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of what the base sees."""
         return self.crop
+
+    def at_size(self, size: int) -> InputTransform:
+        """The same part of an image with `size` pixels on its shorter side."""
+        times = size / min(self.crop)
+        height, width = (round(side * times) for side in self.crop)
+        to_height, to_width = (round(side * times) for side in self.resize)
+        return replace(self, crop=(height, width), resize=(to_height, to_width))
 
     @property
     def least_size(self) -> tuple[int, int]:

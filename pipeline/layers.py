@@ -126,7 +126,7 @@ def _trace(network: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int])
     ]
     try:
         with torch.no_grad(), _tapped(network, taps, keep):
-            _run_on_meta(network, input_size)
+            run_on_meta(network, input_size)
     finally:
         for handle in handles:
             handle.remove()
@@ -138,7 +138,8 @@ def _trace(network: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int])
     return _Trace(events, [values[number] for number in range(len(taps))], unused)
 
 
-def _run_on_meta(network: nn.Module, input_size: tuple[int, int]) -> None:
+def run_on_meta(network: nn.Module, input_size: tuple[int, int]) -> None:
+    """One image of (height, width) through `network` as shapes without values; raises what the network raises."""
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     torch.func.functional_call(network, shadows, torch.empty(1, 3, *input_size, device="meta"))

@@ -34,9 +34,9 @@ Features = NDArray[np.float32]
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Features (n, D) float32 of n images: paths, PIL images, or uint8 arrays (H, W), (H, W, 3) or (n, H, W, 3).
 
-    `base`, `weights`, `layer` (one name or several), `pool` and `seed` are those of ``pipeline extract``; `engine` and
-    `device` say what runs the base, `batch_size` images at a time. `cache` is a feature file that ``pipeline extract``
-    made with the same recipe: images whose content it holds are read from it and not computed.
+    `base`, `weights`, `size`, `layer` (one name or several), `pool` and `seed` are those of ``pipeline extract``;
+    `engine` and `device` say what runs the base, `batch_size` images at a time. `cache` is a feature file that
+    ``pipeline extract`` made with the same recipe: images whose content it holds are read from it and not computed.
 
     It learns nothing from images. It is cloned and pickled by its parameters alone; the base is loaded where it is
     needed. Raises `ImageError` for an image that cannot be read, `BaseError` where the base cannot be had.
@@ -47,6 +47,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         base: str = "resnet18",
         *,
         weights: str = "DEFAULT",
+        size: int | None = None,
         layer: str | Sequence[str] = "avgpool",
         pool: Pool = "none",
         engine: str = "auto",
@@ -57,6 +58,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     ) -> None:
         self.base = base
         self.weights = weights
+        self.size = size
         self.layer = layer
         self.pool = pool
         self.engine = engine
@@ -104,7 +106,7 @@ class _Runner:
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         layers = (extractor.layer,) if isinstance(extractor.layer, str) else tuple(extractor.layer)
-        self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed)
+        self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed, size=extractor.size)
         self._engine: Engine = make_engine(
             self.base, layers, extractor.pool, engine=extractor.engine, device=extractor.device
         )

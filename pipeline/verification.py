@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bases import load_base
+from pipeline.bases import base_of
 from pipeline.config import SourceSettings
 from pipeline.engines import make_engine
 from pipeline.errors import RecipeMismatchError, StoreDamagedError
@@ -167,8 +167,8 @@ class Recomputation:
 
     def __init__(self, store: FeatureStore, *, weights: str | None, engine: str, device: str) -> None:
         recipe, made_with = store.recipe, store.environment
-        base = load_base(recipe.base, weights or made_with["weights"], seed=made_with["seed"])
-        if base.digest != recipe.weights or base.transform.describe() != recipe.transform:
+        base = base_of(recipe, weights or made_with["weights"], seed=made_with["seed"])
+        if base.digest != recipe.weights:
             raise RecipeMismatchError(
                 f"{store.path} was made with weights {recipe.weights[:12]} of {recipe.base}, and"
                 f" {weights or made_with['weights']} are {base.digest[:12]}; give the right file with --weights FILE"

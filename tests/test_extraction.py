@@ -18,11 +18,16 @@ import torch
 from pictures import encoded, photo, write_photos
 from PIL import Image
 
+from pipeline.artifact import load_model
 from pipeline.bases import feature_network, load_base
-from pipeline.errors import RecipeMismatchError, SettingsError, SourceError
+from pipeline.errors import BaseError, RecipeMismatchError, SettingsError, SourceError
 from pipeline.extraction import ExtractResult, advice, extract, rehearse
+from pipeline.fitting import fit_head
 from pipeline.pixels import decode
+from pipeline.prediction import predict
 from pipeline.store import FeatureStore
+from pipeline.transformer import FeatureExtractor
+from pipeline.verification import verify
 
 EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}
 
@@ -163,8 +168,38 @@ def test_several_layers_and_poolings(photo_folder: Path, tmp_path: Path) -> None
         assert file["features/features.5"].dtype == np.float16
 
 
+def test_another_size_is_kept_to_by_all_that_comes_after(split_folder: Path, tmp_path: Path) -> None:
+    run(split_folder, tmp_path / "f.h5", size=96)
+    assert verify(tmp_path / "f.h5", recompute=100).largest_difference < 1e-5
+    model = fit_head(tmp_path / "f.h5", tmp_path / "model").model
+    with FeatureStore.open(tmp_path / "f.h5") as store:
+        assert store.recipe.transform["crop"] == [96, 96]
+        rows = store.select()
+        wanted = load_model(model).head.scores(store.features("avgpool", rows))
+        ids = [str(split_folder / store.ids[row]) for row in rows]
+    said = predict(model, ids, top=2).predictions
+    np.testing.assert_allclose([entry["score"] for entry in said], wanted.max(axis=1), atol=1e-4)
+    features = FeatureExtractor(**EMBEDDED, size=96, cache=tmp_path / "f.h5").fit_transform(ids)
+    fresh = FeatureExtractor(**EMBEDDED, size=96).fit_transform(ids)
+    np.testing.assert_allclose(features, fresh, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
-    "change", [{"layer": ("features.5",)}, {"pool": "flatten"}, {"dtype": "float16"}, {"weights": "none"}]
+    ("options", "message"),
+    [
+        ({"base": "vit_b_32", "weights": "none", "size": 96}, "vit_b_32 cannot take images of 96 x 96"),
+        ({"size": 3}, "squeezenet1_1 cannot take images of 3 x 3: .*leave out --size"),
+    ],
+)
+def test_a_size_that_a_base_cannot_take(
+    photo_folder: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BaseError, match=message):
+        run(photo_folder, tmp_path / "f.h5", **options)
+
+
+@pytest.mark.parametrize(
+    "change", [{"layer": ("features.5",)}, {"pool": "flatten"}, {"dtype": "float16"}, {"weights": "none"}, {"size": 96}]
 )
 def test_another_recipe_is_refused_and_the_file_stays(
     photo_folder: Path, tmp_path: Path, change: dict[str, Any]

@@ -42,7 +42,7 @@ QUICK = {"epochs": 1, "train": ("features.12",), "workers": 2}
 def tinted(number: int, *, warm: bool) -> Image.Image:
     """A picture with a tint that shows most of the time."""
     tint = (200, 120, 40) if warm else (40, 120, 200)
-    return Image.blend(photo(number + 1000 * warm, (80, 64)), Image.new("RGB", (80, 64), tint), 0.35)
+    return Image.blend(photo(number + 1000 * warm, (80, 64)), Image.new("RGB", (80, 64), tint), 0.25)
 
 
 def write(folder: Path, count: int, *, first: int = 0) -> None:
@@ -201,11 +201,13 @@ def test_the_same_seed_gives_the_same_bits(few: Path, tmp_path: Path) -> None:
 
 
 def test_a_head_alone_leaves_the_base_as_it_is_published(few: Path, tmp_path: Path) -> None:
-    found = finetune(few, tmp_path / "head", **EMBEDDED, **{**QUICK, "train": ("head",), "augment": ("none",)})
+    options = {**QUICK, "train": ("head",), "augment": ("none",), "size": 96}
+    found = finetune(few, tmp_path / "head", **EMBEDDED, **options)
     assert not (found.model / "base.safetensors").exists()
     model = load_model(found.model)
     assert not model.record.base.fine_tuned
     assert model.base.digest == load_base(**_named(EMBEDDED)).digest
+    assert model.base.transform.size == (96, 96)
     assert evaluate(found.model, few).metrics["accuracy"] == found.metrics["val"]["accuracy"]
 
 
@@ -229,7 +231,7 @@ def test_from_scratch_everything_moves(few: Path, tmp_path: Path) -> None:
 
 def test_numbers_are_learned_in_their_own_unit(source: Path, tmp_path: Path) -> None:
     table = numbers(source, tmp_path / "lengths.csv")
-    found = finetune(output=tmp_path / "model", **table, **EMBEDDED, **{**QUICK, "epochs": 3}, augment=("flip",))
+    found = finetune(output=tmp_path / "model", **table, **EMBEDDED, **{**QUICK, "epochs": 6}, augment=("flip",))
     first, best = found.epochs[0].val, found.epochs[found.best_epoch].val
     assert best["rmse"] < 0.8 * first["rmse"]
     assert found.metrics["val"]["rmse"] == pytest.approx(best["rmse"], rel=1e-3)
@@ -333,6 +335,7 @@ WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
     ({"device": "cuda:77"}, PipelineError, "cuda:77"),
     ({"head": "nowhere"}, ModelError, "nowhere is not a model folder"),
     ({"head": "anything", "layer": ("avgpool",)}, SettingsError, "layer comes from the model folder"),
+    ({"head": "anything", "size": 96}, SettingsError, "size comes from the model folder"),
 ]
 
 

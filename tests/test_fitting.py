@@ -276,9 +276,9 @@ def test_a_planted_leak_is_caught(tmp_path, monkeypatch):
 
     honest = ridge.Standard.of
 
-    def leaky(rows: Any) -> Any:
+    def leaky(rows: Any, widths: Any) -> Any:
         everything = np.load(tmp_path / "everything.npy")
-        return honest(ArrayRows(everything))
+        return honest(ArrayRows(everything), widths)
 
     monkeypatch.setattr(ridge.Standard, "of", leaky)
     X, y = clouds()

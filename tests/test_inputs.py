@@ -73,12 +73,28 @@ def test_description_goes_through_json_and_back() -> None:
     assert InputTransform.from_description(json.loads(json.dumps(transform.describe()))) == transform
 
 
+def test_another_size_shows_the_same_part_of_an_image() -> None:
+    transform = InputTransform(resize=(256, 256), crop=(224, 224))
+    larger = transform.at_size(448)
+    assert (larger.resize, larger.crop) == ((512, 512), (448, 448))
+    assert transform.at_size(224) == transform
+    oblong = InputTransform(resize=(100, 200), crop=(80, 160), fit="stretch").at_size(40)
+    assert (oblong.resize, oblong.crop) == ((50, 100), (40, 80))
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((800, 600))
+    halved = Image.fromarray(larger.shape(smooth)).resize((224, 224), Image.Resampling.BOX)
+    off = np.abs(np.asarray(halved).astype(int) - transform.shape(smooth).astype(int))
+    assert off.mean() < 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"interpolation": "cubic"}, "unknown interpolation 'cubic'"),
         ({"fit": "tight"}, "unknown fit 'tight'"),
         ({"padding": 4}, "not the description of an input transform"),
+        ({"crop": [8]}, "crop of an input transform is two numbers"),
+        ({"crop": [8, 10**6]}, "crop of an input transform is two numbers"),
+        ({"resize": ["8", "8"]}, "resize of an input transform is two numbers"),
     ],
 )
 def test_descriptions_that_are_none(change: dict[str, object], message: str) -> None:

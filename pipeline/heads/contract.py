@@ -8,7 +8,7 @@ scores of every row by a model that did not train on it: calibration and predict
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -21,6 +21,7 @@ from pipeline.errors import HeadError
 from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
 from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import ArrayRows, Rows
+from pipeline.heads.standard import Standard
 
 Task = Literal["classes", "numbers"]
 
@@ -32,7 +33,8 @@ class Problem:
     """Training images: V consecutive feature rows each (V = 1 without views), and for each of the n images the rest.
 
     `y` is class codes (n,) int64 or numbers (n,) float64, `weights` (n,) positive with mean 1, `groups` (n,) equal
-    where the content is identical, `classes` the number of classes or None for numbers.
+    where the content is identical, `classes` the number of classes or None for numbers. `widths` are the dimensions of
+    each layer, where rows are several of them side by side.
     """
 
     rows: Rows
@@ -42,6 +44,7 @@ class Problem:
     classes: int | None
     views: int = 1
     score_views: str = "plain"
+    widths: tuple[int, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -80,7 +83,12 @@ class Problem:
             self.classes,
             self.views,
             self.score_views,
+            self.widths,
         )
+
+    def standard(self) -> Standard:
+        """How the features are standardised: by all rows, each layer for itself."""
+        return Standard.of(self.rows, self.widths)
 
     def folds(self, count: int, seed: int) -> NDArray[np.int64] | None:
         """The fold of every image, (n,), or None where no class has two distinct images to learn and to check on."""
@@ -222,6 +230,7 @@ def problem_of(
     groups: NDArray[np.int64] | None = None,
     classes: int | None = None,
     score_views: str = "plain",
+    widths: Sequence[int] = (),
 ) -> Problem:
     """A problem from arrays: features (n, D) or (n, V, D), `y` integer codes for classes or floats for numbers.
 
@@ -238,4 +247,4 @@ def problem_of(
     else:
         y, classes = y.astype(np.float64), None
     groups = np.arange(len(y)) if groups is None else groups
-    return Problem(rows, y, weights / weights.mean(), groups, classes, views, score_views)
+    return Problem(rows, y, weights / weights.mean(), groups, classes, views, score_views, tuple(widths))

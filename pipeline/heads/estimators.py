@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from pipeline.heads.contract import Head, Problem
+from pipeline.heads.standard import Standard
 
 FILE = "head.skops"
 #: Raw score, in spreads of a row's scores, of a class that a model has no example of: below all others.
@@ -66,6 +67,16 @@ def read_pipeline(path: Path, allowed: Sequence[str]) -> Any:
     if len(steps) != 2 or steps[0] != "StandardScaler" or steps[1] not in allowed:
         raise ModelError(f"{path} holds {steps or type(pipeline).__name__}, not a head that this program trains")
     return pipeline
+
+
+def scaler_of(standard: Standard) -> Any:
+    """The scikit-learn scaler that does what `standard` says."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    scaler.mean_, scaler.scale_, scaler.var_ = standard.mean, standard.scale, np.square(standard.scale)
+    scaler.n_features_in_ = len(standard.mean)
+    return scaler
 
 
 def widened(scores: NDArray[np.floating], known: NDArray[np.integer], classes: int) -> NDArray[np.float64]:

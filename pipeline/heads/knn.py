@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ModelError
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.estimators import FILE, EstimatorHead, known_elsewhere
+from pipeline.heads.estimators import FILE, EstimatorHead, known_elsewhere, scaler_of
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25, 45)
 METRICS = ("cosine", "euclidean")
@@ -34,9 +34,8 @@ class KnnHead(EstimatorHead):
         """Look up the neighbours of each fold once a metric; every setting is a vote among them."""
         from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
         from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        scaler = StandardScaler().fit(problem.rows.array())
+        scaler = scaler_of(problem.standard())
         features = scaler.transform(problem.rows.array()).astype(np.float32)
         self.classes = problem.classes
         search = Search(chosen=DEFAULT) if folds is None else self._search(problem, folds, features)

@@ -42,7 +42,7 @@ class LinearHead(AffineHead):
         """Solve all folds for each penalty, from strong to weak; then all rows with the best."""
         if problem.classes is None:
             raise HeadError("head 'linear' learns classes; take --head regressor or ridge for numbers")
-        standard = Standard.of(problem.rows)
+        standard = problem.standard()
         if self.settings.solver == "sgd":
             weight, bias, search = self._by_steps(problem, standard, folds)
         else:

@@ -97,7 +97,7 @@ class MlpHead(Head):
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Train all folds and decays side by side, then all rows with the best decay for the best epochs."""
-        standard = Standard.of(problem.rows)
+        standard = problem.standard()
         offset, unit = 0.0, 1.0
         if problem.classes is None:
             offset, unit = float(problem.y.mean()), float(problem.y.std())

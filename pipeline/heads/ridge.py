@@ -263,7 +263,7 @@ def _held_out(
 
 def _decomposed(problem: Problem) -> tuple[Decomposition, Standard]:
     """The rows of `problem`, decomposed, and how they are standardised."""
-    standard = Standard.of(problem.rows)
+    standard = problem.standard()
     target = Target(_targets(problem.row_y, problem.classes), problem.row_weights)
     return Decomposition(problem.rows, standard, target), standard
 

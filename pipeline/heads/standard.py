@@ -1,7 +1,15 @@
-"""Standardisation of features, and how it is folded into the weights of a linear model."""
+"""Standardisation of features, and how it is folded into the weights of a linear model.
+
+All features of a layer are in one unit, and few rows tell the spread of a feature badly: one that is zero in nearly all
+of them seems to have next to none, and divided by it a new row explodes. So each is divided by the root of the sum of
+two squares, its own spread and the mean spread of its layer, as small spreads are tamed elsewhere (the fudge factor of
+Tusher, Tibshirani and Chu, 2001). One factor for the layer then makes the mean variance of its features 1, so that
+layers stand side by side whatever their units.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,32 +24,40 @@ _CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class Standard:
-    """Mean (D,) and spread (D,) of training features; a constant feature has an infinite spread and so no say."""
+    """What is taken off training features, `mean` (D,), and what they are divided by, `scale` (D,).
+
+    A constant feature has an infinite scale and so no say.
+    """
 
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: Rows) -> Standard:
-        """Of all `rows`, in one pass. Raises `HeadError` on features that are not finite."""
+    def of(cls, rows: Rows, widths: Sequence[int] = ()) -> Standard:
+        """Of all `rows`, in one pass; `widths` are the dimensions of each layer in them, none for one layer.
+
+        Raises `HeadError` on features that are not finite.
+        """
         count, dimensions = rows.shape
         shift: NDArray[np.float32] | None = None
         total, squares = np.zeros(dimensions), np.zeros(dimensions)
         for _, block in rows.blocks():
             if shift is None:  # sums of what is near zero lose no digits
                 shift = block.mean(axis=0)
-            centred = block - shift
-            total += centred.sum(axis=0, dtype=np.float64)
-            squares += np.einsum("nd,nd->d", centred, centred, dtype=np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                centred = block - shift
+                total += centred.sum(axis=0, dtype=np.float64)
+                squares += np.einsum("nd,nd->d", centred, centred, dtype=np.float64)
         if shift is None:
             raise HeadError("there is no row to train on")
         if not np.isfinite(squares).all():
             raise HeadError("the features hold NaN or infinity; run pipeline verify on the file")
         offset = total / count
         mean = shift + offset
-        scale = np.sqrt(np.maximum(squares / count - offset**2, 0))
-        scale[scale <= _CONSTANT * np.abs(mean)] = np.inf
-        return cls(mean, scale)
+        spread = np.sqrt(np.maximum(squares / count - offset**2, 0))
+        spread[spread <= _CONSTANT * np.abs(mean)] = 0
+        layers = np.split(spread, np.cumsum(widths)[:-1]) if widths else [spread]
+        return cls(mean, np.concatenate([_scale(layer) for layer in layers]))
 
     def apply(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """Standardised features (n, D)."""
@@ -55,3 +71,14 @@ class Standard:
         """Weight (C, D) and bias (C,) on raw features, from those on standardised ones."""
         raw = weight / self.scale
         return raw.astype(np.float32), (bias - raw @ self.mean).astype(np.float32)
+
+
+def _scale(spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What to divide the features of one layer by, from the `spread` of each; 0 is that of a constant one."""
+    scale = np.full(len(spread), np.inf)
+    varies = spread > 0
+    if varies.any():
+        own = spread[varies]
+        tamed = np.hypot(own, own.mean())
+        scale[varies] = tamed * np.sqrt(np.square(own / tamed).mean())
+    return scale

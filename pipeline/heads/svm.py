@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.estimators import EstimatorHead, known_elsewhere, widened
+from pipeline.heads.estimators import EstimatorHead, known_elsewhere, scaler_of, widened
 
 #: Rows and classes up to which kernels are tried; beyond, the linear solver needs no Gram matrix.
 KERNEL_ROWS, KERNEL_CLASSES = 5000, 100
@@ -53,9 +53,8 @@ class SvmHead(EstimatorHead):
     def train(self, problem: Problem, folds: Folds | None) -> Search:
         """Cross-validate every setting, then train the best on all rows."""
         from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        scaler = StandardScaler().fit(problem.rows.array())
+        scaler = scaler_of(problem.standard())
         features = scaler.transform(problem.rows.array()).astype(np.float64)
         self.classes = problem.classes
         if problem.classes is None:

@@ -18,7 +18,7 @@ Indices = NDArray[np.int64]
 
 
 class FeatureTable:
-    """The features of some layers of `store`: for each image `views` rows of `dimensions` numbers."""
+    """The features of some layers of `store`: for each image `views` rows of `dimensions` numbers, `widths` a layer."""
 
     def __init__(self, store: FeatureStore, layers: Sequence[str]) -> None:
         self._store = store
@@ -26,14 +26,14 @@ class FeatureTable:
         has_views = store.recipe.views > 0
         shapes = [store.layers[layer] for layer in layers]
         self.views = shapes[0][0] if has_views else 1
-        self._widths = [int(np.prod(shape[1:] if has_views else shape)) for shape in shapes]
-        self.dimensions = sum(self._widths)
+        self.widths = tuple(int(np.prod(shape[1:] if has_views else shape)) for shape in shapes)
+        self.dimensions = sum(self.widths)
 
     def images(self, images: Indices) -> NDArray[np.float32]:
         """Features (n, views, D) of `images`."""
         parts = [
             self._store.features(layer, images).reshape(len(images), self.views, width)
-            for layer, width in zip(self._layers, self._widths, strict=True)
+            for layer, width in zip(self._layers, self.widths, strict=True)
         ]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         return whole.astype(np.float32, copy=False)
