@@ -145,7 +145,7 @@ class FinetuneSettings(SourceSettings, BaseSettings):
 class FitSettings(Settings):
     """Stage two: a head on cached features. What is left at its default is searched or follows from the data."""
 
-    head: str = Field("linear", description="linear, svm, ridge, knn, mlp, blend, regressor or auto.")
+    head: str = Field("linear", description="linear, svm, ridge, knn, mlp, binned, blend, regressor, auto.")
     target: str | None = Field(None, description="What to predict, where the file has several targets.")
     layer: tuple[str, ...] = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, gt=0, lt=1, description="Share held out where the file has no split.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, SettingsError
+from pipeline.heads.binned import BinnedHead
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Search, Task, problem_of
 from pipeline.heads.knn import KnnHead
@@ -20,7 +21,7 @@ from pipeline.heads.svm import SvmHead
 from pipeline.registry import Registry
 
 HEADS: Registry[type[Head]] = Registry("head")
-for _head in (LinearHead, SvmHead, RidgeHead, KnnHead, MlpHead, BlendHead):
+for _head in (LinearHead, SvmHead, RidgeHead, KnnHead, MlpHead, BinnedHead, BlendHead):
     HEADS.add(_head.name, _head)
 
 __all__ = ["HEADS", "Head", "LinearHead", "Problem", "Search", "Task", "load_head", "problem_of"]

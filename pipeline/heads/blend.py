@@ -14,18 +14,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.heads.binned import BinnedHead
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.mlp import MlpHead
 from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.svm import SvmHead
 
-MEMBERS: dict[str, type[Head]] = {kind.name: kind for kind in (LinearHead, RidgeHead, SvmHead, MlpHead)}
+MEMBERS: dict[str, type[Head]] = {kind.name: kind for kind in (LinearHead, RidgeHead, SvmHead, MlpHead, BinnedHead)}
 _SMALLEST = 1e-12
 
 
 class BlendHead(Head):
-    """The mean of linear, ridge, svm and mlp, each with its own search and calibration."""
+    """The mean of linear (of numbers: binned), ridge, svm and mlp, each with its own search and calibration."""
 
     name = "blend"
     members: dict[str, Head]

@@ -6,9 +6,9 @@ paired. The row "auto" scores the whole procedure: in each outer fold the head t
 outside. That of regressor is not: its few heads are trained once and compared by the out-of-fold scores of their best
 settings, which flatter each of them a little.
 
-The winner is the first in `PREFERRED` that is not clearly worse than the best: one whose paired interval reaches it. On
-few rows the order of scores is mostly chance, and to follow it costs more than it gains: the blend, which does not
-choose, comes first, and after it the simple heads.
+The winner of auto is the first in `PREFERRED` that is not clearly worse than the best: one whose paired interval
+reaches it. On few rows the order of accuracies is mostly chance, and to follow it costs more than it gains: the blend,
+which does not choose, comes first, and after it the simple heads. That of regressor has the least squared error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHOOSERS: dict[str, Task | None] = {"regressor": "numbers", "auto": None}
 #: Before all others the mean of several heads, then from simple to complex.
 PREFERRED = ("blend", "linear", "ridge", "knn", "svm", "mlp")
 #: What regressor chooses among; auto takes all that learn the task.
-REGRESSORS = ("ridge", "svm", "mlp")
+REGRESSORS = ("ridge", "svm", "mlp", "binned")
 PROCEDURE = "auto"
 #: How the heads of a ranking were compared.
 NESTED, SEARCHED = "nested cross-validation", "cross-validation of the searched settings"
@@ -83,7 +83,8 @@ def _best_searched(
 ) -> Trained:
     """The best by the out-of-fold scores that each search left behind: every head is trained once."""
     heads = {name: HEADS[name](problem.task, settings).fit(problem, folds) for name in names}
-    ranking = standings(problem, {name: np.asarray(head.search.scores) for name, head in heads.items()}, settings.seed)
+    scores = {name: np.asarray(head.search.scores) for name, head in heads.items()}
+    ranking = standings(problem, scores, settings.seed, prefer=())
     winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
     return Trained(winner, ranking, [*notices, *winner.search.notices], SEARCHED)
 
@@ -147,13 +148,15 @@ class Contest:
         return heads
 
 
-def standings(problem: Problem, scores: dict[str, NDArray[np.float64]], seed: int) -> list[dict[str, Any]]:
+def standings(
+    problem: Problem, scores: dict[str, NDArray[np.float64]], seed: int, *, prefer: Sequence[str] = PREFERRED
+) -> list[dict[str, Any]]:
     """Entries, best first, of what has out-of-fold `scores`; intervals by resampling rows, equal contents together."""
     qualities = {name: _qualities(problem, said) for name, said in scores.items()}
     samples = _resampled(problem.groups, seed)
     loss = {name: float(_losses(problem, said).mean()) for name, said in scores.items()}
     heads = sorted(scores.keys() - {PROCEDURE}, key=lambda name: (-qualities[name].mean(), loss[name], name))
-    chosen = choose({name: qualities[name] for name in heads}, samples)
+    chosen = choose({name: qualities[name] for name in heads}, samples, prefer)
     entries = []
     for name in (*heads, *(scores.keys() & {PROCEDURE})):
         low, high = _interval(samples, qualities[name])
@@ -184,17 +187,15 @@ def _shown(problem: Problem, quality: float) -> float:
     return quality if problem.classes is not None else max(-quality, 0.0) ** 0.5
 
 
-def choose(qualities: dict[str, NDArray[np.float64]], samples: NDArray[np.int64]) -> str:
-    """The first in `PREFERRED` that is not clearly worse than the best, by quality (n,) of each row."""
+def choose(
+    qualities: dict[str, NDArray[np.float64]], samples: NDArray[np.int64], prefer: Sequence[str] = PREFERRED
+) -> str:
+    """The first of `prefer` that is not clearly worse than the best, by quality (n,) of each row; else the best."""
     best = max(qualities, key=lambda name: float(qualities[name].mean()))
-    for name in sorted(qualities, key=_preference):
-        if _interval(samples, qualities[best] - qualities[name])[0] <= 0:
+    for name in prefer:
+        if name in qualities and _interval(samples, qualities[best] - qualities[name])[0] <= 0:
             return name
     return best
-
-
-def _preference(name: str) -> int:
-    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
 
 def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[np.float64]:

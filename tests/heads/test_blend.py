@@ -29,7 +29,7 @@ def test_it_says_the_mean_probability_of_its_members():
 def test_it_says_the_mean_value_of_its_members():
     features, y = line(120, 8)
     head = BlendHead("numbers", QUICK).fit(problem_of(features, y))
-    assert list(head.members) == ["ridge", "svm", "mlp"]
+    assert list(head.members) == ["ridge", "svm", "mlp", "binned"]
     mean = np.mean([member.predict(features) for member in head.members.values()], axis=0)
     np.testing.assert_allclose(head.predict(features), mean)
     assert head.interval_half_width == pytest.approx(1.645, abs=0.7)

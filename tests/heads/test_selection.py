@@ -33,7 +33,7 @@ def test_auto_ranks_all_heads_on_the_same_rows_and_refits_one():
 def test_regressor_takes_the_better_kind():
     features, y = line(160, 10)
     trained = train_head("regressor", problem_of(features, y), QUICK)
-    assert sorted(entry["head"] for entry in trained.ranking) == ["mlp", "ridge", "svm"]
+    assert sorted(entry["head"] for entry in trained.ranking) == ["binned", "mlp", "ridge", "svm"]
     assert trained.compared_by == "cross-validation of the searched settings"
     assert trained.head.name == "ridge"
     assert 0.8 < trained.ranking[0]["score"] < 1.4  # the noise has a standard deviation of 1
