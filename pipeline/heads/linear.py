@@ -86,13 +86,17 @@ def fit_logistic(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
     """Weight (C, D) and bias (C,) on standardised features, and the search that led there."""
     basis = make_basis(problem.rows, standard, device)
-    total = float(problem.weights.sum())
-    start: Fits | None = None
-    search = Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)})
-    if folds is not None:
-        search, start = search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
+    search, start = search_logistic(problem, basis, folds)
     weight, bias = fit_all(problem, basis, search.chosen["C"], start)
     return weight, bias, search
+
+
+def search_logistic(problem: Problem, basis: Basis, folds: NDArray[np.int64] | None) -> tuple[Search, Fits | None]:
+    """`search_penalty` over all penalties; the default one and nothing to start from where there are no folds."""
+    total = float(problem.weights.sum())
+    if folds is None:
+        return Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)}), None
+    return search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
 
 
 def fit_all(

@@ -32,6 +32,8 @@ def test_ranges_hold_as_many_numbers_each_and_equal_numbers_stay_together():
     assert np.bincount(bins(np.random.default_rng(0).normal(size=90), 3)).tolist() == [30, 30, 30]
     assert bins(np.array([1.0, 1.0, 1.0, 1.0, 2.0, 3.0]), 3).tolist() == [0, 0, 0, 0, 1, 1]
     assert bins(np.array([7.0, 7.0, 7.0, 8.0]), 8).tolist() == [0, 0, 0, 1]
+    assert bins(np.array([7.0, 8.0, 8.0, 8.0]), 2).tolist() == [0, 1, 1, 1]
+    assert bins(np.array([7.0, 7.0]), 2).tolist() == [0, 0]
 
 
 def test_heaps_are_told_better_than_by_a_line_and_regressor_notices():
@@ -78,6 +80,14 @@ def test_intervals_cover_what_they_promise():
     head = fitted(features[:500], y[:500])
     covered = (np.abs(head.predict(features[500:]) - y[500:]) <= head.interval_half_width).mean()
     assert covered == pytest.approx(0.9, abs=0.04)
+
+
+@pytest.mark.parametrize("y", [np.full(30, 7.0), np.repeat([7.0, 8.0], [1, 29]), np.repeat([7.0, 8.0], [29, 1])])
+def test_numbers_that_are_nearly_all_equal(y):
+    features, _ = blobs(30, 8, 2)
+    said = fitted(features, y).predict(features)
+    assert y.min() - 1e-9 <= said.min()
+    assert said.max() <= y.max() + 1e-9
 
 
 @pytest.mark.parametrize("rows", [2, 3, 7, 15, 40])
