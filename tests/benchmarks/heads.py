@@ -51,7 +51,7 @@ def features(
         hidden @ random.normal(size=(64, dimensions)) / 8 + 0.3 * random.normal(size=(rows, dimensions)), 0
     )
     raw = raw.astype(np.float32)
-    return (Standard.of(ArrayRows(raw)).apply(raw) if scaled else raw), y
+    return ((raw - raw.mean(axis=0)) / raw.std(axis=0) if scaled else raw), y
 
 
 clock = time.perf_counter
