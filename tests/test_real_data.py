@@ -47,6 +47,14 @@ def test_heads_on_the_embedded_base(insects: Path, tmp_path: Path, head: str, le
     assert result.metrics["val"]["accuracy"] >= least
 
 
+def test_auto_with_more_pixels_and_a_mirrored_view(real_data: Path, tmp_path: Path) -> None:
+    """Size and view were chosen by cross-validation of the training rows."""
+    options = {**EMBEDDED, "size": 256, "views": 1, "augment": ("mirror",)}
+    store = extract(real_data / "data/hymenoptera", tmp_path / "f.h5", **options).store
+    result = fit_head(store, tmp_path / "auto", head="auto", score_views="mean")
+    assert result.metrics["val"]["accuracy"] >= 0.91
+
+
 def test_either_engine_leads_to_the_same_answers(insects: Path, real_data: Path, tmp_path: Path) -> None:
     other = extract(real_data / "data/hymenoptera", tmp_path / "torch.h5", **EMBEDDED, engine="torch").store
     model = fit_head(insects, tmp_path / "m", head="ridge").model
@@ -119,9 +127,9 @@ def test_lengths_are_told_as_well_as_they_can_be_and_no_better(lengths: Path, tm
     mae, rmse, r2, covered = np.mean(found, axis=0)
     least_mae, least_rmse, most_r2 = np.mean(least, axis=0)
     assert (least_mae, least_rmse, most_r2) == pytest.approx((15.3, 22.0, 0.65), rel=0.05)
-    assert mae < 1.45 * least_mae
-    assert rmse < 1.3 * least_rmse
-    assert r2 > most_r2 - 0.25
+    assert mae < 1.35 * least_mae
+    assert rmse < 1.25 * least_rmse
+    assert r2 > most_r2 - 0.2
     assert 0.87 <= covered <= 0.93
 
 

@@ -202,6 +202,10 @@ class RidgeHead(AffineHead):
         self.weight, self.bias = standard.fold(weight, bias)
         return search
 
+    def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> Array:
+        """Out-of-fold scores at the chosen penalty, to compare with those of heads that hold out whole folds."""
+        return _fold_scores(problem, folds, self.search.chosen["alpha"])
+
 
 def _path(count: int, dimensions: int) -> list[float]:
     """From hardly any penalty to one that leaves next to nothing, strong first."""
@@ -237,11 +241,17 @@ def _by_folds(problem: Problem, folds: NDArray[np.int64], penalties: list[float]
         off = np.square(said - values[held, None, :]).mean(axis=2)
         total[some] += problem.weights[held] @ off
     search = _choose(penalties, total / problem.weights.sum())
-    scores = np.empty_like(values)  # the folds once more: kept for all penalties, they may be larger than the features
-    for held, _, said in _held_out(problem, folds, [search.chosen["alpha"]]):
-        scores[held] = said[:, 0]
-    search.scores = _raw_scores(scores, problem.classes)
+    # The folds once more: kept for all penalties, their scores may be larger than the features.
+    search.scores = _fold_scores(problem, folds, search.chosen["alpha"])
     return search
+
+
+def _fold_scores(problem: Problem, folds: NDArray[np.int64], penalty: float) -> Array:
+    """What models without a fold say of it."""
+    values = np.empty_like(_targets(problem.y, problem.classes))
+    for held, _, said in _held_out(problem, folds, [penalty]):
+        values[held] = said[:, 0]
+    return _raw_scores(values, problem.classes)
 
 
 def _held_out(

@@ -25,6 +25,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
+from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.rows import ArrayRows
 from pipeline.registry import nearest
 
@@ -83,7 +84,11 @@ def _best_searched(
 ) -> Trained:
     """The best by the out-of-fold scores that each search left behind: every head is trained once."""
     heads = {name: HEADS[name](problem.task, settings).fit(problem, folds) for name in names}
-    scores = {name: np.asarray(head.search.scores) for name, head in heads.items()}
+    scores = {
+        # Left out one by one, rows are told by more of the others than in folds, which would not be fair.
+        name: head.fold_scores(problem, folds) if isinstance(head, RidgeHead) else np.asarray(head.search.scores)
+        for name, head in heads.items()
+    }
     ranking = standings(problem, scores, settings.seed, prefer=())
     winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
     return Trained(winner, ranking, [*notices, *winner.search.notices], SEARCHED)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from examples import blobs, line
+from sklearn.linear_model import Ridge
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS, problem_of
-from pipeline.heads.rows import StreamedRows
+from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.selection import choose, rank, table_text, task_of, train_head
+from pipeline.heads.standard import Standard
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
 
@@ -38,6 +40,22 @@ def test_regressor_takes_the_better_kind():
     assert trained.head.name == "ridge"
     assert 0.8 < trained.ranking[0]["score"] < 1.4  # the noise has a standard deviation of 1
     assert trained.head.interval_half_width == pytest.approx(1.645, abs=0.5)
+
+
+def test_regressor_compares_ridge_on_the_same_folds_as_the_others():
+    features, y = line(90, 40, noise=3)
+    problem = problem_of(features, y)
+    trained = train_head("regressor", problem, QUICK)
+    (entry,) = (entry for entry in trained.ranking if entry["head"] == "ridge")
+    alpha = HEADS["ridge"]("numbers", QUICK).fit(problem).search.chosen["alpha"]
+    folds = problem.folds(QUICK.cv, QUICK.seed)
+    said = np.empty(len(y))
+    for fold in np.unique(folds):
+        outside, inside = features[folds != fold], features[folds == fold]
+        standard = Standard.of(ArrayRows(outside))
+        fitted = Ridge(alpha=alpha).fit(standard.apply(outside), y[folds != fold])
+        said[folds == fold] = fitted.predict(standard.apply(inside))
+    assert entry["score"] == pytest.approx(np.sqrt(np.square(said - y).mean()), rel=1e-5)
 
 
 def test_regressor_ranks_by_the_scores_of_the_searches_and_trains_nothing_twice(monkeypatch):
