@@ -200,5 +200,12 @@ class Recipe(Settings):
 
     def first_difference(self, other: Recipe) -> tuple[str, Any, Any] | None:
         """The first field in which two recipes differ, with both values; None where they agree."""
-        mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return next(((name, mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]), None)
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        names = (name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
+        return next(((name, mine.get(name), theirs.get(name)) for name in names), None)
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with those of the transform beside the others, as transform.crop and so on."""
+    inner = {f"transform.{name}": value for name, value in fields.pop("transform").items()}
+    return {**fields, **inner}
