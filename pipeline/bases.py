@@ -123,7 +123,7 @@ def _resized(name: str, module: nn.Module, transform: InputTransform, size: int)
         run_on_meta(module, resized.size)
     except (AssertionError, RuntimeError, ValueError) as error:
         height, width = resized.size
-        cause = str(error).splitlines()[0].rstrip(".!")
+        cause = (str(error) or "an assertion of its code fails").splitlines()[0].rstrip(".!")
         raise BaseError(f"{name} cannot take images of {height} x {width}: {cause}; leave out --size") from None
     return resized
 

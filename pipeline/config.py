@@ -126,7 +126,8 @@ class FinetuneSettings(SourceSettings, BaseSettings):
 
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
-        twice = [name for name in ("base", "size", "layer", "pool") if name in self.model_fields_set]
+        brought = self.model_fields_set - ({"size"} if self.size is None else set())
+        twice = [name for name in ("base", "size", "layer", "pool") if name in brought]
         if self.head is not None and twice:
             raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
         return self
@@ -168,7 +169,7 @@ class FitSettings(Settings):
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
     memory: float = Field(2.0, gt=0, description="GB of features to hold; more are streamed from the file.")
-    device: Device = Field("auto", description="Of linear: auto, cpu, cuda or cuda:N; MPS has no doubles.")
+    device: Device = Field("auto", description="Of linear and binned: auto, cpu, cuda or cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | int = Field("auto", description="Processes of the svm search; auto: all cores.")
     seed: int = Field(13, ge=0, description="Seed of everything random.")
 

@@ -18,6 +18,7 @@ import torch
 from pictures import encoded, photo, write_photos
 from PIL import Image
 
+from pipeline import bases
 from pipeline.artifact import load_model
 from pipeline.bases import feature_network, load_base
 from pipeline.errors import BaseError, RecipeMismatchError, SettingsError, SourceError
@@ -196,6 +197,15 @@ def test_a_size_that_a_base_cannot_take(
 ) -> None:
     with pytest.raises(BaseError, match=message):
         run(photo_folder, tmp_path / "f.h5", **options)
+
+
+def test_a_size_is_refused_by_a_base_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(bases, "run_on_meta", refuse)
+    with pytest.raises(BaseError, match="cannot take images of 99 x 99: an assertion of its code fails; leave out"):
+        load_base("squeezenet1_1", "embedded", size=99)
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_a_file_over_the_memory_budget_is_streamed_to_the_same_head(tmp_path, he
 
 
 def test_a_head_that_needs_all_rows_says_so(store, tmp_path):
-    with pytest.raises(HeadError, match="raise --memory, or take --head linear or ridge"):
+    with pytest.raises(HeadError, match="raise --memory, or take a head that streams: ridge"):
         fit_head(store, tmp_path / "model", head="svm", target="kind", memory=1e-6)
 
 

@@ -26,9 +26,6 @@ from pipeline.heads.logistic import Fits
 
 #: Ranges that are tried, each with about as many rows as any other.
 BINS = (2, 3, 5, 8)
-#: Rows a range and fold below which means of ranges are too uncertain.
-FEWEST = 2
-
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
@@ -39,32 +36,51 @@ class BinnedHead(Head):
     name = "binned"
     tasks: ClassVar[tuple[Task, ...]] = ("numbers",)
     learns: ClassVar[tuple[Task, ...]] = ("numbers",)
-    streams = True
+    streams = False  # it can, but reads the file some hundred times: not for those who have not asked for it
 
     classifier: LinearHead
     values: Array
 
     def train(self, problem: Problem, folds: Codes | None) -> Search:
         """Search the number of ranges, and for each the penalty."""
+        cuts = _cuts(problem.y, folds)
+        if not cuts:
+            return self._learn_the_mean(problem, folds)
         standard = problem.standard()
         basis = make_basis(problem.rows, standard, solver_device(self.settings.device))
-        tried = [] if folds is None else [Trial.of(problem, basis, codes, folds) for codes in _cuts(problem, folds)]
-        if tried and folds is not None:
-            best = Best(problem, folds, np.all([np.isfinite(trial.said) for trial in tried], axis=0))
-            table = [{**trial.setting, **best.offer(trial.setting, trial.said)} for trial in tried]
-            trial = next(trial for trial in tried if trial.setting == best.setting)
-            search = Search(table, best.setting, best.scores)
-        else:
-            trial = Trial.of(problem, basis, bins(problem.y, BINS[0]), None)
+        trials = [Trial.of(problem, basis, codes, folds) for codes in cuts]
+        if folds is None:
+            trial = trials[0]
             search = Search(chosen=trial.setting, notices=[TOO_FEW])
-        weight, bias = standard.fold(*fit_all(trial.ranges, basis, trial.setting["C"], trial.start))
+        else:
+            best = Best(problem, folds, np.ones(len(problem.y), dtype=bool))
+            found = [best.offer(trial.setting, trial.told(problem, folds)) for trial in trials]
+            trial = trials[int(np.argmin([one["loss"] for one in found]))]
+            table = [{**trial.setting, **one} for trial, one in zip(trials, found, strict=True)]
+            search = Search(table, best.setting, best.scores)
+        weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start))
         self.classifier = LinearHead.from_weights(weight, bias, task="classes")
-        self.classifier.sharpness = trial.sharpness
-        self.values = _means(trial.ranges.y, problem, np.ones(len(problem.y), dtype=bool))
+        self.classifier.sharpness = trial.sharpness(np.ones(len(problem.y), dtype=bool))
+        self.values = _means(problem, trial.coded.y, np.ones(len(problem.y), dtype=bool))
         return search
+
+    def _learn_the_mean(self, problem: Problem, folds: Codes | None) -> Search:
+        """One range: what is left where numbers are too much alike to be cut."""
+        codes = np.zeros(len(problem.y), dtype=np.int64)
+        nothing = np.zeros((1, problem.rows.shape[1]), dtype=np.float32)
+        self.classifier = LinearHead.from_weights(nothing, nothing[:, 0], task="classes")
+        self.values = _means(problem, codes, codes == 0)
+        if folds is None:
+            return Search(chosen={"bins": 1}, notices=[TOO_FEW])
+        means = [_means(problem, codes, folds != fold)[0] for fold in range(int(folds.max()) + 1)]
+        return Search(chosen={"bins": 1}, scores=np.array(means)[folds])
 
     def decision(self, features: NDArray[np.floating]) -> Array:
         """Values (n,)."""
+        return self.decisions(features)
+
+    def decisions(self, features: NDArray[np.floating]) -> Array:
+        """The same; the mean over views is that of the classifier's logits, as in its search."""
         return np.asarray(self.classifier.scores(features) @ self.values)
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -89,43 +105,51 @@ def bins(y: Array, count: int) -> Codes:
     return np.unique(np.searchsorted(edges, y, side="left"), return_inverse=True)[1].astype(np.int64)
 
 
+def _cuts(y: Array, folds: Codes | None) -> list[Codes]:
+    """The ranges to try, (n,) each: those of which no fold holds all rows, so that its model knows them too."""
+    found = {}
+    for count in BINS if folds is not None else BINS[:1]:
+        codes = bins(y, count)
+        kept = [codes] if folds is None else [codes[folds != fold] for fold in np.unique(folds)]
+        if codes.max() > 0 and all(len(np.unique(some)) > codes.max() for some in kept):
+            found[codes.tobytes()] = codes
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Trial:
-    """One number of ranges: what is out-of-fold said (n,) of the numbers, and what to train on all rows with."""
+    """One way to cut: `coded` has for each number the code of its range, `scores` (n, B) are out-of-fold logits."""
 
-    ranges: Problem
+    coded: Problem
     setting: dict[str, Any]
-    sharpness: float
-    said: Array
+    scores: Array | None
     start: Fits | None
 
     @classmethod
     def of(cls, problem: Problem, basis: Basis, codes: Codes, folds: Codes | None) -> Trial:
-        """Search the penalty, for ranges `codes` (n,); a fold's numbers are told by the means of the others."""
-        ranges = replace(problem, y=codes, classes=int(codes.max()) + 1)
-        search, start = search_logistic(ranges, basis, folds)
-        setting = {"bins": ranges.classes, **search.chosen}
-        said = np.full(len(codes), np.nan)
-        if folds is None or search.scores is None:
-            return cls(ranges, setting, 1.0, said, start)
-        seen = np.isfinite(search.scores).all(axis=1)
-        sharpness = fit_sharpness(search.scores[seen], codes[seen], problem.weights[seen])
+        """Search the penalty for the ranges `codes` (n,)."""
+        coded = replace(problem, y=codes, classes=int(codes.max()) + 1)
+        search, start = search_logistic(coded, basis, folds)
+        return cls(coded, {"bins": coded.classes, **search.chosen}, search.scores, start)
+
+    def sharpness(self, which: NDArray[np.bool_]) -> float:
+        """That of the rows `which`."""
+        if self.scores is None:
+            return 1.0
+        return fit_sharpness(self.scores[which], self.coded.y[which], self.coded.weights[which])
+
+    def told(self, problem: Problem, folds: Codes) -> Array:
+        """Out-of-fold values (n,): sharpness and means are those of the other folds, ranges and penalty of all."""
+        said = np.empty(len(folds))
         for fold in np.unique(folds):
-            held = (folds == fold) & seen
-            said[held] = softmax(search.scores[held], sharpness) @ _means(codes, problem, folds != fold)
-        return cls(ranges, setting, sharpness, said, start)
+            held = folds == fold
+            chances = softmax(np.asarray(self.scores)[held], self.sharpness(~held))
+            said[held] = chances @ _means(problem, self.coded.y, ~held)
+        return said
 
 
-def _cuts(problem: Problem, folds: Codes) -> list[Codes]:
-    """The ranges to try, (n,) each: those with enough rows."""
-    enough = FEWEST * (int(folds.max()) + 1)
-    cuts = [bins(problem.y, count) for count in BINS]
-    return [codes for codes in cuts if codes.max() > 0 and np.bincount(codes).min() >= enough]
-
-
-def _means(codes: Codes, problem: Problem, which: NDArray[np.bool_]) -> Array:
+def _means(problem: Problem, codes: Codes, which: NDArray[np.bool_]) -> Array:
     """The mean number (B,) of the rows `which` in each range."""
     weights = problem.weights[which]
-    weight = np.bincount(codes[which], weights=weights, minlength=int(codes.max()) + 1)
-    total = np.bincount(codes[which], weights=weights * problem.y[which], minlength=len(weight))
-    return np.asarray(total / np.maximum(weight, 1e-300))
+    total = np.bincount(codes[which], weights=weights * problem.y[which])
+    return np.asarray(total / np.bincount(codes[which], weights=weights))

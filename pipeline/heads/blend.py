@@ -54,7 +54,11 @@ class BlendHead(Head):
 
     def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log of the mean probability (n, C), or the mean value (n,)."""
-        return self._mean([head.probabilities(head.decision(features)) for head in self.members.values()])
+        return self.decisions(features)
+
+    def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The same; each member takes the mean over views in its own way, as its out-of-fold scores do."""
+        return self._mean([head.probabilities(head.decisions(features)) for head in self.members.values()])
 
     def _mean(self, answers: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         mean = np.mean(answers, axis=0)

@@ -8,6 +8,8 @@ from scipy.optimize import brentq
 
 Scores = NDArray[np.float64]
 
+#: Raw score of a class that a model has no example of: its probability is zero.
+ABSENT = -1e30
 #: Sharpest and flattest softmax that a temperature may ask for; scores of separable classes would ask for more.
 _LOG_RANGE = (-7.0, 9.0)
 
@@ -30,7 +32,8 @@ def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: N
     """
     scores = scores.astype(np.float64)
     rows = len(scores)
-    of_truth = (rows * scores[np.arange(rows), y] + scores.mean(axis=1)) / (rows + 1)
+    of_any = scores.mean(axis=1, where=scores > ABSENT / 2)
+    of_truth = (rows * scores[np.arange(rows), y] + of_any) / (rows + 1)
 
     def slope(log_sharpness: float) -> float:
         expected = (softmax(scores, float(np.exp(log_sharpness))) * scores).sum(axis=1)

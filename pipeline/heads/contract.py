@@ -164,6 +164,10 @@ class Head(ABC):
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
         """What `save` wrote. Raises `ModelError`."""
 
+    def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
+        """Out-of-fold scores of the `problem` that it was trained on, whole `folds` held out at a time."""
+        return self.search.scores
+
     def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities (n, C), or values (n,), of features (n, D) or (n, V, D), whose views are averaged."""
         return self.probabilities(self.decisions(features))

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
+from pipeline.heads.calibration import ABSENT
 from pipeline.heads.contract import Head, Problem
 from pipeline.heads.standard import Standard
 
 FILE = "head.skops"
-#: Raw score, in spreads of a row's scores, of a class that a model has no example of: below all others.
-_BELOW = 1e3
 
 
 class EstimatorHead(Head):
@@ -85,8 +84,7 @@ def widened(scores: NDArray[np.floating], known: NDArray[np.integer], classes: i
         scores = np.stack([-scores, scores], axis=1)
     if len(known) == classes:
         return scores.astype(np.float64)
-    spread = scores.max(axis=1) - scores.min(axis=1) + 1
-    out = np.repeat((scores.min(axis=1) - _BELOW * spread)[:, None], classes, axis=1)
+    out = np.full((len(scores), classes), ABSENT)
     out[:, known] = scores
     return out
 

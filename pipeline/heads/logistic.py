@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.heads.basis import Basis
+from pipeline.heads.calibration import ABSENT
 
 #: Pairs that L-BFGS remembers, and the floats all of them may take.
 MEMORY, MEMORY_FLOATS = 12, 100_000_000
 SUFFICIENT_DECREASE = 1e-4
 HALVINGS = 12
-#: Logit of a class without an example: its probability is zero, and nothing needs to be learned for it.
-ABSENT = -1e30
 _SAFE = 1e-30
 
 #: A step (K, classes, r + 1) and the change of the data's gradient along it; the penalty's is known anyway.

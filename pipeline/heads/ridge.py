@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -185,6 +186,9 @@ class RidgeHead(AffineHead):
     name = "ridge"
     streams = True
 
+    #: Whether the search held rows out one by one.
+    left_one_out = False
+
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Leave-one-out over the whole path; folds where contents repeat."""
         whole, standard = _decomposed(problem)
@@ -193,6 +197,7 @@ class RidgeHead(AffineHead):
         if folds is None:
             search = Search(chosen={"alpha": DEFAULT_PENALTY * max(problem.rows.shape)})
         elif alone:
+            self.left_one_out = True
             search = _by_leaving_one_out(problem, whole, penalties)
         else:
             search = _by_folds(problem, folds, penalties)
@@ -202,8 +207,10 @@ class RidgeHead(AffineHead):
         self.weight, self.bias = standard.fold(weight, bias)
         return search
 
-    def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> Array:
-        """Out-of-fold scores at the chosen penalty, to compare with those of heads that hold out whole folds."""
+    def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
+        """Those of the search, or of models without a fold where it left out one row at a time."""
+        if not self.left_one_out:
+            return self.search.scores
         return _fold_scores(problem, folds, self.search.chosen["alpha"])
 
 

@@ -94,7 +94,7 @@ class StreamedRows:
         rows, dimensions = self.shape
         raise HeadError(
             f"{rows} x {dimensions} features ({rows * dimensions * 4 / 1e9:.1f} GB) are over the memory budget and "
-            "this head needs them all at once; raise --memory, or take --head linear or ridge, which stream"
+            "this head needs them all at once; raise --memory, or take a head that streams: ridge, or linear of classes"
         )
 
     def take(self, which: NDArray[np.int64]) -> StreamedRows:

@@ -25,8 +25,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
-from pipeline.heads.ridge import RidgeHead
-from pipeline.heads.rows import ArrayRows
+from pipeline.heads.rows import ArrayRows, block_length
 from pipeline.registry import nearest
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
@@ -82,13 +81,10 @@ def train_head(name: str, problem: Problem, settings: FitSettings) -> Trained:
 def _best_searched(
     names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings, notices: list[str]
 ) -> Trained:
-    """The best by the out-of-fold scores that each search left behind: every head is trained once."""
+    """The best by out-of-fold scores at the settings of each search: no search is nested in another."""
     heads = {name: HEADS[name](problem.task, settings).fit(problem, folds) for name in names}
-    scores = {
-        # Left out one by one, rows are told by more of the others than in folds, which would not be fair.
-        name: head.fold_scores(problem, folds) if isinstance(head, RidgeHead) else np.asarray(head.search.scores)
-        for name, head in heads.items()
-    }
+    # Folds for all: rows that are left out one by one are told by more of the others, which would not be fair.
+    scores = {name: np.asarray(head.fold_scores(problem, folds)) for name, head in heads.items()}
     ranking = standings(problem, scores, settings.seed, prefer=())
     winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
     return Trained(winner, ranking, [*notices, *winner.search.notices], SEARCHED)
@@ -132,17 +128,26 @@ class Contest:
 
     def play(self, fold: int) -> None:
         """Train every head on the other folds and score it on `fold`."""
-        problem = self._problem
-        inside = problem.take(np.flatnonzero(self._folds != fold))
+        inside = self._problem.take(np.flatnonzero(self._folds != fold))
         outside = np.flatnonzero(self._folds == fold)
-        rows = problem.rows.take(problem.feature_rows(outside))
-        inner: dict[str, NDArray[np.float64]] = {}
-        for name, head in self._trained(inside).items():
-            inner[name] = _qualities(inside, head.search.scores)
-            said = np.concatenate([head.decision(block) for _, block in rows.blocks()])
-            self.scores[name][outside] = head.probabilities(problem.per_image(said))
+        heads = self._trained(inside)
+        for name, head in heads.items():
+            self.scores[name][outside] = head.probabilities(self._said(head, outside))
+        inner = {name: _qualities(inside, head.search.scores) for name, head in heads.items()}
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
         self.scores[PROCEDURE][outside] = self.scores[chosen][outside]
+
+    def _said(self, head: Head, images: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Raw scores of `images`, by as many of their views as a user will be shown."""
+        problem, said = self._problem, []
+        views = slice(None) if problem.score_views == "mean" else slice(1)
+        length = max(block_length(problem.rows.shape[1]) // problem.views, 1)
+        for start in range(0, len(images), length):
+            some = images[start : start + length]
+            rows = problem.rows.take(problem.feature_rows(some))
+            features = np.concatenate([block for _, block in rows.blocks()]).reshape(len(some), problem.views, -1)
+            said.append(head.decisions(features[:, views]))
+        return np.concatenate(said)
 
     def _trained(self, inside: Problem) -> dict[str, Head]:
         """All heads, by name; the blend is made of those that are trained anyway."""
@@ -204,11 +209,16 @@ def choose(
 
 
 def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Of each image (n,): 1 where it is right, else 0; or the negative squared error. Images without scores: 0."""
+    """Of each image (n,): 1 where it is right, else 0; or the negative squared error.
+
+    Images without scores are wrong, or told by the mean.
+    """
+    if problem.classes is None:
+        mean = np.average(problem.y, weights=problem.weights)
+        said = np.full(len(problem.y), mean) if scores is None else np.where(np.isnan(scores), mean, scores)
+        return np.asarray(-np.square(said - problem.y))
     if scores is None:
         return np.zeros(len(problem.y))
-    if problem.classes is None:
-        return np.asarray(np.nan_to_num(-np.square(scores - problem.y)))
     return np.asarray((np.nan_to_num(scores, nan=-np.inf).argmax(axis=1) == problem.y).astype(np.float64))
 
 

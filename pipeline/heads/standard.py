@@ -3,7 +3,7 @@
 All features of a layer are in one unit, and few rows tell the spread of a feature badly: one that is zero in nearly all
 of them seems to have next to none, and divided by it a new row explodes. So each is divided by the root of the sum of
 two squares, its own spread and the mean spread of its layer, as small spreads are tamed elsewhere (the fudge factor of
-Tusher, Tibshirani and Chu, 2001). One factor for the layer then makes the mean variance of its features 1, so that
+Tusher, Tibshirani and Chu, 2001). One factor for the layer then makes the mean variance of what varies in it 1, so that
 layers stand side by side whatever their units.
 """
 
@@ -39,12 +39,14 @@ class Standard:
         Raises `HeadError` on features that are not finite.
         """
         count, dimensions = rows.shape
+        if widths and sum(widths) != dimensions:
+            raise HeadError(f"layers of {', '.join(map(str, widths))} dimensions are not rows of {dimensions}")
         shift: NDArray[np.float32] | None = None
         total, squares = np.zeros(dimensions), np.zeros(dimensions)
         for _, block in rows.blocks():
-            if shift is None:  # sums of what is near zero lose no digits
-                shift = block.mean(axis=0)
             with np.errstate(invalid="ignore", over="ignore"):
+                if shift is None:  # sums of what is near zero lose no digits
+                    shift = block.mean(axis=0)
                 centred = block - shift
                 total += centred.sum(axis=0, dtype=np.float64)
                 squares += np.einsum("nd,nd->d", centred, centred, dtype=np.float64)

@@ -11,7 +11,7 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS, problem_of
 from pipeline.heads.rows import ArrayRows, StreamedRows
-from pipeline.heads.selection import choose, rank, table_text, task_of, train_head
+from pipeline.heads.selection import _qualities, choose, rank, table_text, task_of, train_head
 from pipeline.heads.standard import Standard
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
@@ -40,6 +40,14 @@ def test_regressor_takes_the_better_kind():
     assert trained.head.name == "ridge"
     assert 0.8 < trained.ranking[0]["score"] < 1.4  # the noise has a standard deviation of 1
     assert trained.head.interval_half_width == pytest.approx(1.645, abs=0.5)
+
+
+def test_a_head_without_scores_is_taken_for_one_that_says_the_mean():
+    """For numbers zero would be no error at all."""
+    features, y = line(60, 5)
+    qualities = _qualities(problem_of(features, y), None)
+    np.testing.assert_allclose(qualities, -np.square(y - y.mean()))
+    assert not _qualities(problem_of(*blobs(60, 5, 2)), None).any()
 
 
 def test_regressor_compares_ridge_on_the_same_folds_as_the_others():

@@ -81,5 +81,10 @@ def test_bad_features_are_refused():
     features[4, 1] = np.inf
     with pytest.raises(HeadError, match="NaN or infinity"):
         Standard.of(ArrayRows(features))
+    features[5, 1] = -np.inf
+    with pytest.raises(HeadError, match="NaN or infinity"):
+        Standard.of(ArrayRows(features))
+    with pytest.raises(HeadError, match="layers of 2, 2 dimensions are not rows of 3"):
+        Standard.of(ArrayRows(features), (2, 2))
     with pytest.raises(HeadError, match="no row"):
         Standard.of(ArrayRows(features[:0]))
