@@ -126,8 +126,8 @@ class FinetuneSettings(SourceSettings, BaseSettings):
 
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
-        brought = self.model_fields_set - ({"size"} if self.size is None else set())
-        twice = [name for name in ("base", "size", "layer", "pool") if name in brought]
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        twice = [name for name in ("base", "size", "layer", "pool") if name in given]
         if self.head is not None and twice:
             raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
         return self

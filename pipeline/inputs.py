@@ -56,6 +56,9 @@ class InputTransform:
         for name, sides in (("resize", self.resize), ("crop", self.crop)):
             if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
                 raise BaseError(f"{name} of an input transform is two numbers from 1 to {LARGEST}, not {sides!r}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+                raise BaseError(f"{name} of an input transform is a number for each colour, not {values!r}")
 
     @property
     def size(self) -> tuple[int, int]:

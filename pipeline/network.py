@@ -87,10 +87,12 @@ def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int
 def standardise(network: Network, features: Tensor) -> None:
     """Take mean and spread from `features` (N, D) of the base as it is; the head stays the same numbers."""
     spread = features.std(dim=0, correction=0)
-    # A feature that hardly moves here may do so once the base is trained: it must not be blown up.
-    floor = 0.1 * spread.mean()
+    # A feature that hardly moves here may do so once the base is trained: it must not be blown up. What is little is
+    # told within its layer, since each has its own unit.
+    widths = [math.prod(shape) for shape in network.features.shapes]
+    floor = torch.cat([0.1 * layer.mean().expand_as(layer) for layer in torch.split(spread, widths)])
     network.mean.copy_(features.mean(dim=0))
-    network.spread.copy_(torch.where(floor > 0, spread.clamp(min=floor), torch.ones_like(spread)))
+    network.spread.copy_(torch.where(floor > 0, torch.maximum(spread, floor), torch.ones_like(spread)))
 
 
 def start_from(network: Network, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:

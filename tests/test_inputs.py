@@ -95,6 +95,9 @@ def test_another_size_shows_the_same_part_of_an_image() -> None:
         ({"crop": [8]}, "crop of an input transform is two numbers"),
         ({"crop": [8, 10**6]}, "crop of an input transform is two numbers"),
         ({"resize": ["8", "8"]}, "resize of an input transform is two numbers"),
+        ({"resize": 8}, "not the description of an input transform"),
+        ({"mean": [0.5]}, "mean of an input transform is a number for each colour"),
+        ({"std": ["a", "b", "c"]}, "std of an input transform is a number for each colour"),
     ],
 )
 def test_descriptions_that_are_none(change: dict[str, object], message: str) -> None:

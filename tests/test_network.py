@@ -178,6 +178,15 @@ def test_the_head_sees_features_of_mean_0_and_spread_1_at_most(squeezenet: Base)
     assert bool((network.spread == 1).all())
 
 
+def test_a_layer_of_small_numbers_is_not_lost_beside_one_of_large_ones(squeezenet: Base) -> None:
+    network = build_network(squeezenet, ["features.3", "avgpool"], "avg", outputs=2)
+    features = torch.randn(64, 128 + 512, generator=torch.Generator().manual_seed(0))
+    features[:, :128] *= 1e-4
+    standardise(network, features)
+    seen = ((features - network.mean) / network.spread).std(dim=0, correction=0)
+    torch.testing.assert_close(seen, torch.ones_like(seen), rtol=1e-3, atol=1e-3)
+
+
 def test_groups_have_their_own_rates(squeezenet: Base) -> None:
     network = build_network(squeezenet, ["avgpool"], "none", outputs=2)
     freeze(network, ["features.12"])

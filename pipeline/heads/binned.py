@@ -26,8 +26,11 @@ from pipeline.heads.logistic import Fits
 
 #: Ranges that are tried, each with about as many rows as any other.
 BINS = (2, 3, 5, 8)
+
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_] | slice
+ALL = slice(None)
 
 
 class BinnedHead(Head):
@@ -60,20 +63,20 @@ class BinnedHead(Head):
             search = Search(table, best.setting, best.scores)
         weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start))
         self.classifier = LinearHead.from_weights(weight, bias, task="classes")
-        self.classifier.sharpness = trial.sharpness(np.ones(len(problem.y), dtype=bool))
-        self.values = _means(problem, trial.coded.y, np.ones(len(problem.y), dtype=bool))
+        self.classifier.sharpness = trial.sharpness()
+        self.values = _means(problem, trial.coded.y)
         return search
 
     def _learn_the_mean(self, problem: Problem, folds: Codes | None) -> Search:
         """One range: what is left where numbers are too much alike to be cut."""
-        codes = np.zeros(len(problem.y), dtype=np.int64)
+        one = np.zeros(len(problem.y), dtype=np.int64)
         nothing = np.zeros((1, problem.rows.shape[1]), dtype=np.float32)
         self.classifier = LinearHead.from_weights(nothing, nothing[:, 0], task="classes")
-        self.values = _means(problem, codes, codes == 0)
+        self.values = _means(problem, one)
         if folds is None:
             return Search(chosen={"bins": 1}, notices=[TOO_FEW])
-        means = [_means(problem, codes, folds != fold)[0] for fold in range(int(folds.max()) + 1)]
-        return Search(chosen={"bins": 1}, scores=np.array(means)[folds])
+        of_others = np.concatenate([_means(problem, one, folds != fold) for fold in range(int(folds.max()) + 1)])
+        return Search(chosen={"bins": 1}, scores=of_others[folds])
 
     def decision(self, features: NDArray[np.floating]) -> Array:
         """Values (n,)."""
@@ -132,8 +135,8 @@ class Trial:
         search, start = search_logistic(coded, basis, folds)
         return cls(coded, {"bins": coded.classes, **search.chosen}, search.scores, start)
 
-    def sharpness(self, which: NDArray[np.bool_]) -> float:
-        """That of the rows `which`."""
+    def sharpness(self, which: Mask = ALL) -> float:
+        """The best for the rows `which`; 1 where there are no scores to tell it by."""
         if self.scores is None:
             return 1.0
         return fit_sharpness(self.scores[which], self.coded.y[which], self.coded.weights[which])
@@ -148,7 +151,7 @@ class Trial:
         return said
 
 
-def _means(problem: Problem, codes: Codes, which: NDArray[np.bool_]) -> Array:
+def _means(problem: Problem, codes: Codes, which: Mask = ALL) -> Array:
     """The mean number (B,) of the rows `which` in each range."""
     weights = problem.weights[which]
     total = np.bincount(codes[which], weights=weights * problem.y[which])

@@ -8,7 +8,7 @@ scores of every row by a model that did not train on it: calibration and predict
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,7 +20,7 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError
 from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
 from pipeline.heads.folds import make_folds
-from pipeline.heads.rows import ArrayRows, Rows
+from pipeline.heads.rows import ArrayRows, Rows, block_length
 from pipeline.heads.standard import Standard
 
 Task = Literal["classes", "numbers"]
@@ -85,6 +85,11 @@ class Problem:
             self.score_views,
             self.widths,
         )
+
+    def images(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (m, V, D) of the images `which`."""
+        blocks = self.rows.take(self.feature_rows(which)).blocks()
+        return np.concatenate([block for _, block in blocks]).reshape(len(which), self.views, -1)
 
     def standard(self) -> Standard:
         """How the features are standardised: by all rows, each layer for itself."""
@@ -179,6 +184,23 @@ class Head(ABC):
             raw = self.decision(features.reshape(rows * views, dimensions))
             return np.asarray(raw.reshape(rows, views, *raw.shape[1:]).mean(axis=1))
         return self.decision(features)
+
+    def decisions_of(
+        self,
+        images: NDArray[np.int64],
+        read: Callable[[NDArray[np.int64]], NDArray[np.floating]],
+        *,
+        shape: tuple[int, int],
+        score_views: str,
+    ) -> NDArray[np.float64]:
+        """Raw scores of `images`, of the plain view or of the mean over views.
+
+        `read` gives the features (m, V, D) of some of them, of `shape` (V, D) each: no more at once than a block holds.
+        """
+        shown = slice(None) if score_views == "mean" else slice(1)
+        length = max(block_length(shape[1]) // shape[0], 1)
+        parts = (images[start : start + length] for start in range(0, len(images), length))
+        return np.concatenate([self.decisions(read(part)[:, shown]) for part in parts])
 
     def probabilities(self, decisions: NDArray[np.floating]) -> NDArray[np.float64]:
         """What `scores` says where the raw scores are `decisions`."""

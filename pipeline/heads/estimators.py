@@ -73,7 +73,7 @@ def scaler_of(standard: Standard) -> Any:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
-    scaler.mean_, scaler.scale_, scaler.var_ = standard.mean, standard.scale, np.square(standard.scale)
+    scaler.mean_, scaler.scale_ = standard.mean, standard.scale
     scaler.n_features_in_ = len(standard.mean)
     return scaler
 

@@ -194,10 +194,10 @@ class RidgeHead(AffineHead):
         whole, standard = _decomposed(problem)
         penalties = _path(*problem.rows.shape)
         alone = problem.views == 1 and len(np.unique(problem.groups)) == len(problem.groups)
+        self.left_one_out = alone and folds is not None
         if folds is None:
             search = Search(chosen={"alpha": DEFAULT_PENALTY * max(problem.rows.shape)})
         elif alone:
-            self.left_one_out = True
             search = _by_leaving_one_out(problem, whole, penalties)
         else:
             search = _by_folds(problem, folds, penalties)

@@ -25,7 +25,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
-from pipeline.heads.rows import ArrayRows, block_length
+from pipeline.heads.rows import ArrayRows
 from pipeline.registry import nearest
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
@@ -128,26 +128,17 @@ class Contest:
 
     def play(self, fold: int) -> None:
         """Train every head on the other folds and score it on `fold`."""
-        inside = self._problem.take(np.flatnonzero(self._folds != fold))
+        problem = self._problem
+        inside = problem.take(np.flatnonzero(self._folds != fold))
         outside = np.flatnonzero(self._folds == fold)
         heads = self._trained(inside)
         for name, head in heads.items():
-            self.scores[name][outside] = head.probabilities(self._said(head, outside))
+            shape = problem.views, problem.rows.shape[1]
+            said = head.decisions_of(outside, problem.images, shape=shape, score_views=problem.score_views)
+            self.scores[name][outside] = head.probabilities(said)
         inner = {name: _qualities(inside, head.search.scores) for name, head in heads.items()}
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
         self.scores[PROCEDURE][outside] = self.scores[chosen][outside]
-
-    def _said(self, head: Head, images: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Raw scores of `images`, by as many of their views as a user will be shown."""
-        problem, said = self._problem, []
-        views = slice(None) if problem.score_views == "mean" else slice(1)
-        length = max(block_length(problem.rows.shape[1]) // problem.views, 1)
-        for start in range(0, len(images), length):
-            some = images[start : start + length]
-            rows = problem.rows.take(problem.feature_rows(some))
-            features = np.concatenate([block for _, block in rows.blocks()]).reshape(len(some), problem.views, -1)
-            said.append(head.decisions(features[:, views]))
-        return np.concatenate(said)
 
     def _trained(self, inside: Problem) -> dict[str, Head]:
         """All heads, by name; the blend is made of those that are trained anyway."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.contract import Head
-from pipeline.heads.rows import ArrayRows, Features, Rows, StreamedRows, block_length
+from pipeline.heads.rows import ArrayRows, Features, Rows, StreamedRows
 from pipeline.store import FeatureStore
 
 #: Copies of the features that exist while a head is trained in memory.
@@ -48,16 +48,10 @@ class FeatureTable:
 
     def decisions(self, head: Head, images: Indices, *, score_views: str) -> NDArray[np.float64]:
         """Raw scores of `images` by `head`, of the plain view or of the mean over views."""
-        shown = slice(None) if score_views == "mean" else slice(1)
-        parts = [head.decisions(self.images(images[block])[:, shown]) for block in self._spans(len(images))]
-        return np.concatenate(parts)
+        return head.decisions_of(images, self.images, shape=(self.views, self.dimensions), score_views=score_views)
 
     def _feature_rows(self, images: Indices, which: Indices) -> Features:
         if self.views == 1:
             return self.images(images[which])[:, 0]
         wanted, place = np.unique(which // self.views, return_inverse=True)
         return self.images(images[wanted])[place, which % self.views]
-
-    def _spans(self, count: int) -> Iterator[slice]:
-        length = max(block_length(self.dimensions) // self.views, 1)
-        yield from (slice(start, start + length) for start in range(0, count, length))
