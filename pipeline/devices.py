@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import EngineError, SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 KINDS = ("cpu", "cuda", "mps")
@@ -22,6 +23,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises `SettingsError` for a name that is none, `EngineError` for a device that this machine does not have.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     kind, _, number = name.partition(":")
@@ -34,18 +37,25 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def _has_mps() -> bool:
+    import torch
+
     return torch.backends.mps.is_available()
 
 
 def devices_of_kind(kind: str) -> list[str]:
     """All devices of one kind, by name: a process each is how several work at once."""
     if kind == "cuda":
+        import torch
+
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [kind]
 
 
 def cores(quota: Path = CGROUP_QUOTA) -> int:
-    """How many cores this process may use: its affinity, or less where a container has a quota."""
+    """How many cores this process may use: its affinity, or less where a container has a quota.
+
+    macOS knows neither: there it is all cores of the machine.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         granted, period = quota.read_text().split()

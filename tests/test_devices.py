@@ -58,6 +58,14 @@ def test_a_container_may_have_less_than_its_machine(
     assert cores(tmp_path / "absent") == 64
 
 
+def test_where_affinity_is_not_known_every_core_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert cores(tmp_path / "absent") == 12
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert cores(tmp_path / "absent") == 1
+
+
 def test_threads_are_one_a_core() -> None:
     with CoreThreads() as threads:
         assert threads.count == cores()

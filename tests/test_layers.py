@@ -40,7 +40,7 @@ HEAVY = (
     *("torch", "torchvision", "sklearn", "scipy", "matplotlib", "h5py", "pandas", "pyarrow"),
     *("onnx", "onnxruntime", "joblib", "skops", "timm", "safetensors", "jinja2"),
 )
-LIGHT = ("errors", "registry", "files", "metrics", "progress", "config", "pixels", "manifest", "cli")
+LIGHT = ("errors", "registry", "files", "metrics", "progress", "config", "devices", "pixels", "manifest", "cli")
 
 #: Calls that may run what is in a file.
 UNPICKLES = re.compile(r"(pickle|cloudpickle|dill|marshal|shelve|joblib)\.(loads?|open|Unpickler)|eval|exec")

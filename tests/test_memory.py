@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -31,6 +32,24 @@ def test_where_the_peak_cannot_be_measured_the_work_is_done_all_the_same(
     done: list[int] = []
     assert memory.taken(CPU, lambda: done.append(1)) == 0
     assert done == [1]
+
+
+@pytest.mark.parametrize("status", ["", "Name:\tpython\n", "VmRSS:\t  5000 kB\n"])
+def test_a_kernel_that_tells_only_a_part_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(memory, "PEAK_RESET", tmp_path / "clear_refs")
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    memory.STATUS.write_text(status)
+    done: list[int] = []
+    assert memory.taken(CPU, lambda: done.append(1)) == 0
+    assert done == [1]
+
+
+def test_a_kernel_that_does_not_tell_what_is_free_leaves_half_of_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemFree: 300 kB\n")
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory._free_here(tmp_path / "meminfo") == there // 2
 
 
 def test_the_budget_is_what_is_given_or_half_of_what_is_free() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files
+from pipeline.devices import cores
 from pipeline.errors import StoreDamagedError, StoreError
 from pipeline.store.header import LARGEST_HEADER, Column, Header, header_size, parse_header
 
@@ -190,7 +191,7 @@ class RowFile:
 
 
 def _in_threads(work: Any, items: int) -> None:
-    threads = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = min(4, cores())
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(work, range(first, items, threads)) for first in range(threads)]:
             done.result()
