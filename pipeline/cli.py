@@ -10,6 +10,7 @@ import atexit
 import gc
 import json
 import logging
+import os
 import signal
 import sys
 import types
@@ -349,6 +350,7 @@ def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 def main() -> NoReturn:
     """Run the command line; every error of this package is one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
     _collect_garbage_seldom()
     try:
         status = cli.main(standalone_mode=False) or 0

@@ -9,11 +9,12 @@ and images do not: a row of 2048 numbers is 8 kB. A process that dies is an erro
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -182,7 +183,8 @@ class Crew:
         for device in devices:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, device, work, share), daemon=True)
-            process.start()
+            with nothing_imported_from_here():
+                process.start()
             theirs.close()
             self._workers.append(_Worker(device, process, ours))
         try:
@@ -275,6 +277,21 @@ class Crew:
 
 
 Computer = Solo | Crew
+
+
+@contextmanager
+def nothing_imported_from_here() -> Iterator[None]:
+    """Have Python processes that start in this block import nothing from the current folder, as they would first of
+    all: `multiprocessing` starts them with ``-c``."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _serve(pipe: Connection, device: str, work: Work, share: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         numbers=numbers,
         ridge=fit_head(numbers, root / "ridge", head="ridge").model,
     )
+
+
+@pytest.fixture
+def console_script(tmp_path: Path) -> Path:
+    """What pip puts beside Python for `pipeline`: unlike ``-m``, it imports from its folder, not the current one."""
+    script = tmp_path / "bin" / "pipeline"
+    script.parent.mkdir()
+    script.write_text("from pipeline.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+    return script
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[..., Path]:
+    """Call it with names of modules to put into `tmp_path`; the file that it returns exists once one has run."""
+    ran = tmp_path / "ran"
+
+    def plant(*names: str) -> Path:
+        for name in names:
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"open({str(ran)!r}, 'a').write(__name__ + ' ')\n")
+        return ran
+
+    return plant
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ Run = Callable[..., Said]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the console script in this process."""
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command line sets, for good
 
     def call(*words: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, words)])

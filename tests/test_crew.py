@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pictures import write_photos
 
 from pipeline.bases import Base, load_base
 from pipeline.config import Recipe
-from pipeline.crew import Crew, Done, Solo, Work, device_names
+from pipeline.crew import Crew, Done, Solo, Work, device_names, nothing_imported_from_here
 from pipeline.devices import CoreThreads
 from pipeline.errors import BaseError, EngineError, ImageError, SettingsError
 from pipeline.manifest import Manifest, read_manifest
@@ -107,6 +109,30 @@ def test_extraction_on_two_devices_gives_the_store_of_one(photos: Manifest, tmp_
         assert first.recipe == second.recipe
         assert first.ids == second.ids
         np.testing.assert_allclose(first.features("avgpool"), second.features("avgpool"), rtol=1e-4, atol=1e-5)
+
+
+def test_no_process_imports_what_lies_in_the_current_folder(
+    tmp_path: Path, console_script: Path, planted: Callable[..., Path]
+) -> None:
+    ran = planted("multiprocessing", "pickle", "pipeline/__init__", "torch", "runpy")
+    write_photos(tmp_path / "p", 4)
+    command = [sys.executable, console_script, "extract", "p", "-o", "f.h5", "--base", "squeezenet1_1"]
+    command += ["--weights", "embedded", "--batch-size", "2", "--device", "cpu,cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not ran.exists(), ran.read_text()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 of 4 images have features" in done.stdout
+
+
+def test_the_path_of_other_processes_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with nothing_imported_from_here():
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert "PYTHONSAFEPATH" not in os.environ
+    monkeypatch.setenv("PYTHONSAFEPATH", "yes")
+    with nothing_imported_from_here():
+        pass
+    assert os.environ["PYTHONSAFEPATH"] == "yes"
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from pipeline.errors import StoreDamagedError, StoreError
 from pipeline.merging import merge
 from pipeline.store import FeatureStore, Part
 from pipeline.store.header import MAGIC, parse_header
+from pipeline.store.rows import RowFile
 from pipeline.verification import verify
 
 FLIPS = int(os.environ.get("PIPELINE_FLIPS", "1000"))
@@ -377,6 +380,26 @@ def test_changed_hdf5_with_a_forged_checksum_never_decides_what_is_read(
 
 def _nbytes(column: dict[str, Any]) -> int:
     return int(np.prod(column["shape"])) * np.dtype(column["dtype"]).itemsize
+
+
+def test_verify_runs_nothing_that_lies_in_the_current_folder(
+    good: Path, tmp_path: Path, console_script: Path, planted: Callable[..., Path]
+) -> None:
+    """A structure that is not ours is read by another process; a folder may hold what it would import."""
+    ran = planted("pipeline/__init__", "h5py", "numpy", "runpy", "pathlib")
+    path = tmp_path / "F.h5"
+    content = bytearray(good.read_bytes())
+    with RowFile.open(good) as file:
+        header, size = file.header, file.header_bytes
+    content[header.structure(size)[0][0]] ^= 1
+    structure = b"".join(content[start:stop] for start, stop in header.structure(size))
+    content[:size] = header.model_copy(update={"structure_crc32": zlib.crc32(structure)}).to_bytes(size)
+    path.write_bytes(content)
+    command = [sys.executable, console_script, "verify", path]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not ran.exists(), ran.read_text()
+    assert (said.returncode, said.stderr) == (1, "")
+    assert "F.h5: HDF5 cannot read it: Unable to" in said.stdout
 
 
 @pytest.mark.parametrize("name", ["F.h5", "deep"])

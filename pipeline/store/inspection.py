@@ -2,8 +2,6 @@
 
 A structure that is byte for byte what we draw today needs no reading. Any other may be that of another version of
 HDF5, or forged, on which the library may hang or crash: a process of its own reads it, for a limited time.
-
-    python -m pipeline.store.inspection FILE
 """
 
 from __future__ import annotations
@@ -20,6 +18,12 @@ from pipeline.store.layout import draw, hdf5_attributes
 from pipeline.store.rows import RowFile
 
 LONGEST_SECONDS = 60.0
+#: Run with -P, which keeps Python from importing what lies in the current folder; the package is found all the same.
+PROGRAM = """
+import runpy, sys
+sys.path.append(sys.argv.pop(1))
+runpy.run_module("pipeline.store.inspection", run_name="__main__")
+"""
 #: What h5py raises on a file that is not as it should be.
 HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, RecursionError)
 
@@ -32,7 +36,7 @@ def hdf5_differences(file: RowFile) -> Iterator[str]:
     except HDF5_ERRORS as error:
         yield f"HDF5 cannot hold what the header says: {error}"
         return
-    command = [sys.executable, "-m", "pipeline.store.inspection", str(file.path)]
+    command = [sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2]), str(file.path)]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS)
     except subprocess.TimeoutExpired:

@@ -53,8 +53,8 @@ _LATE = ("source/size", "source/mtime_ns", "source/sha256", "commit", "status")
 class StoreWriter:
     """Writes the feature file of one manifest, reusing every row that an earlier file already has.
 
-    >>> with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe, environment={}) as
-    writer: ...     for index in writer.pending:
+    >>> with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe, environment={}) as writer:
+    ...     for index in writer.pending:
     ...         writer.write([index], {"avgpool": compute(index)}, [source(index)])
     ...     writer.publish()
     """
