@@ -11,6 +11,7 @@ A fine-tuned base is a weights file like any other, so a fine-tuned model and a 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from pipeline import pixels
 from pipeline.config import Recipe
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
-from pipeline.files import publish_folder
+from pipeline.files import atomic_write, publish_folder
 from pipeline.heads import Head, load_head
 from pipeline.loading import Shape, load
 from pipeline.manifest import Record
@@ -138,11 +139,13 @@ def save_model(
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `rows` as CSV; the header is the keys of the first one."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        if rows:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    table = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(table.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def load_model(folder: str | Path, *, weights: str | None = None, device: str = "auto", engine: str = "auto") -> Model:

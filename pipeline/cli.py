@@ -369,7 +369,7 @@ def main() -> NoReturn:
         sys.stderr.close()
         status = 1
     except OSError as error:
-        status = _failed(f"{error.filename or 'a file operation'}: {error.strerror or error}", 1)
+        status = _failed(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
     sys.exit(status)
 
 

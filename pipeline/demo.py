@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import plots
+from pipeline.artifact import write_rows
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
@@ -94,13 +95,12 @@ def write_digits(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     held_out = np.random.default_rng(13).random(len(digits.images)) < HELD_OUT
     table = folder / "digits.csv"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "digit", "ink", "split"])
-        for number, (image, digit, val) in enumerate(zip(digits.images, digits.target, held_out, strict=True)):
-            name = f"{number:04d}.png"
-            draw_digit(image).save(folder / name)
-            rows.writerow([name, int(digit), f"{image.mean() / 16:.4f}", "val" if val else "train"])
+    rows = []
+    for number, (image, digit, val) in enumerate(zip(digits.images, digits.target, held_out, strict=True)):
+        name, ink = f"{number:04d}.png", f"{image.mean() / 16:.4f}"
+        draw_digit(image).save(folder / name)
+        rows.append({"image": name, "digit": int(digit), "ink": ink, "split": "val" if val else "train"})
+    write_rows(table, rows)
     return table
 
 

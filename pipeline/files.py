@@ -8,18 +8,20 @@ can record them, let them fail, or replay them up to any point.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
+import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import OutputExistsError, StoreLockedError
+from pipeline.errors import OutputExistsError, StoreError, StoreLockedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +31,24 @@ if TYPE_CHECKING:
 
 
 def create(path: Path) -> int:
-    """A new, empty file at `path`, whatever was there; returns its descriptor."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    """A new, empty file at `path`, whatever was there; returns its descriptor.
+
+    What a link at `path` names stays as it is: somebody else may have put it there.
+    """
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
 
 
 def reserve(descriptor: int, size: int) -> None:
     """Make the file `size` bytes long and set them aside: a full disk is known now, not later."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(descriptor, 0, size)
-    else:  # macOS: the size is set, the space is not promised
+    except AttributeError:  # macOS: the size is set, the space is not promised
         os.ftruncate(descriptor, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)  # a file system that sets nothing aside
 
 
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
@@ -51,12 +61,21 @@ def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 def sync_data(descriptor: int) -> None:
     """Return when the bytes written so far would survive a loss of power."""
-    getattr(os, "fdatasync", os.fsync)(descriptor)
+    _flush(descriptor, getattr(os, "fdatasync", os.fsync))
 
 
 def sync(descriptor: int) -> None:
     """As `sync_data`, for the file's size and times too."""
-    os.fsync(descriptor)
+    _flush(descriptor, os.fsync)
+
+
+def _flush(descriptor: int, system_call: Callable[[int], None]) -> None:
+    """`system_call`, or what means it on macOS, where that leaves the bytes in the memory of the disk."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    system_call(descriptor)
 
 
 def rename(source: Path, target: Path) -> None:
@@ -72,9 +91,9 @@ def remove(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _flush(descriptor, os.fsync)
     finally:
         os.close(descriptor)
 
@@ -91,19 +110,38 @@ def _hidden(path: Path, what: str) -> Path:
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """An open binary file that becomes `path` when the block ends well, and nothing when it does not.
 
+    What is no file of its own, such as ``/dev/stdout`` or another link, is written to as it is. An `OSError` names
+    `path`.
+
     >>> with atomic_write(Path("metrics.json")) as file:
     ...     file.write(b"{}")
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with named(path), path.open("wb") as file:
+            yield file
+        return
     temporary = _hidden(path, "tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
+        with named(path, instead_of=temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(create(temporary), "wb") as file:
+                yield file
+                file.flush()
+                sync(file.fileno())
+            rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """Have every `OSError` of the block name a file: `path`, where it names none, or a hidden one `instead_of` it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or (instead_of is not None and str(error.filename) == str(instead_of)):
+            error.filename = str(path)
         raise
 
 
@@ -170,7 +208,8 @@ def lock(path: Path) -> Iterator[None]:
     """Hold the right to write `path`, through a lock on the file `path` + ``.lock`` that dies with its
     process.
 
-    Raises `StoreLockedError`, which names the holder, at once and not after a wait.
+    Raises `StoreLockedError`, which names the holder, at once and not after a wait, and `StoreError` where the
+    file system has no locks.
     """
     beside = path.with_name(path.name + ".lock")
     descriptor = _acquire(beside, path)
@@ -181,25 +220,55 @@ def lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def refuse_locked(path: Path) -> None:
+    """Raise `StoreLockedError` where `lock` would, without writing anything."""
+    try:
+        descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    try:
+        _lock_at_once(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
 def _acquire(beside: Path, path: Path) -> int:
     while True:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _describe_holder(os.pread(descriptor, 1000, 0))
-            os.close(descriptor)
-            raise StoreLockedError(f"{path} is being written by {holder}; wait for it or stop it") from None
-        if _is_named(descriptor, beside):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _introduce_self(), 0)
-            return descriptor
-        os.close(descriptor)  # its last holder removed the name between our open and our lock
+        descriptor = _open_lock(beside)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            _lock_at_once(descriptor, path)
+            if _is_named(descriptor, beside):  # else its last holder removed the name between our open and our lock
+                undo.callback(beside.unlink, missing_ok=True)
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, _introduce_self(), 0)
+                undo.pop_all()
+                return descriptor
+
+
+def _open_lock(beside: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(beside).st_mode):
+            raise StoreError(f"{beside} is no lock of ours, but a link or a folder; remove it")
+    return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def _lock_at_once(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _describe_holder(os.pread(descriptor, 1000, 0))
+        raise StoreLockedError(f"{path} is being written by {holder}; wait for it or stop it") from None
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be locked against other writers, its file system refuses ({error.strerror}); give an -o on"
+            " another disk, and move the file when it is finished"
+        ) from None
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
 

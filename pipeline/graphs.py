@@ -143,9 +143,11 @@ def _path(key: str) -> Path:
 def read_size(key: str) -> Size | None:
     """How many images at once were found to be the fastest under `key`; None where that was not measured."""
     try:
-        return Size(**json.loads((cache_folder() / "sizes" / key).read_text()))
+        size = Size(**json.loads((cache_folder() / "sizes" / key).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    are_counts = type(size.images) is int and type(size.bytes) is int
+    return size if are_counts and size.images > 0 and size.bytes >= 0 else None
 
 
 def keep_size(key: str, size: Size) -> None:

@@ -115,6 +115,17 @@ def open_writer(manifest: Manifest, output: Path, **options: Any) -> Any:
     return StoreWriter.open(output, manifest=manifest, layers=LAYERS, environment={"by": "cheap"}, **options)
 
 
+@contextmanager
+def full_disk(file_bytes: int = 0) -> Iterator[None]:
+    """No file may grow beyond `file_bytes`: the operating system refuses, as it does where the disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 # --- what is right
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cheap import full_disk
 from conftest import Trained
 from safetensors.torch import save_file
 
-from pipeline.artifact import load_model
+from pipeline.artifact import load_model, write_rows
 from pipeline.bases import load_base
 from pipeline.errors import ModelError, OutputExistsError
 from pipeline.extraction import extract
@@ -138,3 +139,14 @@ def test_features_and_answers_are_of_the_head(trained: Trained) -> None:
     assert features.shape == (3, 512)
     answers = model.answers(features, top=1)
     assert [len(answer["top"]) for answer in answers] == [1, 1, 1]
+
+
+def test_a_table_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    rows = [{"id": "caf\udce9,.jpg", "score": 0.25}, {"id": "two\nlines", "score": None}]
+    write_rows(tmp_path / "t.csv", rows)
+    assert (tmp_path / "t.csv").read_bytes() == b'id,score\r\n"caf\xe9,.jpg",0.25\r\n"two\nlines",\r\n'
+    with pytest.raises(OSError, match="File too large") as refused, full_disk(20):
+        write_rows(tmp_path / "t.csv", rows * 9)
+    assert refused.value.filename == str(tmp_path / "t.csv")
+    assert len((tmp_path / "t.csv").read_bytes().splitlines()) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

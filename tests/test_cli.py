@@ -204,3 +204,11 @@ def test_the_module_runs_like_the_script_and_survives_a_closed_pipe() -> None:
     done = subprocess.run(["sh", "-c", command], cwd=HERE, capture_output=True, text=True, env=os.environ, check=False)
     assert done.stdout.startswith("alexnet")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_output_that_takes_no_more_is_one_line(trained: Trained, console_script: Path) -> None:
+    command = [sys.executable, console_script, "info", trained.store]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: the output: No space left on device\n")

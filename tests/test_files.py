@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cheap import full_disk
 
-from pipeline.errors import OutputExistsError, StoreLockedError
+from pipeline.errors import OutputExistsError, StoreError, StoreLockedError
 from pipeline.files import (
     atomic_write,
     create,
@@ -22,6 +25,8 @@ from pipeline.files import (
     publish_folder,
     rename,
     reserve,
+    sync,
+    sync_data,
     write_at,
 )
 
@@ -56,6 +61,46 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old"
     assert listing(tmp_path) == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_the_error_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="File too large") as refused, full_disk(), atomic_write(path) as file:
+        file.write(b"new")
+    assert refused.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert listing(tmp_path) == ["file"]
+
+
+def test_what_is_planted_under_a_hidden_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to("victim")
+    (tmp_path / "made").symlink_to("victim")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    for name in "made", "dangling":
+        os.close(create(tmp_path / name))
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert listing(tmp_path) == ["dangling", "file", "made", "victim"]
+
+
+def test_a_pipe_and_a_link_to_one_are_written_to_as_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for name in "pipe", "link":
+            with atomic_write(tmp_path / name) as file:
+                file.write(name.encode())
+            assert os.read(reader, 100) == name.encode()
+    finally:
+        os.close(reader)
+    assert (tmp_path / "link").is_symlink()
+    assert listing(tmp_path) == ["link", "pipe"]
 
 
 def write_model(path: Path, text: str, *, replace: bool = False, error: BaseException | None = None) -> None:
@@ -145,6 +190,45 @@ def test_a_lock_is_for_one_and_names_its_holder(tmp_path: Path) -> None:
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_a_lock_that_somebody_planted_is_refused(tmp_path: Path, kind: str) -> None:
+    beside, victim = tmp_path / "F.h5.lock", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    {
+        "link": lambda: beside.symlink_to(victim),
+        "dangling": lambda: beside.symlink_to(tmp_path / "nowhere"),
+        "folder": beside.mkdir,
+        "pipe": lambda: os.mkfifo(beside),
+    }[kind]()
+    with pytest.raises(StoreError, match=r"F\.h5\.lock is no lock of ours, .*; remove it"), lock(tmp_path / "F.h5"):
+        pass
+    assert victim.read_bytes() == b"precious"
+    assert listing(tmp_path) == ["F.h5.lock", "victim"]
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path: Path) -> None:
+    descriptors = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    with pytest.raises(OSError, match="File too large"), full_disk(), lock(tmp_path / "F.h5"):
+        pass
+    assert listing(tmp_path) == []
+    assert len(os.listdir("/dev/fd")) == descriptors  # noqa: PTH208
+    with lock(tmp_path / "F.h5"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = rf"F\.h5 cannot be locked .* refuses \({os.strerror(number)}\); give an -o on another disk"
+    with pytest.raises(StoreError, match=message), lock(tmp_path / "F.h5"):
+        pass
+
+
 def test_everything_is_written_where_the_system_writes_little_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +247,40 @@ def test_reserved_space_is_set_aside(tmp_path: Path) -> None:
         assert os.fstat(descriptor).st_blocks * 512 >= 1 << 20
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_space_that_cannot_be_set_aside_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with os.fdopen(create(tmp_path / "file"), "wb") as file:
+        reserve(file.fileno(), 1000)
+    monkeypatch.delattr(os, "posix_fallocate")
+    with os.fdopen(create(tmp_path / "other"), "wb") as file:
+        reserve(file.fileno(), 1000)
+    assert (tmp_path / "file").stat().st_size == (tmp_path / "other").stat().st_size == 1000
+
+
+def test_a_mac_is_told_to_empty_the_memory_of_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, what: calls.append(("fcntl", what)))
+    with (tmp_path / "file").open("wb") as file:
+        sync(file.fileno())
+        sync_data(file.fileno())
+        assert calls == [("fcntl", 51)] * 2
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOTSUP, "Operation not supported")
+
+        monkeypatch.setattr(fcntl, "fcntl", refuse)
+        monkeypatch.setattr(os, "fsync", lambda _: calls.append(("fsync", 0)))
+        sync(file.fileno())
+        assert calls[2:] == [("fsync", 0)]
 
 
 def test_a_name_is_given_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

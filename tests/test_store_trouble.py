@@ -203,3 +203,22 @@ def test_a_link_is_written_through(images: Path, tmp_path: Path) -> None:
     extract(manifest_of(images), tmp_path / "F.h5")
     assert (tmp_path / "F.h5").is_symlink()
     assert datasets(tmp_path / "big" / "real.h5") == datasets(tmp_path / "F.h5")
+
+
+def test_what_is_planted_beside_a_store_is_not_written_through(images: Path, tmp_path: Path) -> None:
+    """A folder that was downloaded may hold links under the names that a writer uses."""
+    manifest, path, victim = manifest_of(images), tmp_path / "in" / "F.h5", tmp_path / "victim.h5"
+    extract(manifest.rows(0, 5), victim)
+    before = victim.read_bytes()
+    path.parent.mkdir()
+    (path.parent / ".F.h5.tmp").symlink_to(victim)
+    extract(manifest, path)
+    assert assert_rows_right(path, manifest) == 40
+    path.unlink()
+    for name in "F.h5.lock", "F.h5.partial":
+        (path.parent / name).symlink_to(victim)
+        with pytest.raises(StoreError, match=rf"{name} is .*link.*; remove it"):
+            extract(manifest, path)
+        (path.parent / name).unlink()
+    assert victim.read_bytes() == before
+    assert list(path.parent.iterdir()) == []

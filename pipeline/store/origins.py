@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import BAD_IMAGE, ImageError, RecipeMismatchError, StoreDamagedError
+from pipeline.errors import BAD_IMAGE, ImageError, RecipeMismatchError, StoreDamagedError, StoreError
 from pipeline.manifest import Manifest
 from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES
 from pipeline.store.rows import RowFile, row_checksums, runs
@@ -163,6 +163,8 @@ class Earlier:
         """
         unfinished = partial_path(path)
         partial = published = None
+        if unfinished.is_symlink():
+            raise StoreError(f"{unfinished} is a link, which no run of ours makes; remove it")
         if unfinished.exists():
             file = opened.enter_context(_open(unfinished, writable=True))
             _check_recipe(file, recipe)

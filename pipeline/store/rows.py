@@ -60,8 +60,9 @@ class RowFile:
         Raises `StoreDamagedError` where they are not what was written or not ours, `StoreError` where the
         operating system refuses.
         """
+        flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
         try:
-            descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(path, flags | os.O_NONBLOCK)
         except OSError as error:
             raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
         try:

@@ -406,7 +406,8 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        place = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}; rows committed before are kept:"
+            f"{path} cannot be written: {error.strerror or error}{place}; rows committed before are kept:"
             " make room or mend it, then run the same command again"
         ) from error
