@@ -168,6 +168,7 @@ def extract(
             run.compute(pending, bar)
         bad = writer.bad()
         refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, job.manifest.source)
+        job.manifest.require_unchanged()
         writer.publish()
     seconds = {"total": time.perf_counter() - started, **run.seconds}
     return ExtractResult(

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SourceError
-from pipeline.sources.records import FileImage, ImageRef, Manifest, shown
+from pipeline.sources.containers import Container, open_regular
+from pipeline.sources.records import ImageRef, Manifest, shown
 from pipeline.sources.tables import Table, cell_text, read_table
 
 
 class ParquetFile:
-    """One open file that gives cells of its image columns, keeping the row group read last.
+    """A file that gives cells of its image columns, keeping the row group read last; it is open only meanwhile.
 
-    Images are asked for in about the order of the rows, so every row group is read once.
+    Images are asked for in about the order of the rows, so every row group is read once. Raises `SourceError` where
+    the file, in this process or in the one it was sent to, is not the one that was listed any more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, container: Container, metadata: Any) -> None:
+        self.container = container
+        self.metadata = metadata
         self._lock = threading.Lock()
         self._held: tuple[tuple[str, int], Any] | None = None
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise SourceError(
-                "reading Parquet needs pyarrow: python -m pip install 'cached-feature-pipeline[parquet]'"
-            ) from None
-        self.errors = (pyarrow.ArrowException, OSError)
-        try:
-            self.file = pyarrow.parquet.ParquetFile(path)
-        except self.errors as error:
-            raise SourceError(f"cannot read {shown(path)}: {_first_line(error)}") from error
+
+    def __reduce__(self) -> tuple[type[ParquetFile], tuple[Container, Any]]:
+        return ParquetFile, (self.container, self.metadata)
 
     def cell(self, column: str, group: int, row: int) -> bytes | None:
+        """The bytes of one image; raises `ImageError` where they are damaged."""
         with self._lock:
             if self._held is None or self._held[0] != (column, group):
-                table = self.file.read_row_group(group, columns=[column])
-                self._held = (column, group), table.column(0)
+                self._held = (column, group), self._read_group(column, group)
             value = self._held[1][row].as_py()
         return value.get("bytes") if isinstance(value, dict) else value
+
+    def _read_group(self, column: str, group: int) -> Any:
+        import pyarrow
+        import pyarrow.parquet
+
+        with self.container.open() as file:
+            try:
+                table = pyarrow.parquet.ParquetFile(file, metadata=self.metadata)
+                return table.read_row_group(group, columns=[column]).column(0)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ImageError("unreadable", _first_line(error)) from error
+            finally:
+                self.container.check(file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +65,15 @@ class ParquetImage:
 
     @property
     def where(self) -> str:
-        return f"{shown(self.file.path)}!{self.column}[{self.group}:{self.row}]"
+        return f"{shown(self.file.container.path)}!{self.column}[{self.group}:{self.row}]"
 
     def stat(self) -> tuple[int, int]:
-        """Of the whole file: a rewritten file has new images."""
-        return FileImage(str(self.file.path)).stat()
+        """Of the whole file when it was listed: a rewritten file has new images."""
+        return self.file.container.size, self.file.container.mtime_ns
 
     def read(self, limit: int) -> bytes:
-        try:
-            data = self.file.cell(self.column, self.group, self.row)
-        except self.file.errors as error:
-            raise ImageError("unreadable", _first_line(error)) from error
+        """The bytes; raises `SourceError` where the file is not the one that was listed."""
+        data = self.file.cell(self.column, self.group, self.row)
         if data is None:
             raise ImageError("missing", "the cell is empty")
         if len(data) > limit:
@@ -77,30 +83,47 @@ class ParquetImage:
 
 def read_parquet(source: Path, settings: SourceSettings) -> Manifest:
     """The images that a Parquet file names or holds."""
-    return read_table(load_parquet(source), source.parent, settings)
+    table = load_parquet(source)
+    return replace(read_table(table, source.parent, settings), containers=table.containers)
 
 
 def load_parquet(source: Path) -> Table:
     """Read all but the images; columns of lists and other nested values are left out."""
-    file = ParquetFile(source)
-    schema = file.file.schema_arrow
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise SourceError(
+            "reading Parquet needs pyarrow: python -m pip install 'cached-feature-pipeline[parquet]'"
+        ) from None
+    try:
+        with open_regular(source) as file:
+            container = Container.of(os.fspath(source), file)
+            table = _load(pyarrow.parquet.ParquetFile(file), container)
+            container.check(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SourceError(f"cannot read {shown(source)}: {_first_line(error)}") from error
+    return table
+
+
+def _load(table: Any, container: Container) -> Table:
+    schema = table.schema_arrow
     image_columns = [field.name for field in schema if _holds_images(field.type)]
     paths = [f"{name}.path" for name in image_columns if _has_path(schema.field(name).type)]
     plain = [field.name for field in schema if not _is_nested(field.type) and field.name not in image_columns]
-    try:
-        read = file.file.read(columns=[*plain, *paths])
-    except file.errors as error:
-        raise SourceError(f"cannot read {shown(source)}: {_first_line(error)}") from error
+    read = table.read(columns=[*plain, *paths])
     columns = {name: [cell_text(value) for value in read.column(name).to_pylist()] for name in plain}
     for name in image_columns:
         if f"{name}.path" in paths:
-            columns[f"{name}.path"] = [cell_text(cell.get("path")) for cell in read.column(name).to_pylist()]
+            columns[f"{name}.path"] = [cell_text((cell or {}).get("path")) for cell in read.column(name).to_pylist()]
+    file = ParquetFile(container, table.metadata)
     images: dict[str, list[ImageRef]] = {name: list(_cells(file, name)) for name in image_columns}
-    return Table(shown(source), columns, range(file.file.metadata.num_rows), "row", images)
+    rows = range(table.metadata.num_rows)
+    return Table(shown(container.path), columns, rows, "row", images, (container,) if images else ())
 
 
 def _cells(file: ParquetFile, column: str) -> Iterator[ParquetImage]:
-    metadata = file.file.metadata
+    metadata = file.metadata
     for group in range(metadata.num_row_groups):
         for row in range(metadata.row_group(group).num_rows):
             yield ParquetImage(file, column, group, row)

@@ -46,6 +46,13 @@ class ImageRef(Protocol):
         """The bytes; raises `ImageError` (missing, unreadable, too-large for more than `limit` bytes)."""
 
 
+class Unchanging(Protocol):
+    """What has to be at the end what it was at the start."""
+
+    def require_unchanged(self) -> None:
+        """Raise `SourceError` where it is not."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileImage:
     """An image that is a file of its own."""
@@ -115,13 +122,15 @@ class Target:
 class Manifest:
     """The images of one source, sorted by id, and their targets in the same order.
 
-    `notes` are remarks for the user, each one line: what was left out, what was guessed.
+    `notes` are remarks for the user, each one line: what was left out, what was guessed. `containers` are the files
+    that hold several of the images.
     """
 
     source: str
     records: list[Record]
     targets: dict[str, Target]
     notes: tuple[str, ...] = ()
+    containers: tuple[Unchanging, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -133,6 +142,11 @@ class Manifest:
         part = [replace(record, index=index) for index, record in enumerate(self.records[start:stop])]
         targets = {name: target.take(slice(start, stop)) for name, target in self.targets.items()}
         return replace(self, records=part, targets=targets)
+
+    def require_unchanged(self) -> None:
+        """Raise `SourceError` where a file that holds many of the images is not the one that was listed any more."""
+        for container in self.containers:
+            container.require_unchanged()
 
 
 class Row(NamedTuple):

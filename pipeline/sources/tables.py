@@ -18,6 +18,7 @@ from typing import Any, cast
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
 from pipeline.registry import nearest
+from pipeline.sources.containers import Container
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.records import (
     FileImage,
@@ -59,6 +60,7 @@ class Table:
     lines: Sequence[int]  # where each row is in the file
     row_word: str = "line"
     images: dict[str, list[ImageRef]] = field(default_factory=dict)
+    containers: tuple[Container, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -8,60 +8,61 @@ from __future__ import annotations
 
 import json
 import os
-import tarfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SourceError
+from pipeline.sources.containers import Container, open_regular
 from pipeline.sources.folder import find_layout, is_image_name
 from pipeline.sources.records import (
-    FileImage,
     Manifest,
     Row,
     Target,
     as_id,
     class_target,
+    counted,
     make_manifest,
     shown,
 )
 from pipeline.sources.tables import USUAL_TARGETS, Table, cell_text, read_targets
+from pipeline.sources.tar_members import Member, TarDamage, read_members
 
 _LARGEST_LABEL = 2**20
-_BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
     """An image that is a member of an uncompressed tar file."""
 
-    tar: str
+    tar: Container
     member: str
     offset: int
     size: int
 
     @property
     def where(self) -> str:
-        return f"{shown(self.tar)}!{shown(self.member)}"
+        return f"{shown(self.tar.path)}!{shown(self.member)}"
 
     def stat(self) -> tuple[int, int]:
-        """The member's size, and the time of the tar file itself: a rewritten tar has new images."""
-        return self.size, FileImage(self.tar).stat()[1]
+        """The member's size, and the time of the tar file when it was listed: a rewritten tar has new images."""
+        return self.size, self.tar.mtime_ns
 
     def read(self, limit: int) -> bytes:
+        """The bytes; raises `SourceError` where the tar is not the one that was listed."""
         if self.size > limit:
             raise ImageError("too-large", f"{self.size} bytes, the limit is {limit}")
         try:
-            with open(self.tar, "rb") as file:  # noqa: PTH123 (once an image)
+            with self.tar.open() as file:
                 data = os.pread(file.fileno(), self.size, self.offset)
+                self.tar.check(file)
         except OSError as error:
-            FileImage(self.tar).stat()  # names a tar that has gone
             raise ImageError("unreadable", error.strerror or str(error)) from error
         if len(data) < self.size:
-            raise ImageError("truncated", f"the tar file ends after {len(data)} of {self.size} bytes")
+            raise ImageError("unreadable", f"only {len(data)} of {self.size} bytes can be read")
         return data
 
 
@@ -82,26 +83,33 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
     several = len(shards) > 1
     rows: list[Row] = []
     labels: dict[str, dict[str, str]] = {}
+    left_out: Counter[str] = Counter()
+    tars: list[Container] = []
     for shard in shards:
         prefix = f"{shard.stem}/" if several else ""
-        for member in _members(shard):
+        tar, members = _list(shard)
+        tars.append(tar)
+        for member in members:
             name = prefix + _safe_name(shard, member.name)
-            if is_image_name(name):
-                image = TarImage(os.fspath(shard), member.name, member.offset_data, member.size)
+            image = TarImage(tar, member.name, member.offset, member.size)
+            if is_image_name(name) and member.kind == "file":
                 rows.append(Row(as_id(name), image))
-            elif name.endswith((".cls", ".json")):
-                labels.setdefault(_key(name), {}).update(_read_label(shard, member))
+            elif is_image_name(name):
+                left_out[member.kind] += 1
+            elif name.endswith((".cls", ".json")) and member.kind == "file":
+                labels.setdefault(as_id(_key(name)), {}).update(_read_label(image))
     name = shown(source)
     if not rows:
         raise SourceError(f"{name} holds no images")
+    splits, targets = [""] * len(rows), []
     if labels:
-        return make_manifest(name, rows, _label_targets(name, rows, labels, settings))
-    if several:
-        return make_manifest(name, rows)
-    layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
-    targets = [class_target("class", layout.labels)] if any(layout.labels) else []
-    split_rows = [row._replace(split=split) for row, split in zip(rows, layout.splits, strict=True)]
-    return make_manifest(name, split_rows, targets)
+        targets = _label_targets(name, rows, labels, settings)
+    elif not several:
+        layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
+        splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
+    split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
+    notes = [f"left out what is no plain file in the tar ({counted(left_out)})"] if left_out else []
+    return replace(make_manifest(name, split_rows, targets, notes), containers=tuple(tars))
 
 
 def _without_common_top(paths: list[str]) -> list[str]:
@@ -111,33 +119,26 @@ def _without_common_top(paths: list[str]) -> list[str]:
     return paths
 
 
-def _members(shard: Path) -> list[tarfile.TarInfo]:
-    """The plain files in a tar; raises `SourceError` unless the list is known to be whole."""
+def _list(shard: Path) -> tuple[Container, list[Member]]:
+    """A tar as it is now, and what is in it; raises `SourceError` unless the list is known to be whole."""
+    path = os.fspath(shard)
     try:
-        with tarfile.open(shard, "r:") as tar:
-            members = [m for m in tar if m.isreg() and not m.issparse() and not _is_hidden(m.name)]
-            _require_end(shard, tar)
-    except (tarfile.TarError, EOFError) as error:
+        with open_regular(path) as file:
+            tar = Container.of(path, file)
+            members = [
+                member
+                for member in read_members(file, tar.size)
+                if member.kind != "other" and not _is_hidden(member.name)
+            ]
+            tar.check(file)
+    except TarDamage as error:
         raise SourceError(
             f"{shown(shard)} is not a whole, plain tar file ({error}); a compressed one must be unpacked to"
             " .tar first, so that images can be read in place"
         ) from error
     except OSError as error:
         raise SourceError(f"cannot read {shown(shard)}: {error.strerror}") from error
-    return members
-
-
-def _require_end(shard: Path, tar: tarfile.TarFile) -> None:
-    """`tarfile` stops silently at a damaged header; what it stopped at must be the end mark, then nothing."""
-    with shard.open("rb") as file:
-        file.seek(tar.offset)
-        tail = file.read(2**20)
-    if len(tail) < _BLOCK:
-        raise tarfile.ReadError("the end mark is absent: the file was cut short")
-    if tail[:_BLOCK].strip(b"\0"):
-        raise tarfile.ReadError(f"damaged at byte {tar.offset}")
-    if tail.strip(b"\0"):
-        raise tarfile.ReadError(f"a second archive begins after byte {tar.offset}")
+    return tar, members
 
 
 def _is_hidden(name: str) -> bool:
@@ -158,19 +159,19 @@ def _key(name: str) -> str:
     return folder + slash + file.split(".", 1)[0]
 
 
-def _read_label(shard: Path, member: tarfile.TarInfo) -> dict[str, str]:
-    place = f"{shown(shard)}!{shown(member.name)}"
+def _read_label(label: TarImage) -> dict[str, str]:
     try:
-        data = TarImage(os.fspath(shard), member.name, member.offset_data, member.size).read(_LARGEST_LABEL)
-        text = data.decode()
-        if member.name.endswith(".cls"):
+        text = label.read(_LARGEST_LABEL).decode()
+        if label.member.endswith(".cls"):
             return {"class": text.strip()}
         values: Any = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("a JSON object is needed, with one value a target")
+        cells = {key: cell_text(value) for key, value in values.items() if not isinstance(value, list | dict)}
+        "".join([*cells, *cells.values()]).encode()  # JSON can spell texts that are none
     except (ImageError, ValueError, RecursionError) as error:
-        raise SourceError(f"{place} is not a label: {error}") from error
-    if not isinstance(values, dict):
-        raise SourceError(f"{place} is not a label: a JSON object is needed, with one value a target")
-    return {key: cell_text(value) for key, value in values.items() if not isinstance(value, list | dict)}
+        raise SourceError(f"{label.where} is not a label: {error}") from error
+    return cells
 
 
 def _label_targets(
