@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from pipeline.inputs import InputTransform
 from pipeline.loading import refuse_too_many_bad
 from pipeline.manifest import Manifest, Target
 from pipeline.progress import progress as progress_bar
-
-log = logging.getLogger(__name__)
+from pipeline.registry import nearest
 
 
 class Examples:
@@ -33,6 +31,7 @@ class Examples:
         self.names = target.names
         self.train = split.train
         self.held_out = split.held_out
+        self.notices = split.notices
         known = target.values[split.train]
         self.centre, self.scale = (0.0, 1.0) if self.names else (float(known.mean()), float(known.std()))
 
@@ -92,7 +91,10 @@ def _recoded(target: Target, classes: tuple[str, ...]) -> Target:
     codes = {name: code for code, name in enumerate(classes)}
     stranger = next((name for name in names if name not in codes), None)
     if stranger is not None:
-        raise SourceError(f"{target.name}: the head knows no class {stranger!r}; it knows {', '.join(classes)[:200]}")
+        raise SourceError(
+            f"{target.name}: the head knows no class {stranger!r}{nearest(stranger, classes)}; "
+            f"it knows {', '.join(classes)[:200]}"
+        )
     lookup = np.array([*(codes[name] for name in names), -1], dtype=np.int64)
     return Target(target.name, lookup[target.values], classes)
 
@@ -130,8 +132,6 @@ def split_examples(manifest: Manifest, target: Target, pictures: Pictures, setti
         share=settings.val,
         seed=settings.seed,
     )
-    for notice in found.notices:
-        log.warning("%s: %s", manifest.source, notice)
     train = good[found.train]
     held_out = {name: good[rows] for name, rows in found.held_out.items()}
     different = len(np.unique(target.values[train]))

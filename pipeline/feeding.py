@@ -62,13 +62,14 @@ class Pictures:
                     self._keep(self._whole, loaded.index, loaded.pixels[0])
             bar.advance(len(batch))
 
-    def keep_shaped(self, indices: Indices) -> None:
+    def keep_shaped(self, indices: Indices, bar: Bar) -> None:
         """Of these images nothing is wanted from now on but what the base sees."""
         for index in indices.tolist():
             image = self.shaped(index)
             before = self._whole.pop(index, None)
             self._room += 0 if before is None else before.nbytes
             self._keep(self._shaped, index, image)
+            bar.advance()
 
     def whole(self, index: int) -> Pixels:
         """One decoded image; raises `SourceError` where its file is not what it was at the start."""

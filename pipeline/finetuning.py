@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import metrics, pixels, plots
-from pipeline.artifact import BaseRecord, DataRecord, Figure, load_model, save_model
+from pipeline.artifact import BaseRecord, DataRecord, load_model, save_model
 from pipeline.augment import View, build_view
 from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings, Pool, Recipe
@@ -33,7 +33,7 @@ from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
-from pipeline.manifest import Manifest, Target, read_manifest
+from pipeline.manifest import Manifest, Target, read_manifest, shown
 from pipeline.network import (
     Network,
     build_network,
@@ -48,6 +48,7 @@ from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.weights import digest
+from pipeline.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class FinetuneResult:
     rows: dict[str, int]
     bad: dict[str, str]
     seconds: float
+    notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
@@ -92,19 +94,24 @@ class FinetuneResult:
             "bad": len(self.bad),
             "bad_images": self.bad,
             "seconds": round(self.seconds, 3),
+            "notices": self.notices,
         }
 
     def summary(self) -> str:
         """Every epoch, the best one's metrics, and every bad image."""
         counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
-        lines = [f"{self.target} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
+        lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
         for epoch in self.epochs:
             lines.append(f"  {epoch.summary()}{'  <- kept' if epoch.number == self.best_epoch else ''}")
-        titles = {"val": "held-out rows", "test": "test rows"}
-        lines += [f"{titles[part]}: {metrics.table(self.metrics[part])}" for part in titles if part in self.rows]
+        lines += [
+            f"{metrics.PARTS[part]}: {metrics.table(self.metrics[part])}"
+            for part in ("val", "test")
+            if part in self.metrics
+        ]
         if self.bad:
-            lines.append(f"{len(self.bad)} bad images had no part in it:")
-            lines += [f"  {id}: {reason}" for id, reason in self.bad.items()]
+            lines.append(f"{plural(len(self.bad), 'bad image')} had no part in it:")
+            lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
+        lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
 
 
@@ -114,7 +121,8 @@ def finetune(
     """Train base and head on the images of `source`; the best epoch becomes the model folder `output`.
 
     `options` are the fields of `FinetuneSettings`: `train`, `epochs`, `lr`, ...; `head` names a model folder
-    to start from. Nothing is written before training ends; `force` replaces a model that is there.
+    to start from. Nothing is written before training ends, and an interrupted training begins anew; `force` replaces a
+    model that is there. `progress` says on stderr how far it is, with a line for every epoch.
 
     Raises `SourceError` where there is nothing to train on, `SettingsError` for what cannot be trained,
     `HeadError` where training fails, `BaseError` or `ModelError` where the start cannot be had.
@@ -141,21 +149,25 @@ def finetune(
     run = Run(start, network, examples, pictures, settings)
     with run.feeder:
         history = run.train(view, progress=progress)
-        parts = run.judge()
+        parts = run.judge(progress=progress)
+    measured = {name: part.measure(examples) for name, part in parts.items()}
     result = FinetuneResult(
         model=Path(output),
         head=run.head().name,
         target=target.name,
         layers=start.layers,
-        metrics={name: part.measure(examples) for name, part in parts.items()},
+        metrics=measured,
         chosen=run.chosen(),
         epochs=history.epochs,
         best_epoch=history.best,
         rows={name: len(part.rows) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(pictures.bad.items())},
         seconds=time.perf_counter() - started,
+        notices=[*examples.notices, *remarks(measured, examples)],
     )
-    run.save(result, manifest, parts, replace_old=force)
+    drawn = draw(result, examples, parts["val"])
+    result.notices += drawn.notices
+    run.save(result, manifest, parts, drawn.pictures, replace_old=force)
     return result
 
 
@@ -283,38 +295,46 @@ class Run:
         """Train; the network ends with the weights of its best epoch."""
         examples, settings = self._examples, self._settings
         crops = "crop" in settings.augment
-        for name, rows in examples.parts.items():
-            if name != "train" or not crops:
-                self._pictures.keep_shaped(rows)
-        self._begin()
-        total = settings.epochs * len(examples.train)
+        kept = [rows for name, rows in examples.parts.items() if name != "train" or not crops]
+        with progress_bar(sum(map(len, kept)), "preprocessing", show=progress) as bar:
+            for rows in kept:
+                self._pictures.keep_shaped(rows, bar)
+        self._begin(progress=progress)
+        val = examples.held_out["val"]
+        total = settings.epochs * (len(examples.train) + len(val)) + len(val)
         with progress_bar(total, "fine-tuning", show=progress) as bar:
+            bar.say(
+                f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
+                f"{len(val)}: {plural(settings.epochs, 'epoch')}; epoch 0 is before the first step"
+            )
             self._history = train(
                 self._trainer,
                 lambda number: _counted(self.feeder.random(examples.train, view, number, crops=crops), bar),
-                lambda: self.feeder.plain(examples.held_out["val"]),
+                lambda: _counted(self.feeder.plain(val), bar),
                 settings=settings,
-                watch=lambda epoch: log.info(epoch.summary()),
+                watch=lambda epoch: bar.say(epoch.summary()),
             )
         return self._history
 
-    def _begin(self) -> None:
+    def _begin(self, *, progress: bool) -> None:
         """Standardise what the head takes, and give it the fitted weights."""
         start, examples, network = self._start, self._examples, self._trainer.network
         most = min(SAMPLE, max(64, SAMPLE_FLOATS // network.head.in_features))
         sample = examples.train[:: -(-len(examples.train) // most)]
-        standardise(network, self._trainer.features(self.feeder.plain(sample)))
+        with progress_bar(len(sample), "embedding for the start", show=progress) as bar:
+            standardise(network, self._trainer.features(_counted(self.feeder.plain(sample), bar)))
         if start.weight is not None and start.bias is not None:
             bias = (start.bias - examples.centre) / examples.scale
             start_from(network, start.weight / examples.scale, bias)
 
-    def judge(self) -> dict[str, Part]:
+    def judge(self, *, progress: bool) -> dict[str, Part]:
         """What the network says of all rows, seen plainly."""
         parts = {}
-        for name, rows in self._examples.parts.items():
-            outputs = self._trainer.outputs(self.feeder.plain(rows))[0].numpy()
-            said = softmax(outputs) if self._examples.names else self._examples.values(outputs[:, 0])
-            parts[name] = Part(rows, self._examples.target.values[rows], said)
+        with progress_bar(sum(map(len, self._examples.parts.values())), "scoring", show=progress) as bar:
+            for name, rows in self._examples.parts.items():
+                outputs = self._trainer.outputs(_counted(self.feeder.plain(rows), bar))[0].numpy()
+                said = softmax(outputs) if self._examples.names else self._examples.values(outputs[:, 0])
+                parts[name] = Part(rows, self._examples.target.values[rows], said)
         return parts
 
     def head(self) -> AffineHead:
@@ -332,7 +352,15 @@ class Run:
         settings = self._settings.model_dump(mode="json", include={*names, *more})
         return {**settings, "lr": self._settings.rate, "best_epoch": self._history.best}
 
-    def save(self, result: FinetuneResult, manifest: Manifest, parts: Mapping[str, Part], *, replace_old: bool) -> None:
+    def save(
+        self,
+        result: FinetuneResult,
+        manifest: Manifest,
+        parts: Mapping[str, Part],
+        pictures: Mapping[str, plots.Picture],
+        *,
+        replace_old: bool,
+    ) -> None:
         """Write the model folder; it is there whole or not at all."""
         base, examples, head = self._start.base, self._examples, self.head()
         put_back(self._trainer.network, base)
@@ -354,7 +382,7 @@ class Run:
             ),
             chosen=result.chosen,
             predictions=list(predictions(manifest, examples, parts)),
-            plots=draw(result, examples, parts["val"]),
+            plots=pictures,
             save_base=(lambda path: write_base(base, path)) if tuned else None,
             replace=replace_old,
         )
@@ -397,6 +425,15 @@ def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 # --- what came of it
 
 
+def remarks(measured: Mapping[str, Mapping[str, Any]], examples: Examples) -> list[str]:
+    """What a reader of the measures has to know."""
+    parts = [name for name in ("val", "test") if name in measured]
+    found = [remark for name in parts for remark in metrics.cautions(measured[name], metrics.PARTS[name])]
+    if examples.names is None:
+        found += metrics.outliers(examples.target.values[examples.train], examples.target.name)
+    return found
+
+
 def predictions(manifest: Manifest, examples: Examples, parts: Mapping[str, Part]) -> Iterator[dict[str, Any]]:
     """A row for each held-out image: id, split, truth and what the network says."""
     for name in examples.held_out:
@@ -411,14 +448,9 @@ def predictions(manifest: Manifest, examples: Examples, parts: Mapping[str, Part
                 yield {**entry, **label, "score": float(said[best])}
 
 
-def draw(result: FinetuneResult, examples: Examples, held: Part) -> dict[str, Figure]:
-    """The plots of the model folder by name."""
+def draw(result: FinetuneResult, examples: Examples, held: Part) -> plots.Rendered:
+    """The plots of the model folder."""
     epochs = [epoch.to_json() for epoch in result.epochs]
-    drawn: dict[str, Figure] = {"learning": plots.learning_curve(epochs, best=result.best_epoch)}
-    found = result.metrics["val"]
-    if examples.names is None:
-        drawn["predicted"] = plots.predicted_against_true(held.truth, held.said, name=examples.target.name)
-    elif "confusion" in found:
-        title = f"held-out rows: {found['accuracy']:.1%}"
-        drawn["confusion"] = plots.confusion(np.array(found["confusion"]), examples.names, title=title)
-    return drawn
+    drawings = plots.answers(held.truth, held.said, result.metrics["val"], target=examples.target)
+    drawings["learning"] = lambda: plots.learning_curve(epochs, best=result.best_epoch)
+    return plots.render(drawings, names=(examples.target.name, *(examples.names or ())))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
-from pipeline.artifact import BaseRecord, DataRecord, Figure, save_model
+from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
@@ -66,8 +66,7 @@ class FitResult:
         """For a person: held-out rows in full, the others in a line that says what they are."""
         setting = ", ".join(f"{name} {_short(value)}" for name, value in self.chosen.items())
         lines = [f"{self.target} from {', '.join(self.layers)}: {setting}"]
-        titles = {"val": "held-out rows", "test": "test rows", "cv": "out of fold", "train": "training rows"}
-        for name, title in titles.items():
+        for name, title in metrics.PARTS.items():
             if name in self.metrics:
                 shown = metrics.table(self.metrics[name])
                 lines.append(f"{title}: {shown if name == 'val' else shown.splitlines()[0]}")
@@ -94,6 +93,8 @@ def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **op
         trained = train_head(settings.head, lesson.problem(), settings)
         scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.parts.items()}
         result = describe(trained, lesson, scored, output)
+        drawn = draw(trained, lesson, scored, result.metrics)
+        result.notices += drawn.notices
         save_model(
             output,
             head=trained.head,
@@ -109,7 +110,7 @@ def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **op
             data=DataRecord(source=str(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             predictions=lesson.predictions(trained.head, scored),
-            plots=draw(trained, lesson, scored, result.metrics),
+            plots=drawn.pictures,
             replace=force,
         )
     return result
@@ -303,6 +304,10 @@ def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], out
     head, names = trained.head, lesson.target.names
     found = {name: measured(head, part, names) for name, part in scored.items()}
     notices = [*lesson.split.notices, *trained.notices]
+    for part in lesson.split.held_out:
+        notices += metrics.cautions(found[part], metrics.PARTS[part])
+    if names is None:
+        notices += metrics.outliers(lesson.target.values[lesson.split.train], lesson.target.name)
     guesses = head.search.scores
     if guesses is not None:
         seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
@@ -341,32 +346,30 @@ def measured(head: Head, scored: Scored, names: tuple[str, ...] | None) -> dict[
     return found | {"interval": {"half_width": half, "coverage": head.settings.coverage, "covered": covered}}
 
 
-def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: Mapping[str, Any]) -> dict[str, Figure]:
-    """The plots of a model folder by name."""
-    head, held, names = trained.head, scored["val"], lesson.target.names
-    drawn: dict[str, Figure] = {}
-    if names is None:
-        drawn["predicted"] = plots.predicted_against_true(
-            held.truth,
-            held.decisions,
-            name=lesson.target.name,
+def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: Mapping[str, Any]) -> plots.Rendered:
+    """The plots of a model folder: those of the held-out rows, where there are any, of the ranking and the search."""
+    head, target = trained.head, lesson.target
+    drawings: dict[str, plots.Drawing] = {}
+    if "val" in scored:
+        drawings |= plots.answers(
+            scored["val"].truth,
+            scored["val"].decisions,
+            found["val"],
+            target=target,
             half_width=head.interval_half_width,
-            title=f"held-out rows: R2 {_short(found['val']['r2'])}",
-        )
-    elif "confusion" in found["val"]:
-        drawn["confusion"] = plots.confusion(
-            np.array(found["val"]["confusion"]), names, title=f"held-out rows: {found['val']['accuracy']:.1%}"
+            coverage=head.settings.coverage,
         )
     if trained.ranking:
-        drawn["ranking"] = plots.ranking(
+        drawings["ranking"] = lambda: plots.ranking(
             [entry["head"] for entry in trained.ranking],
             [entry["score"] for entry in trained.ranking],
             [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
-            measure=f"{'RMSE' if names is None else 'accuracy'}, {trained.compared_by}",
+            measure=f"{'RMSE' if target.names is None else 'accuracy'}, {trained.compared_by}",
+            chosen=next(entry["head"] for entry in trained.ranking if entry["chosen"]),
         )
     if head.search.epochs:
-        drawn["learning"] = plots.learning_curve(head.search.epochs, best=head.search.best_epoch)
-    return drawn
+        drawings["learning"] = lambda: plots.learning_curve(head.search.epochs, best=head.search.best_epoch)
+    return plots.render(drawings, names=(target.name, *(target.names or ())))
 
 
 def _short(value: Any) -> str:

@@ -1,22 +1,49 @@
 """The pictures of a training: confusion matrix, predictions against truth, learning curve, ranking, a grid of images.
 
-Figures are made without pyplot, so that nothing global is touched and no display is needed; a caller saves them.
+Figures are made without pyplot, so that nothing global is touched and no display is needed; `render` makes files of
+them. Names come from the user's files and may hold anything: `spelled` puts them into characters that the fonts of this
+machine have, and `_finished` sees to it that none of them is read as a formula.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.wording import plural
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ft2font import FT2Font
+
+    from pipeline.manifest import Target
+
+log = logging.getLogger(__name__)
 
 RIGHT, WRONG, BLUE, GREY = "#1b7837", "#b2182b", "#2166ac", "#888888"
+#: Fonts that have what the first one lacks, in the order in which they are asked: those of Linux, Windows and macOS.
+#: Fonts of coloured emoji are no outlines, which is all that matplotlib draws.
+FONTS = (
+    *("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC"),
+    *("Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Microsoft YaHei", "SimHei", "SimSun", "Yu Gothic", "MS Gothic", "Malgun Gothic", "Segoe UI Symbol"),
+    *("PingFang SC", "Hiragino Sans GB", "Hiragino Sans", "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Noto Sans Arabic", "Noto Sans Thai", "Nirmala UI", "Noto Emoji", "Symbola"),
+)
+#: What makes a figure once it is asked.
+Drawing: TypeAlias = "Callable[[], Figure]"
+#: A longer name leaves no room for the picture.
+LONGEST_NAME = 40
 #: More classes than this and numbers in the cells cannot be read.
 WRITTEN_CELLS = 20
 
@@ -24,8 +51,10 @@ WRITTEN_CELLS = 20
 def confusion(matrix: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> Figure:
     """Counts (C, C) with the truth in rows; the shade is the share of the row."""
     classes = len(names)
+    written = [spelled(name) for name in names]
+    margin = 0.07 * max(map(len, written))
     side = min(2.5 + 0.45 * classes, 16)
-    figure = _figure(side + 0.6, side)
+    figure = _figure(side + 0.6 + margin, side + 0.7 * margin)
     axes = figure.add_subplot()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -34,10 +63,10 @@ def confusion(matrix: NDArray[np.int64], names: Sequence[str], *, title: str = "
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     ticks = range(0, classes, 1 if classes <= 60 else classes // 30)
-    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=45, ha="right")
-    axes.set_yticks(ticks, [names[i] for i in ticks])
+    axes.set_xticks(ticks, [written[i] for i in ticks], rotation=45, ha="right")
+    axes.set_yticks(ticks, [written[i] for i in ticks])
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    return figure
+    return _finished(figure)
 
 
 def predicted_against_true(
@@ -46,20 +75,51 @@ def predicted_against_true(
     *,
     name: str,
     half_width: float | None = None,
+    coverage: float = 0.9,
     title: str = "",
 ) -> Figure:
-    """A point a row; the band is the prediction interval."""
+    """A point a row; the band is the prediction interval, which holds the share `coverage` of new rows."""
     figure = _figure(5.5, 5.5)
     axes = figure.add_subplot()
     both = np.concatenate([truth, predicted])
     ends = np.array([both.min(), both.max()], dtype=np.float64)
     if half_width is not None:
-        axes.fill_between(ends, ends - half_width, ends + half_width, color=BLUE, alpha=0.12, label="interval")
+        band = f"{coverage:.0%} interval".replace("%", " %")
+        axes.fill_between(ends, ends - half_width, ends + half_width, color=BLUE, alpha=0.12, label=band)
         axes.legend(loc="upper left")
     axes.plot(ends, ends, color=GREY, linewidth=1)
     axes.plot(truth, predicted, ".", color=BLUE, alpha=0.6)
-    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}", title=title)
-    return figure
+    axes.set(xlabel=f"true {spelled(name)}", ylabel=f"predicted {spelled(name)}", title=title)
+    return _finished(figure)
+
+
+def answers(
+    truth: NDArray[Any],
+    said: NDArray[Any],
+    found: Mapping[str, Any],
+    *,
+    target: Target,
+    half_width: float | None = None,
+    coverage: float = 0.9,
+    part: str = "held-out rows",
+) -> dict[str, Drawing]:
+    """How a part was answered, to be drawn: where classes are confused, or values `said` (n,) against the `truth`.
+
+    `found` are its metrics; more classes than a confusion matrix is kept for have no picture.
+    """
+    rows = plural(found["n"], "row")
+    if target.names is None:
+        r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"
+        title = f"{part}: R2 {r2} ({rows})"
+        return {
+            "predicted": lambda: predicted_against_true(
+                truth, said, name=target.name, half_width=half_width, coverage=coverage, title=title
+            )
+        }
+    if "confusion" not in found:
+        return {}
+    names, title = target.names, f"{part}: {found['accuracy']:.1%} of {rows} right"
+    return {"confusion": lambda: confusion(np.array(found["confusion"]), names, title=title)}
 
 
 def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = None) -> Figure:
@@ -67,6 +127,8 @@ def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = No
 
     `best` is the epoch that was kept.
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = {key.split("_", 1)[1]: None for entry in epochs for key in entry if key.startswith(("train_", "val_"))}
     figure = _figure(5 * max(len(names), 1), 3.6)
     for place, name in enumerate(names, start=1):
@@ -76,25 +138,33 @@ def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = No
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, label=which, marker=".")
         if best is not None:
-            axes.axvline(best, color=GREY, linewidth=1, linestyle=":")
+            axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"kept: epoch {best}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 0.5
         axes.set(xlabel="epoch", title=name)
         axes.legend()
-    return figure
+    return _finished(figure)
 
 
 def ranking(
-    names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]], *, measure: str
+    names: Sequence[str],
+    scores: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    *,
+    measure: str,
+    chosen: str | None = None,
 ) -> Figure:
-    """Heads from best to worst with their confidence intervals."""
+    """Heads from best to worst with their confidence intervals, the one that was `chosen` in green."""
     figure = _figure(6.5, 1.2 + 0.45 * len(names))
     axes = figure.add_subplot()
     places = np.arange(len(names))[::-1]
     around = np.abs(np.array(intervals).T - np.array(scores))
-    axes.errorbar(scores, places, xerr=around, fmt="o", color=BLUE, capsize=4)
-    axes.set_yticks(places, list(names))
+    for place, name in enumerate(names):
+        colour = RIGHT if name == chosen else BLUE
+        axes.errorbar(scores[place], places[place], xerr=around[:, place : place + 1], fmt="o", color=colour, capsize=4)
+    axes.set_yticks(places, [f"{name} (chosen)" if name == chosen else name for name in names])
     axes.set(xlabel=measure, ylim=(-0.6, len(names) - 0.4))
     axes.grid(axis="x", alpha=0.3)
-    return figure
+    return _finished(figure)
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str], *, right: Sequence[bool], columns: int = 8) -> Figure:
@@ -104,12 +174,122 @@ def grid(images: Sequence[Image.Image], captions: Sequence[str], *, right: Seque
     for place, (image, caption, good) in enumerate(zip(images, captions, right, strict=True), start=1):
         axes: Axes = figure.add_subplot(lines, columns, place)
         axes.imshow(np.asarray(image.convert("RGB")))
-        axes.set_title(caption, color=RIGHT if good else WRONG, fontsize=9)
+        axes.set_title(spelled(caption), color=RIGHT if good else WRONG, fontsize=9)
         axes.set_axis_off()
-    return figure
+    return _finished(figure)
 
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # half a second that most commands never need
 
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def _finished(figure: Figure) -> Figure:
+    """The figure with every text as it stands, no formulas, in fonts that have its characters."""
+    from matplotlib.text import Text
+
+    family = list(_fonts(FONTS))
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_fontfamily(family)
+    return figure
+
+
+# --- characters
+
+
+def spelled(name: str) -> str:
+    r"""A name from outside in characters that can be drawn; others as \u732b, and the middle of a long one left out.
+
+    >>> spelled("tab\there")
+    'tab\\there'
+    """
+    pieces = [character if _is_drawn(character) else _escaped(character) for character in name]
+    room = LONGEST_NAME - 1
+    if sum(map(len, pieces)) <= LONGEST_NAME:
+        return "".join(pieces)
+    return _filled(pieces, room * 2 // 3) + "…" + _filled(pieces[::-1], room // 3, backwards=True)
+
+
+def _filled(pieces: Sequence[str], room: int, *, backwards: bool = False) -> str:
+    """As many pieces from the start as there is `room` for."""
+    kept: list[str] = []
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            break
+        kept.append(piece)
+    return "".join(kept[::-1] if backwards else kept)
+
+
+def undrawn(names: Iterable[str]) -> str:
+    """The characters of `names` that no font here has, each once; those that no font could have are not among them."""
+    return "".join(sorted({one for name in names for one in name if one.isprintable() and not _is_drawn(one)}))
+
+
+def _is_drawn(character: str) -> bool:
+    return character.isprintable() and any(font.get_char_index(ord(character)) for font in _fonts(FONTS).values())
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+@cache
+def _fonts(names: tuple[str, ...]) -> dict[str, FT2Font]:
+    """Those of the fonts `names` that this machine has, in their order."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    return {name: font_manager.get_font(font_manager.findfont(name)) for name in names if name in known}
+
+
+# --- files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure: the bytes of a PNG."""
+
+    png: bytes
+
+    def savefig(self, path: Path, /) -> None:
+        """Write the file."""
+        path.write_bytes(self.png)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Pictures by name, and what is to be said about those that could not be drawn as they should be."""
+
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Rendered:
+    """Draw everything, before anything is saved: a picture that fails is a notice, never the loss of a model.
+
+    `names` are the texts from outside that the pictures show.
+    """
+    rendered = Rendered()
+    missing = undrawn(names)
+    if missing:
+        rendered.notices.append(
+            f"no font here has {plural(len(missing), 'character')} of the names ({_escaped(missing[0])}, ...): plots "
+            "show them by number; install a font that has them, such as Noto Sans CJK"
+        )
+    for name, draw in drawings.items():
+        try:
+            rendered.pictures[name] = Picture(_png(draw()))
+        except Exception as error:  # whatever it is that a library finds wrong with a picture
+            log.debug("plots/%s.png", name, exc_info=True)
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({cause})")
+    return rendered
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -1,11 +1,30 @@
-"""A progress bar on stderr with rate and time left; nothing at all where stderr is not a terminal."""
+"""How far a long piece of work is, on stderr: a bar in a terminal, a line now and then elsewhere, or nothing at all.
+
+    with progress(len(records), "reading", show=True) as bar:
+        for record in records:
+            ...
+            bar.advance()
+
+Work that consists of unlike pieces tells a `Watch` instead what share of it is done; `Course` makes one of several.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TextIO
+
+#: Seconds between two lines where there is no terminal.
+EVERY = 10.0
+
+#: What hears which share of some work is done, from 0 to 1, and what is being done now.
+Watch = Callable[[float, str], None]
+
+
+def unwatched(share: float, what: str) -> None:
+    """Let nobody hear of it."""
 
 
 class Bar(Protocol):
@@ -14,35 +33,129 @@ class Bar(Protocol):
     def advance(self, count: int = 1) -> None:
         """`count` more are done."""
 
+    def reach(self, share: float, what: str) -> None:
+        """This share of all is done, and `what` comes now; a bar never goes back."""
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+
+
+@contextmanager
+def progress(total: int, label: str, *, show: bool = True, every: float = EVERY) -> Iterator[Bar]:
+    """Show how far a loop of `total` steps is while the block runs, `every` so many seconds where it is lines."""
+    if not (show and total and _is_open(sys.stderr)):
+        yield _Silent()
+    elif sys.stderr.isatty():
+        with _terminal_bar(total, label) as bar:
+            yield bar
+    else:
+        yield _Lines(total, label, every)
+
+
+def _is_open(stream: TextIO | None) -> bool:
+    """Whether there is anything to print to: a process may have been started without stderr."""
+    return stream is not None and not stream.closed
+
+
+class Course:
+    """Several pieces of work in a row, of which `watch` hears as of one; `costs` are their names and relative times."""
+
+    def __init__(self, watch: Watch, costs: Iterable[tuple[str, float]]) -> None:
+        self._watch = watch
+        self._pieces = list(costs)
+        self._total = sum(cost for _, cost in self._pieces)
+        self._before = 0.0
+
+    def next(self) -> Watch:
+        """What the next piece tells its own progress to."""
+        name, cost = self._pieces.pop(0)
+        start, length = self._before / self._total, cost / self._total
+        self._before += cost
+        self._watch(start, name)
+        return lambda share, what: self._watch(start + length * share, f"{name}: {what}" if what else name)
+
 
 class _Silent:
     def advance(self, count: int = 1) -> None:
         """Nobody is watching."""
 
+    def reach(self, share: float, what: str) -> None:
+        """Nobody is watching."""
+
+    def say(self, line: str) -> None:
+        """Nobody is watching."""
+
+
+class _Lines:
+    """A line on stderr `every` so many seconds."""
+
+    def __init__(self, total: int, label: str, every: float) -> None:
+        self._total = total
+        self._label = label
+        self._every = every
+        self._done = 0.0
+        self._started = self._last = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """Count, and print where it is time for it."""
+        self._done += count
+        self._print_seldom(f"{self._label}: {self._done:.0f} of {self._total}")
+
+    def reach(self, share: float, what: str) -> None:
+        """Note the share, and print where it is time for it."""
+        self._done = max(self._done, share * self._total)
+        self._print_seldom(f"{self._label}: {what}, {self._done / self._total:.0%}".replace("%", " %"))
+
+    def say(self, line: str) -> None:
+        """Print it at once."""
+        self._last = time.monotonic()
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except (OSError, ValueError):  # the reader left: no reason to stop the work
+            self._every = float("inf")
+
+    def _print_seldom(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            elapsed = now - self._started
+            self.say(f"{line}, {elapsed:.0f} s{_time_left(elapsed, self._done / self._total)}")
+
+
+def _time_left(elapsed: float, share: float) -> str:
+    return f", about {elapsed * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
+
 
 @contextmanager
-def progress(total: int, label: str, *, show: bool = True) -> Iterator[Bar]:
-    """Show how far a loop of `total` steps is while the block runs."""
-    if not (show and total and sys.stderr.isatty()):
-        yield _Silent()
-        return
+def _terminal_bar(total: int, label: str) -> Iterator[Bar]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(label, total=total, rate="")
+        task = shown.add_task(label, total=total, done="", left="")
 
         class _Shown:
             def advance(self, count: int = 1) -> None:
-                shown.advance(task, count)
+                done = shown.tasks[0].completed + count
                 speed = shown.tasks[0].speed
-                shown.update(task, rate=f"{speed:.1f}/s" if speed else "")
+                rate = f"  {speed:.1f}/s" if speed else ""
+                self._update(completed=done, done=f"{done:.0f}/{total}{rate}")
+
+            def reach(self, share: float, what: str) -> None:
+                done = max(shown.tasks[0].completed, share * total)
+                self._update(completed=done, description=f"{label}: {what}", done=f"{done / total:.0%}")
+
+            def say(self, line: str) -> None:
+                shown.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+            def _update(self, *, completed: float, **fields: Any) -> None:
+                left = _time_left(shown.tasks[0].elapsed or 0, completed / total)
+                shown.update(task, completed=completed, left=left.removeprefix(", "), **fields)
 
         yield _Shown()

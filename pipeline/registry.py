@@ -12,8 +12,14 @@ T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'resnet18'?)"`` where a known name is close to `name`, else the empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """``" (did you mean 'resnet18'?)"`` where a known name is close to `name`, else the empty string.
+
+    >>> nearest("ANTS", ["ants", "bees"])
+    " (did you mean 'ants'?)"
+    """
+    known = list(known)
+    close = [one for one in known if one.casefold() == name.casefold()]
+    close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -90,7 +90,8 @@ def test_what_is_kept_is_bounded_by_the_room_there_is(manifest: Manifest) -> Non
     pictures = read(manifest, room=3 * size + 10)
     assert len(pictures._whole) == 3
     before = [pictures.shaped(row) for row in good(pictures).tolist()]
-    pictures.keep_shaped(good(pictures))
+    with progress(len(good(pictures)), "preprocessing", show=False) as bar:
+        pictures.keep_shaped(good(pictures), bar)
     assert not pictures._whole
     assert len(pictures._shaped) == (3 * size + 10) // (32 * 32 * 3)
     for row, image in zip(good(pictures).tolist(), before, strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from cheap import recipe
 
+from pipeline import plots
 from pipeline.errors import HeadError, OutputExistsError, SettingsError
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead, load_head
@@ -28,6 +29,7 @@ def write_store(
     splits: Any = None,
     contents: Any = None,
     views: int = 0,
+    names: tuple[str, ...] = NAMES,
     **targets: Any,
 ) -> Path:
     """A feature file of arrays; equal `contents` are images with the same bytes."""
@@ -36,7 +38,7 @@ def write_store(
     contents = np.arange(rows) if contents is None else contents
     records = [Record(i, f"{i:05}.jpg", FileImage(f"{i:05}.jpg"), str(splits[i])) for i in range(rows)]
     labels = {
-        name: Target(name, values, NAMES if np.issubdtype(values.dtype, np.integer) else None)
+        name: Target(name, values, names if np.issubdtype(values.dtype, np.integer) else None)
         for name, values in targets.items()
     }
     layers = [LayerSpec(name, values.shape[1:], "float32") for name, values in features.items()]
@@ -437,3 +439,81 @@ def test_an_existing_output_is_kept_unless_force(store, tmp_path):
         fit_head(store, tmp_path / "model", target="kind", head="linear")
     assert (tmp_path / "model" / "model.json").read_bytes() == before
     assert fit_head(store, tmp_path / "model", target="kind", head="linear", force=True).head == "linear"
+
+
+# --- what is told
+
+
+def test_names_like_formulas_cost_neither_the_model_nor_its_plots(tmp_path):
+    X, y = clouds()
+    length = X[:, 0].astype(np.float64)
+    names = ("$x^$", "US$_per_$", "$5_ to $10")
+    made = write_store(
+        tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, names=names, **{"$k^$": y, "cost_$_^$": length}
+    )
+    result = fit_head(made, tmp_path / "model", head="linear")
+    assert result.notices == []
+    assert (tmp_path / "model" / "plots" / "confusion.png").is_file()
+    assert fit_head(made, tmp_path / "numbers", head="ridge", target="cost_$_^$").notices == []
+    assert (tmp_path / "numbers" / "plots" / "predicted.png").is_file()
+
+
+def test_names_that_no_font_has_are_said_and_no_warning_of_a_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans",))
+    X, y = clouds()
+    made = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, names=("蚂蚁", "蜜蜂", "🧪"), kind=y)
+    result = fit_head(made, tmp_path / "model")
+    assert [notice[:35] for notice in result.notices] == ["no font here has 5 characters of th"]
+    assert result.to_json()["notices"] == result.notices
+    assert (tmp_path / "model" / "plots" / "confusion.png").is_file()
+
+
+def test_a_plot_that_fails_is_a_note_and_the_model_is_saved(store, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("the canvas\nis torn")
+
+    monkeypatch.setattr(plots, "confusion", fails)
+    result = fit_head(store, tmp_path / "model", target="kind")
+    assert result.notices == [
+        "plots/confusion.png could not be drawn and is left out (RuntimeError: the canvas is torn)"
+    ]
+    assert (tmp_path / "model" / "model.json").is_file()
+    assert not (tmp_path / "model" / "plots").exists()
+
+
+def test_held_out_rows_without_a_class_are_not_praised(tmp_path):
+    """Three rare rows among 204 others: none of them is held out."""
+    X, _ = clouds(207)
+    y = np.array([0, 1] * 102 + [2] * 3)
+    X[:204] += 10 * y[:204, None]
+    splits = np.array(["train"] * 180 + ["val"] * 24 + ["train"] * 3)
+    made = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=splits, kind=y)
+    result = fit_head(made, tmp_path / "model")
+    assert result.metrics["val"]["absent"] == ["wasps"]
+    held = next(line for line in result.summary().splitlines() if line.startswith("held-out rows"))
+    assert "(95 %: " in held
+    assert "over 2 of 3 classes   (24 rows)" in held
+    assert any("no row of wasps" in notice for notice in result.notices)
+    assert any("only 24 rows" in notice for notice in result.notices)
+    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["val"]["absent"] == ["wasps"]
+
+
+def test_every_accuracy_has_an_interval_and_the_majority_beside_it(store, tmp_path):
+    result = fit_head(store, tmp_path / "model", target="kind")
+    for part in ("val", "cv", "train"):
+        found = result.to_json()["metrics"][part]
+        low, high = found["accuracy_interval"]
+        assert low < found["accuracy"] < high
+        assert 1 / 3 < found["majority"] < 0.5
+    lines = [line for line in result.summary().splitlines() if ": accuracy" in line]
+    assert len(lines) == 3
+    assert all("(95 %: 0." in line and "; majority 0." in line for line in lines)
+
+
+def test_outlying_numbers_are_remarked(tmp_path):
+    X, _ = clouds()
+    length = X[:, 0].astype(np.float64) * 3 + 20
+    length[[5, 50, 150]] = 9_999_999
+    made = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, length=length)
+    result = fit_head(made, tmp_path / "model", head="ridge")
+    assert any("rows of 160 lie far from all others in 'length'" in notice for notice in result.notices)

@@ -21,9 +21,9 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 
 #: A module, or a package as a whole, may import those that stand before it.
 LIBRARY = (
-    *("errors", "registry", "files", "metrics", "progress", "environment"),
+    *("errors", "registry", "wording", "files", "progress", "environment"),
     *("config", "pixels", "augment", "devices", "memory"),
-    *("sources", "manifest", "loading"),
+    *("sources", "manifest", "metrics", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
 )
@@ -40,7 +40,19 @@ HEAVY = (
     *("torch", "torchvision", "sklearn", "scipy", "matplotlib", "h5py", "pandas", "pyarrow"),
     *("onnx", "onnxruntime", "joblib", "skops", "timm", "safetensors", "jinja2"),
 )
-LIGHT = ("errors", "registry", "files", "metrics", "progress", "config", "devices", "pixels", "manifest", "cli")
+LIGHT = (
+    "errors",
+    "registry",
+    "wording",
+    "files",
+    "metrics",
+    "progress",
+    "config",
+    "devices",
+    "pixels",
+    "manifest",
+    "cli",
+)
 
 #: Calls that may run what is in a file.
 UNPICKLES = re.compile(r"(pickle|cloudpickle|dill|marshal|shelve|joblib)\.(loads?|open|Unpickler)|eval|exec")

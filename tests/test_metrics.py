@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from pipeline import metrics
@@ -78,3 +79,66 @@ def test_tables_are_for_people(guesses):
     assert "accuracy" in text.splitlines()[0]
     assert "bee" in text
     assert metrics.table(metrics.regression(np.ones(3), np.ones(3))) == "MAE 0   RMSE 0   R2 -   (3 rows)"
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (33, 40), (150, 153), (0, 20), (20, 20), (5000, 10000)])
+def test_intervals_of_shares_are_exact(hits, count):
+    expected = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="exact")
+    assert metrics.share_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_an_accuracy_comes_with_its_interval_and_the_majority():
+    truth = np.array([0] * 30 + [1] * 10)
+    scores = np.eye(2)[np.where(np.arange(40) < 7, 1 - truth, truth)]
+    found = metrics.classification(truth, scores, ("ant", "bee"))
+    assert found["accuracy_interval"] == pytest.approx([0.6722, 0.9266], abs=1e-4)
+    assert found["majority"] == 0.75
+    line = metrics.table(found).splitlines()[0]
+    assert line.startswith("accuracy 0.8250 (95 %: 0.67 to 0.93; majority 0.75)   macro F1 0.")
+    assert line.endswith("   (40 rows)")
+    assert metrics.cautions(found, "held-out rows") == []
+
+
+def test_a_part_without_a_class_says_so():
+    found = metrics.classification(np.zeros(20, dtype=int), np.eye(2)[np.zeros(20, dtype=int)], ("common", "ra\x1bre"))
+    assert (found["accuracy"], found["macro_f1"], found["absent"]) == (1.0, 1.0, ["ra\x1bre"])
+    assert "macro F1 1.0000 over 1 of 2 classes   (20 rows)" in metrics.table(found)
+    few, absent = metrics.cautions(found, "held-out rows")
+    assert few == "held-out rows: only 20 rows; they say little of what other images would score"
+    assert absent.startswith("held-out rows: no row of ra\\x1bre; ")
+
+
+def test_one_row_is_one_row():
+    found = metrics.classification(np.array([0]), np.eye(2)[:1], ("a", "b"))
+    assert "(1 row)" in metrics.table(found)
+    assert "only 1 row; it says" in metrics.cautions(found, "test rows")[0]
+    assert "(1 row)" in metrics.table(metrics.regression(np.ones(1), np.ones(1)))
+
+
+def test_names_from_files_are_printed_without_their_control_characters():
+    found = metrics.classification(np.array([0, 1]), np.eye(2), ("\x1b]0;title\x07", "two\nlines"))
+    assert metrics.table(found).isprintable() is False  # for the newlines between its own lines
+    assert all(line.isprintable() for line in metrics.table(found).splitlines())
+    assert len(metrics.table(found).splitlines()) == 4
+
+
+def test_a_few_outlying_numbers_are_remarked():
+    lengths = np.random.default_rng(0).normal(40, 10, 400)
+    assert metrics.outliers(lengths, "length") == []
+    lengths[[3, 70, 200]] = 9_999_999
+    (remark,) = metrics.outliers(lengths, "length")
+    assert remark.startswith("3 rows of 400 lie far from all others in 'length' (half are from 3")
+    assert "up to 1e+07" in remark
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.exp(np.random.default_rng(0).normal(0, 1, 400)),  # skewed
+        np.array([0.0] * 399 + [1.0]),  # rare, but there are two values and no more
+        np.arange(5.0),
+        np.concatenate([np.full(200, 5.0), np.full(200, 300.0)]),
+    ],
+)
+def test_what_is_merely_skewed_or_in_heaps_is_not_outlying(numbers):
+    assert metrics.outliers(numbers, "length") == []

@@ -1,0 +1,160 @@
+"""Pictures: what is written on them, whatever the names are, and that none of them costs a model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from pipeline import plots
+from pipeline.manifest import Target
+
+#: What folders may be called: formulas, whole and broken, control characters, bytes that are no text, other scripts.
+NAMES = (
+    "$x^$",
+    "US$_per_$",
+    "$5_ to $10",
+    "a\\$b",
+    "tab\there",
+    "two\nlines",
+    "bell\x07",
+    "\udce9t\udce9",
+    "猫",
+    "🧪",
+    "né",
+)
+MATRIX = np.arange(len(NAMES) ** 2).reshape(len(NAMES), -1)
+
+
+@pytest.fixture
+def latin_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The fonts of a machine that has none but the one that comes with matplotlib."""
+    monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans",))
+    return
+
+
+def drawn(figure: Figure) -> list[Text]:
+    """The texts of a figure once it is drawn; a warning of the library is an error here."""
+    figure.savefig(io.BytesIO())
+    return [text for text in figure.findobj(Text) if text.get_text()]
+
+
+def ticks(figure: Figure) -> list[str]:
+    drawn(figure)
+    return [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
+@pytest.mark.usefixtures("latin_only")
+def test_names_stand_on_a_picture_as_they_are_or_escaped() -> None:
+    figure = plots.confusion(MATRIX, NAMES)
+    assert ticks(figure) == [
+        *("$x^$", "US$_per_$", "$5_ to $10", "a\\$b", "tab\\there", "two\\nlines", "bell\\x07", "\\udce9t\\udce9"),
+        *("\\u732b", "\\U0001f9ea", "né"),
+    ]
+
+
+@pytest.mark.usefixtures("latin_only")
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_of_any_plot_is_a_formula(name: str) -> None:
+    numbers = np.arange(4.0)
+    image = Image.new("RGB", (8, 8))
+    for figure in (
+        plots.confusion(np.eye(2, dtype=np.int64), (name, "b"), title="held-out rows"),
+        plots.predicted_against_true(numbers, numbers, name=name, half_width=1.0, title="held-out rows"),
+        plots.learning_curve([{"epoch": 0, "val_loss": 1.0}, {"epoch": 1, "val_loss": 0.5}], best=1),
+        plots.ranking(["svm", "auto"], [0.9, 0.8], [(0.8, 1.0), (0.7, 0.9)], measure="accuracy", chosen="svm"),
+        plots.grid([image], [name], right=[True]),
+    ):
+        texts = drawn(figure)
+        assert texts
+        assert not any(text.get_parse_math() for text in texts)
+
+
+def test_characters_that_some_font_has_are_drawn_in_it() -> None:
+    """Whichever fonts are here: no warning, and each character is either drawn or escaped."""
+    for label, name in zip(ticks(plots.confusion(MATRIX, NAMES)), NAMES, strict=True):
+        assert all(character in label or ascii(character)[1:-1] in label for character in name)
+
+
+def test_a_fallback_font_takes_over_where_the_first_has_no_glyph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """STIX has double-struck letters of mathematics that the small font before it has not."""
+    monkeypatch.setattr(plots, "FONTS", ("cmr10",))
+    assert plots.spelled("Ж") == "\\u0416"
+    monkeypatch.setattr(plots, "FONTS", ("cmr10", "no such font", "DejaVu Sans"))
+    assert plots.spelled("Ж") == "Ж"
+    figure = plots.confusion(np.eye(2, dtype=np.int64), ("Ж", "b"))
+    assert ticks(figure) == ["Ж", "b"]
+    assert figure.axes[0].get_xticklabels()[0].get_fontfamily() == ["cmr10", "DejaVu Sans"]
+
+
+def test_a_long_name_leaves_room_for_the_picture() -> None:
+    names = ("start" + "x" * 500 + "end", "y" * 300)
+    figure = plots.confusion(np.eye(2, dtype=np.int64), names)
+    label = ticks(figure)[0]
+    assert len(label) <= plots.LONGEST_NAME
+    assert label.startswith("startx")
+    assert label.endswith("xend")
+    assert figure.axes[0].get_position().width > 0.2
+
+
+@pytest.mark.usefixtures("latin_only")
+def test_escapes_are_not_cut_in_two() -> None:
+    label = plots.spelled("猫" * 40)
+    start, end = label.split("…")
+    assert start == "\\u732b" * (len(start) // 6)
+    assert end == "\\u732b" * (len(end) // 6)
+
+
+@pytest.mark.usefixtures("latin_only")
+def test_missing_characters_are_said_once() -> None:
+    rendered = plots.render({"confusion": lambda: plots.confusion(MATRIX, NAMES)}, names=NAMES)
+    assert list(rendered.pictures) == ["confusion"]
+    assert [notice[:40] for notice in rendered.notices] == ["no font here has 2 characters of the nam"]
+    assert "Noto Sans CJK" in rendered.notices[0]
+    assert plots.render({}, names=("né", "tab\there")).notices == []
+
+
+def test_a_picture_that_fails_is_a_notice_with_its_reason(tmp_path: Path) -> None:
+    def fails() -> Figure:
+        raise RuntimeError("no room\nfor it")
+
+    rendered = plots.render({"broken": fails, "confusion": lambda: plots.confusion(MATRIX, NAMES)})
+    assert rendered.notices == ["plots/broken.png could not be drawn and is left out (RuntimeError: no room for it)"]
+    rendered.pictures["confusion"].savefig(tmp_path / "c.png")
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.format == "PNG"
+
+
+def test_epochs_are_whole_and_the_kept_one_is_in_the_legend() -> None:
+    figure = plots.learning_curve([{"epoch": 0, "val_loss": 1.0}, {"epoch": 1, "val_loss": 0.5}], best=1)
+    drawn(figure)
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0, 1]
+    assert "kept: epoch 1" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_answers_are_drawn_by_kind_with_their_number_of_rows() -> None:
+    numbers, found = np.arange(4.0), {"n": 1, "r2": None}
+    drawings = plots.answers(
+        numbers, numbers, found, target=Target("length", numbers, None), half_width=1.0, coverage=0.8
+    )
+    texts = [text.get_text() for text in drawn(drawings["predicted"]())]
+    assert "held-out rows: R2 - (1 row)" in texts
+    assert "80 % interval" in texts
+    codes = np.array([0, 1])
+    found = {"n": 40, "accuracy": 0.825, "confusion": [[20, 3], [4, 13]]}
+    drawings = plots.answers(codes, codes, found, target=Target("class", codes, ("a", "b")))
+    assert "held-out rows: 82.5% of 40 rows right" in [text.get_text() for text in drawn(drawings["confusion"]())]
+    assert plots.answers(codes, codes, {"n": 40}, target=Target("class", codes, ("a", "b"))) == {}
+
+
+def test_the_chosen_head_is_marked() -> None:
+    figure = plots.ranking(["svm", "blend"], [0.9, 0.89], [(0.8, 1.0), (0.7, 0.9)], measure="a", chosen="blend")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["svm", "blend (chosen)"]
