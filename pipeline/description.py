@@ -74,7 +74,7 @@ def describe_store(path: str | Path) -> dict[str, Any]:
             "bad": dict(statuses),
             "layers": {name: list(shape) for name, shape in store.layers.items()},
             "bytes": store.bytes,
-            "parts": len(store.part_starts()),
+            "parts": store.parts,
             "image_bytes": int(store.sizes[store.sizes > 0].sum()),
             "distinct_images": len({digest.tobytes() for digest in store.sha256} - {bytes(32)}),
             "splits": _count(store.splits.tolist()),

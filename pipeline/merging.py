@@ -50,12 +50,12 @@ def merge(parts: Sequence[str | Path], output: str | Path, *, force: bool = Fals
         with files.lock(output):
             writer = StoreWriter.create(output, _request(store))
             try:
-                for path, start in store.part_starts():
-                    _copy_part(path, start, writer)
+                for file, start in store.files():
+                    _copy_part(file, start, writer)
                 writer.publish()
             finally:
                 writer.close()
-        return MergeResult(output, len(store.part_starts()), len(store))
+        return MergeResult(output, store.parts, len(store))
 
 
 def _request(store: FeatureStore) -> Request:
@@ -65,12 +65,11 @@ def _request(store: FeatureStore) -> Request:
     return Request.like(header, fixed)
 
 
-def _copy_part(path: Path, start: int, writer: StoreWriter) -> None:
-    with RowFile.open(path) as file:
-        rows = np.arange(file.header.rows)
-        writer.copy(Origin.finished(file), rows, rows + start)
+def _copy_part(file: RowFile, start: int, writer: StoreWriter) -> None:
+    rows = np.arange(file.header.rows)
+    writer.copy(Origin.finished(file), rows, rows + start)
     missing = np.intersect1d(writer.pending, rows + start)
     if len(missing):
         raise StoreDamagedError(
-            f"{path}: row {missing[0] - start} is not what was written; extract this part again with --force"
+            f"{file.path}: row {missing[0] - start} is not what was written; extract this part again with --force"
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import json
 import os
 import pickle
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from pipeline.errors import RecipeMismatchError, SettingsError, StoreError
 from pipeline.manifest import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter, is_store, part_range
 from pipeline.store.header import dataset_name, decode_texts, encode_texts, escape, unescape
+from pipeline.store.rows import RowFile
 
 
 @pytest.fixture
@@ -368,6 +372,171 @@ def test_arrays_and_selections(path: Path, images: Path) -> None:
         np.testing.assert_array_equal(store.features("conv", shuffled), store.features("conv")[shuffled])
         assert store.features("avgpool", np.array([], np.int64)).shape == (0, 24)
         assert store.select(split="train").tolist() == store.select().tolist()
+
+
+def test_rows_are_indices_or_a_mask(path: Path) -> None:
+    with FeatureStore.open(path) as store:
+        every = store.features("conv")
+        held = store.splits == "val"
+        assert 0 <= held.sum() < 30
+        for mask in held, ~held, np.ones(30, bool), np.arange(30) % 3 == 1:
+            np.testing.assert_array_equal(store.features("conv", mask), every[mask])
+        for rows in [3, 1, 3], np.array([29], np.uint8), np.array([], np.int64), []:
+            found = store.features("conv", rows)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(found, every[np.asarray(rows, np.int64)])
+        wrong: list[Any] = [
+            [0.5],
+            [1.0],
+            ["1"],
+            [True],
+            held[:-1],
+            np.append(held, True),
+            3,
+            [[1, 2]],
+            slice(0, 3),
+            [None],
+        ]
+        for rows in wrong:
+            with pytest.raises(SettingsError, match=r"^rows of .* choose nothing; give indices, .* or a mask, \(30,\)"):
+                store.features("conv", rows)
+        for rows in [30], [-1], np.array([2**63], np.uint64):
+            with pytest.raises(IndexError, match="of a store of 30"):
+                store.features("conv", rows)  # type: ignore[arg-type]
+        for size in 0, -1, 2.5, held, "4":
+            with pytest.raises(SettingsError, match="how many rows a block has"):
+                next(store.iter_blocks("conv", rows=size))  # type: ignore[arg-type]
+
+
+def test_items_of_a_dataset_are_indices_or_a_mask(path: Path) -> None:
+    from pipeline.store.dataset import FeatureDataset
+
+    with FeatureStore.open(path) as store:
+        chosen = np.arange(30) % 3 == 1
+        values = store.targets["class"].values
+        by_mask, by_index = (FeatureDataset(store, "conv", rows, values) for rows in (chosen, np.flatnonzero(chosen)))
+        assert len(by_mask) == len(by_index) == 10
+        for place in range(-1, 10):
+            for mine, theirs in zip(by_mask[place], by_index[place], strict=True):
+                np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+        with pytest.raises(SettingsError, match="rows of float64"):
+            FeatureDataset(store, "conv", chosen / 2, values)
+        with pytest.raises(TypeError, match="integer"):
+            by_index[0.5]  # type: ignore[index]
+
+
+def test_a_writer_takes_rows_that_there_are(images: Path, tmp_path: Path) -> None:
+    """A row before the first would lie in another column."""
+    source = [Source(1, 1, None)]
+    with open_writer(manifest_of(images), tmp_path / "F.h5") as writer:
+        before = writer.path.with_name("F.h5.partial").read_bytes()
+        rows = {"avgpool": np.ones((1, 24)), "conv": np.ones((1, 2, 3))}
+        for index in -1, 30:
+            with pytest.raises(IndexError, match="of a store of 30"):
+                writer.write([index], rows, source)
+            with pytest.raises(IndexError, match="of a store of 30"):
+                writer.fail(index, "empty")
+        with pytest.raises(SettingsError, match="choose nothing"):
+            writer.write([0.0], rows, source)  # type: ignore[list-item]
+        assert writer.path.with_name("F.h5.partial").read_bytes() == before
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/dev/fd"))  # noqa: PTH208
+
+
+def parts_of(images: Path, folder: Path, count: int) -> Path:
+    manifest = manifest_of(images)
+    ids = [record.id for record in manifest.records]
+    for number in range(count):
+        start, stop = part_range(len(ids), part=f"{number + 1}/{count}")
+        extract(manifest.rows(start, stop), folder / f"{number:02}.h5", part=Part.of(ids, start, stop))
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_threads_read_a_store_together(images: Path, tmp_path: Path, count: int) -> None:
+    before = descriptors()
+    with FeatureStore.open(parts_of(images, tmp_path / "parts", count)) as store:
+        expected = store.features("conv")
+        errors: list[Exception] = []
+
+        def read(seed: int) -> None:
+            dice = np.random.default_rng(seed)
+            try:
+                for _ in range(25):
+                    rows = dice.integers(0, 30, 3)
+                    np.testing.assert_array_equal(store.features("conv", rows), expected[rows])
+            except Exception as error:  # noqa: BLE001 - collected and compared with nothing
+                errors.append(error)
+
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(16)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            store.close()  # closes nothing that somebody reads from
+            time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert descriptors() <= before + 8
+    assert descriptors() == before
+
+
+def test_no_descriptor_is_left_by_stores_that_nobody_closes(path: Path, images: Path, tmp_path: Path) -> None:
+    parts = parts_of(images, tmp_path / "parts", 10)
+    before = descriptors()
+    for store_path in path, parts:
+        packed = pickle.dumps(FeatureStore.open(store_path))
+        for _ in range(3):
+            FeatureStore.open(store_path).features("conv")
+            pickle.loads(packed).features("conv")  # noqa: S301
+    assert descriptors() == before
+
+
+def test_no_descriptor_is_left_by_a_file_that_is_refused(path: Path, images: Path, tmp_path: Path) -> None:
+    parts = parts_of(images, tmp_path / "parts", 10)
+    with RowFile.open(parts / "03.h5") as file:
+        place = file.header.columns["status"].offset
+    for damaged, offset in (path, path.stat().st_size // 2), (parts / "03.h5", place):
+        with damaged.open("r+b") as content:
+            content.seek(offset)
+            byte = content.read(1)[0]
+            content.seek(offset)
+            content.write(bytes([byte ^ 255]))
+    with RowFile.open(path) as file, path.open("r+b") as content:
+        content.seek(file.header.columns["status"].offset)
+        content.write(b"\xff")
+    before, refused = descriptors(), []
+    for store_path in (path, parts) * 3:
+        with pytest.raises(StoreError) as error:
+            FeatureStore.open(store_path)
+        refused.append(error)  # whoever keeps the error keeps no file open
+    assert descriptors() == before
+
+
+def test_a_store_that_is_replaced_all_the_time_always_opens(path: Path, images: Path, tmp_path: Path) -> None:
+    with FeatureStore.open(path) as store:
+        expected = store.features("conv").tobytes()
+    extract(manifest_of(images), tmp_path / "other.h5")
+    versions, stop = [path.read_bytes(), (tmp_path / "other.h5").read_bytes()], threading.Event()
+
+    def replace() -> None:
+        for number in itertools.count():
+            (tmp_path / "next").write_bytes(versions[number % 2])
+            (tmp_path / "next").replace(path)
+            if stop.is_set():
+                return
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        for _ in range(50):
+            with FeatureStore.open(path) as store:
+                assert store.features("conv").tobytes() == expected
+    finally:
+        stop.set()
+        replacing.join()
 
 
 def test_unknown_names_are_told_the_nearest(path: Path, images: Path, tmp_path: Path) -> None:

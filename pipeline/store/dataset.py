@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from pipeline.store.rows import row_numbers
 
 if TYPE_CHECKING:
     from pipeline.store.reader import FeatureStore
@@ -18,17 +21,17 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
     """(features float32, target int64 code or float32 number) of some rows, read and checked when they are
     asked for.
 
-    `rows` are the store's indices of the items, `targets` the values of all its rows. A batch is read at
-    once, so a `DataLoader` is fastest when neighbours stay together; shuffled, every row costs the reading of
-    its block.
+    `rows` are the store's indices of the items, or a mask over all its rows; `targets` are the values of all its rows.
+    A batch is read at once, so a `DataLoader` is fastest when neighbours stay together; shuffled, every row costs the
+    reading of its block.
     """
 
     def __init__(self, store: FeatureStore, layer: str | None, rows: NDArray[np.int64], targets: NDArray[Any]) -> None:
         self.store = store
         self.layer = layer
-        self.rows = rows
+        self.rows = row_numbers(rows, len(store))
         kind = np.float32 if targets.dtype.kind == "f" else np.int64
-        self.targets = torch.from_numpy(targets[rows].astype(kind))
+        self.targets = torch.from_numpy(targets[self.rows].astype(kind))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -38,6 +41,6 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
         """Several items at once: what a `DataLoader` asks for."""
-        rows = self.rows[np.asarray(indices, np.int64)]
+        rows = self.rows[np.array([operator.index(place) for place in indices], np.int64)]
         features = torch.from_numpy(self.store.features(self.layer, rows).astype(np.float32, copy=False))
-        return [(features[place], self.targets[index]) for place, index in enumerate(indices)]
+        return [(features[number], self.targets[place]) for number, place in enumerate(indices)]

@@ -8,9 +8,7 @@ be spawned.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +34,7 @@ from pipeline.store.header import (
     unescape,
 )
 from pipeline.store.parts import check_parts, part_paths
-from pipeline.store.rows import RowFile
+from pipeline.store.rows import RowFile, row_numbers
 
 if TYPE_CHECKING:
     import pandas
@@ -69,7 +67,7 @@ class FeatureStore:
         self._parts = parts
         self._header = parts[0][1]
         self._starts = np.cumsum([0, *(header.rows for _, header in parts)])
-        self._open_files: OrderedDict[int, RowFile] = OrderedDict()
+        self._open_files: dict[int, RowFile] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -93,21 +91,40 @@ class FeatureStore:
 
     @classmethod
     def _open(cls, path: Path, part_files: list[Path] | None) -> Self:
-        parts = []
-        for file_path in part_files or [path]:
-            with RowFile.open(file_path) as file:
-                parts.append((file_path, file.header))
-        store = cls(path, check_parts(path, parts) if part_files else parts)
-        store._check_statuses()
-        if part_files and Part.whole(store.ids) != store.header.part.model_copy(
-            update={"start": 0, "stop": len(store)}
-        ):
-            raise StoreDamagedError(f"{path}: the ids of the parts are not those of the list they name")
+        opened: dict[Path, RowFile] = {}
+        try:
+            parts = []
+            for file_path in part_files or [path]:
+                opened[file_path] = RowFile.open(file_path)
+                parts.append((file_path, opened[file_path].header))
+                if len(opened) > OPEN_FILES:
+                    opened.pop(file_path).close()
+            store = cls(path, check_parts(path, parts) if part_files else parts)
+            store._open_files = {
+                number: opened[name] for number, (name, _) in enumerate(store._parts) if name in opened
+            }
+            store._check_rows()
+        except BaseException:
+            for file in opened.values():
+                file.close()
+            raise
         return store
 
-    def part_starts(self) -> list[tuple[Path, int]]:
-        """Each file and the store's index of its first row."""
-        return [(path, int(start)) for (path, _), start in zip(self._parts, self._starts, strict=False)]
+    def _check_rows(self) -> None:
+        self._check_statuses()
+        whole = self._header.part.model_copy(update={"start": 0, "stop": len(self)})
+        if len(self._parts) > 1 and Part.whole(self.ids) != whole:
+            raise StoreDamagedError(f"{self.path}: the ids of the parts are not those of the list they name")
+
+    @property
+    def parts(self) -> int:
+        """How many files it has."""
+        return len(self._parts)
+
+    def files(self) -> Iterator[tuple[RowFile, int]]:
+        """Each file, and the store's index of its first row."""
+        for number, start in enumerate(self._starts[:-1].tolist()):
+            yield self._file(number), start
 
     def _check_statuses(self) -> None:
         waiting = np.flatnonzero(self.statuses == PENDING)
@@ -120,9 +137,8 @@ class FeatureStore:
             raise StoreDamagedError(f"{self.path}: row {strange[0]} has a status that no writer gives")
 
     def close(self) -> None:
-        """Close the files. Reading opens them again."""
-        while self._open_files:
-            self._open_files.popitem()[1].close()
+        """Close the files, each when no other thread reads from it any more. Reading opens them again."""
+        self._open_files.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -254,15 +270,18 @@ class FeatureStore:
             chosen = chosen & (~np.isnan(values) if values.dtype.kind == "f" else values >= 0)
         return np.flatnonzero(chosen)
 
-    def features(self, layer: str | None = None, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+    def features(
+        self, layer: str | None = None, rows: NDArray[np.integer[Any]] | NDArray[np.bool_] | None = None
+    ) -> NDArray[Any]:
         """The features of `rows` (all, without), as they are in the file; NaN in the rows of bad images.
 
-        Every block that is read is checked. Raises `StoreDamagedError` naming the block.
+        `rows` are indices, or a mask over all rows. Every block that is read is checked. Raises `StoreDamagedError`
+        naming the block, `SettingsError` where `rows` are neither, `IndexError` where there is no such row.
         """
         column = self._layer_column(layer)
         if rows is None:
             return self.column(column)
-        return self._rows(column, np.asarray(rows, np.int64))
+        return self._rows(column, row_numbers(rows, len(self)))
 
     def arrays(
         self, layer: str | None = None, split: str | None = None, target: str | None = None
@@ -279,8 +298,8 @@ class FeatureStore:
         self, layer: str | None = None, *, rows: int = 4096, split: str | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """Indices and features of the rows that have some, at most `rows` at a time: memory stays bounded."""
-        if rows < 1:
-            raise SettingsError(f"rows={rows}: a block has at least one row")
+        if not isinstance(rows, int | np.integer) or rows < 1:
+            raise SettingsError(f"rows={rows!r}: how many rows a block has, at least one")
         column, chosen = self._layer_column(layer), self.select(split)
         for start in range(0, len(chosen), rows):
             block = chosen[start : start + rows]
@@ -351,42 +370,40 @@ class FeatureStore:
 
     # --- bytes
 
-    @contextlib.contextmanager
-    def _file(self, number: int) -> Iterator[RowFile]:
-        """Part `number`, opened, and checked to be the file that this store was opened on."""
+    def _file(self, number: int) -> RowFile:
+        """Part `number`, opened, and checked to be the file that this store was opened on.
+
+        Any thread may ask, without a lock, which would not survive a fork: a file that is dropped here closes itself
+        when the last thread that reads from it is done.
+        """
         file = self._open_files.get(number)
         if file is None:
-            path, header = self._parts[number]
-            file = RowFile.open(path)
-            if file.header.token != header.token:
-                file.close()
-                raise StoreError(f"{path} was replaced while it was being read; open the store again")
-            self._open_files[number] = file
-            while len(self._open_files) > OPEN_FILES:
-                self._open_files.popitem(last=False)[1].close()
-        self._open_files.move_to_end(number)
-        yield file
+            file = self._open_files.setdefault(number, self._open_part(number))
+            for oldest in list(self._open_files)[:-OPEN_FILES]:
+                self._open_files.pop(oldest, None)
+        return file
+
+    def _open_part(self, number: int) -> RowFile:
+        path, header = self._parts[number]
+        file = RowFile.open(path)
+        if file.header.token != header.token:
+            file.close()
+            raise StoreError(f"{path} was replaced while it was being read; open the store again")
+        return file
 
     def column(self, name: str) -> NDArray[Any]:
         """A whole column of the format, checked: `header` lists them."""
-        columns = []
-        for number in range(len(self._parts)):
-            with self._file(number) as file:
-                columns.append(file.column(name))
+        columns = [file.column(name) for file, _ in self.files()]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
     def _rows(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of a store of {len(self)}")
         if len(self._parts) == 1:
-            with self._file(0) as file:
-                return file.take(name, rows)
+            return self._file(0).take(name, rows)
         taken = self._header.columns[name].empty(len(rows))
         owners = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(owners).tolist():
             which = np.flatnonzero(owners == number)
-            with self._file(number) as file:
-                taken[which] = file.take(name, rows[which] - self._starts[number])
+            taken[which] = self._file(number).take(name, rows[which] - self._starts[number])
         return taken
 
 

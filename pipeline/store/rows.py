@@ -10,6 +10,7 @@ blocks, each checked.
 from __future__ import annotations
 
 import os
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline import files
 from pipeline.devices import cores
-from pipeline.errors import StoreDamagedError, StoreError
+from pipeline.errors import SettingsError, StoreDamagedError, StoreError
 from pipeline.store.header import LARGEST_HEADER, Column, Header, header_size, parse_header
 
 #: Read in threads from here on; below it, starting them takes longer than reading.
@@ -37,6 +38,38 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, where: str) -
         if not got:
             raise StoreDamagedError(f"{where} ends at byte {offset}, before its data does; restore it from a copy")
         buffer, offset = buffer[got:], offset + got
+
+
+def _read_header(path: Path, descriptor: int) -> tuple[Header, int]:
+    """The header and its size in bytes."""
+    where = str(path)
+    try:
+        start = os.pread(descriptor, 100, 0)
+        file_size = os.fstat(descriptor).st_size
+        size = header_size(start, where)
+        head = bytearray(min(size, file_size))
+        read_exactly(descriptor, memoryview(head), 0, where)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    return parse_header(bytes(head), where=where, file_size=file_size), size
+
+
+def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
+    """`rows` of a file of `count` as indices: they are indices already, or a mask over all of them.
+
+    Raises `SettingsError` where they are neither, `IndexError` where there is no such row.
+    """
+    given = np.asarray(rows)
+    if given.dtype == bool and given.shape == (count,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.dtype.kind not in "iu" and given.size):
+        raise SettingsError(
+            f"rows of {given.dtype} {given.shape} choose nothing; give indices, (n,) integers, or a mask,"
+            f" ({count},) bool"
+        )
+    if given.size and not 0 <= given.min() <= given.max() < count:
+        raise IndexError(f"rows {given.min()} to {given.max()} of a store of {count}")
+    return given.astype(np.int64)
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
@@ -66,26 +99,19 @@ class RowFile:
         except OSError as error:
             raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
         try:
-            return cls._open(path, descriptor)
+            file = cls(path, descriptor, *_read_header(path, descriptor))
         except BaseException:
             os.close(descriptor)
             raise
-
-    @classmethod
-    def _open(cls, path: Path, descriptor: int) -> Self:
-        where = str(path)
         try:
-            start = os.pread(descriptor, 100, 0)
-            file_size = os.fstat(descriptor).st_size
-            size = header_size(start, where)
-            head = bytearray(min(size, file_size))
-            read_exactly(descriptor, memoryview(head), 0, where)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-        header = parse_header(bytes(head), where=where, file_size=file_size)
-        found = cls(path, descriptor, header, size)
-        found._check_structure()
-        return found
+            file._check_structure()
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def __post_init__(self) -> None:
+        self._closing = weakref.finalize(self, os.close, self.descriptor)
 
     def structure(self) -> bytes:
         """All that lies between header and columns, unchecked."""
@@ -104,9 +130,9 @@ class RowFile:
             )
 
     def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        """Close the file now; one that is dropped closes itself."""
+        self._closing()
+        self.descriptor = -1
 
     def __enter__(self) -> Self:
         return self

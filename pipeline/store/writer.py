@@ -42,7 +42,7 @@ from pipeline.store.header import (
 from pipeline.store.layout import LayerSpec, draw
 from pipeline.store.origins import UNKNOWN, Earlier, Origin, Seen, Source, partial_path, pieces
 from pipeline.store.request import Request
-from pipeline.store.rows import RowFile, as_bytes, row_checksums, write_rows
+from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
 
 #: A kill loses at most the rows of so many seconds or bytes.
 COMMIT_SECONDS, COMMIT_BYTES = 2.0, 1 << 26
@@ -227,7 +227,7 @@ class StoreWriter:
         seconds later. Raises `SettingsError` where names or shapes are not those of the layers, `StoreError`
         where the disk refuses; then no row of this call counts, and the writer takes no more.
         """
-        rows = np.asarray(indices, np.int64)
+        rows = row_numbers(indices, self._own.file.header.rows)
         layers = self._as_columns(features, len(rows))
         status = np.full(len(rows), GOOD, np.uint8)
         for layer in layers:
@@ -239,10 +239,11 @@ class StoreWriter:
 
     def fail(self, index: int, reason: str, source: Source | None = None) -> None:
         """Keep a row without features, for a reason of `BAD_IMAGE`. Its features read as NaN."""
+        row = row_numbers([index], self._own.file.header.rows)
         header = self._own.file.header
         nothing = [np.full((1, *header.columns[layer].shape[1:]), np.nan) for layer in header.layers]
         status = np.array([FIRST_BAD + BAD_IMAGE.index(reason)], np.uint8)
-        self._put(np.array([index]), nothing, status=status, **_as_arrays([source]))
+        self._put(row, nothing, status=status, **_as_arrays([source]))
 
     def adopt(self, index: int, source: Source) -> None:
         """Give a row what another row has that was made from the same content. Ask `knows` first."""
