@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import logging
 import os
@@ -353,6 +354,7 @@ def main() -> NoReturn:
     os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
     _collect_garbage_seldom()
     try:
+        importlib.import_module("pipeline.files")  # refuses Windows: now, not after seconds of importing torch
         status = cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()

@@ -12,7 +12,8 @@ PipelineError                 anything this package refuses; the command line pr
 │   └── RecipeMismatchError   it was made by another recipe
 ├── HeadError                 a head cannot be trained on this data
 ├── ModelError                a model folder cannot be read or written
-└── OutputExistsError         the output is there already and nobody said to replace it
+├── OutputExistsError         the output is there already and nobody said to replace it
+└── UnsupportedSystemError    this system lacks what the package is built on
 """
 
 from __future__ import annotations
@@ -92,3 +93,7 @@ class ModelError(PipelineError):
 
 class OutputExistsError(PipelineError):
     """The output is there already and nobody said to replace it."""
+
+
+class UnsupportedSystemError(PipelineError, ImportError):
+    """This system lacks what the package is built on."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import OutputExistsError, StoreError, StoreLockedError
+from pipeline.errors import OutputExistsError, StoreError, StoreLockedError, UnsupportedSystemError
+
+try:
+    import fcntl
+except ImportError:
+    raise UnsupportedSystemError("pipeline runs on Linux and macOS; on Windows, install and run it in WSL") from None
 
 if TYPE_CHECKING:
     import numpy as np

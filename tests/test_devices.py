@@ -52,7 +52,7 @@ def test_devices_that_are_not_here(
 def test_a_container_may_have_less_than_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
 ) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
     (tmp_path / "cpu.max").write_text(quota)
     assert cores(tmp_path / "cpu.max") == expected
     assert cores(tmp_path / "absent") == 64
