@@ -12,7 +12,11 @@ when first asked for, so that `import pipeline` costs nothing.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# Before anything imports onnxruntime: it reports its use to its maker, and its own switch comes after the first report.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "extract": "extraction",
@@ -26,6 +30,8 @@ _HOMES = {
     "FeatureStore": "store",
     "FeatureExtractor": "transformer",
     "load_model": "artifact",
+    "run": "experiment",
+    "list_bases": "bases",
     "PipelineError": "errors",
 }
 
@@ -33,6 +39,10 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cached-feature-pipeline")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.errors import BaseError
 from pipeline.inputs import InputTransform
 from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
 from pipeline.registry import nearest
-from pipeline.weights import State, digest, read_embedded, read_state
+from pipeline.weights import State, digest, first_line, read_embedded, read_state
 from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size, prefix_of
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ __all__ = [
     "base_of",
     "feature_network",
     "feature_shapes",
+    "find_bases",
     "list_bases",
     "load_base",
 ]
@@ -194,21 +195,43 @@ class BaseInfo:
         return f"{self.name:<28} {self.dimensions:>5}  {size:>8}  {' '.join(self.layers)}  ({weights})"
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """A name that is listed and cannot serve as a base, and why."""
+
+    name: str
+    cause: str
+
+    def summary(self) -> str:
+        """One line of the same table."""
+        return f"{self.name:<28} cannot be a base: {self.cause}"
+
+
 def list_bases(filter: str = "") -> list[BaseInfo]:
     """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER.
 
-    scratch:FILTER lists networks that have no published weights.
+    scratch:FILTER lists networks that have no published weights. What cannot serve as a base is left out.
     """
+    return [found for found in find_bases(filter) if isinstance(found, BaseInfo)]
+
+
+def find_bases(filter: str = "") -> Iterator[BaseInfo | Unusable]:
+    """What `list_bases` finds, one by one: to measure the bases of timm takes minutes."""
     prefix = prefix_of(filter)
     wanted = filter.removeprefix(prefix)
     pattern = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
     zoo = ZOOS[prefix]
-    return [_info(zoo, prefix, name) for name in zoo.names() if fnmatch.fnmatchcase(name, pattern)]
+    for name in zoo.names():
+        if fnmatch.fnmatchcase(name, pattern):
+            try:
+                yield _info(zoo, prefix, name)
+            except Exception as error:  # noqa: BLE001 - the code of a thousand networks raises what it likes
+                yield Unusable(prefix + name, first_line(error).removeprefix(f"{prefix}{name} "))
 
 
 def _info(zoo: Zoo, prefix: str, name: str) -> BaseInfo:
     plan = zoo.plan(name, None)
-    dimensions, parameters = zoo.size(name) or measured_size(plan)
+    dimensions, parameters = zoo.size(name) or measured_size(plan, prefix + name)
     published = zoo.weights(name)
     embedded = ["embedded"] if prefix + name == EMBEDDED else []
     return BaseInfo(

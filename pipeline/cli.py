@@ -12,7 +12,6 @@ import importlib
 import json
 import logging
 import os
-import signal
 import sys
 import types
 import typing
@@ -24,6 +23,8 @@ import click
 
 from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings, SourceSettings
 from pipeline.errors import PipelineError, SettingsError
+from pipeline.interruption import Stopped, flush_streams, obeying_signals
+from pipeline.terminal import lines_shown, shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,10 +37,6 @@ class Result(Protocol):
 
     def summary(self) -> str:
         """The same for a person."""
-
-
-class Terminated(BaseException):
-    """SIGTERM: handled like Ctrl-C, with its own exit status."""
 
 
 class Group(click.Group):
@@ -133,11 +130,19 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class LineFormatter(logging.Formatter):
+    """Log records as they may be printed."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text, with whatever is no plain character escaped."""
+        return shown(super().format(record))
+
+
 def begin(*, quiet: bool, verbose: bool) -> None:
     """Send the package's log to stderr at the level asked for."""
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
     log = logging.getLogger("pipeline")
     log.handlers[:] = [handler]
     log.setLevel(level)
@@ -145,7 +150,20 @@ def begin(*, quiet: bool, verbose: bool) -> None:
 
 def tell(result: Result, *, as_json: bool) -> None:
     """The result, for a program or for a person."""
-    click.echo(json.dumps(result.to_json()) if as_json else result.summary())
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_lines(result.summary())
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One object on stdout, in ASCII: JSON escapes every other control character by itself."""
+    click.echo(json.dumps(content).replace("\x7f", r"\u007f"))
+
+
+def print_lines(text: str) -> None:
+    """Lines on stdout; what they quote from files is escaped."""
+    click.echo(lines_shown(text))
 
 
 @cli.command()
@@ -273,15 +291,18 @@ def evaluate(model: Path, source: str, split: str, as_json: bool, quiet: bool, v
 @reporting
 def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the bases whose name holds FILTER: layers, dimensions, parameters, weights."""
-    from pipeline.bases import list_bases
+    from pipeline.bases import BaseInfo, find_bases
 
     begin(quiet=quiet, verbose=verbose)
-    found = list_bases(filter)
+    found = []
+    for base in find_bases(filter):
+        found.append(base)
+        if not as_json:
+            print_lines(base.summary())
     if as_json:
-        click.echo(json.dumps({"bases": [base.to_json() for base in found]}))
-        return
-    for base in found:
-        click.echo(base.summary())
+        usable = [base.to_json() for base in found if isinstance(base, BaseInfo)]
+        unusable = {base.name: base.cause for base in found if not isinstance(base, BaseInfo)}
+        print_json({"bases": usable, "unusable": unusable})
 
 
 @cli.command()
@@ -348,31 +369,60 @@ def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     tell(stage(output, progress=not quiet), as_json=as_json)
 
 
+#: What a stop leaves behind, command by command.
+KEPT = {
+    "extract": "the rows that were computed are kept, and the same command goes on from there",
+    "fit-head": "no model was saved; the cached features are as they were",
+    "finetune": "nothing of this training is kept: the same command begins anew",
+    "run": "what its finished steps wrote is kept, and rows of features too; the same command goes on from there",
+    "demo": "the pictures and features made so far are kept; the same command makes the rest",
+    "merge": "nothing was merged; the parts are as they were",
+}
+
+
 def main() -> NoReturn:
     """Run the command line; every error of this package is one line on stderr."""
-    signal.signal(signal.SIGTERM, _terminate)
     os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
+    _open_closed_streams()
     _collect_garbage_seldom()
+    with obeying_signals(_epitaph) as interruption:
+        try:
+            status = _call()
+        except Stopped as stop:
+            status = stop.status
+        if interruption.status is not None:  # whatever became of the exception on its way through others' code
+            flush_streams()
+            interruption.leave(interruption.status)
+    sys.exit(status)
+
+
+def _call() -> int:
     try:
         importlib.import_module("pipeline.files")  # refuses Windows: now, not after seconds of importing torch
-        status = cli.main(standalone_mode=False) or 0
+        return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
+        vars(error)["message"] = shown(error.message)  # it may quote the name of a file
         error.show()
-        status = error.exit_code
+        return error.exit_code
     except click.Abort:  # click's name for Ctrl-C
-        status = _stopped(130)
-    except Terminated:
-        status = _stopped(143)
+        return 130
     except SettingsError as error:
-        status = _failed(str(error), 2)
+        return _failed(str(error), 2)
     except PipelineError as error:
-        status = _failed(str(error), 1)
+        return _failed(str(error), 1)
     except BrokenPipeError:  # the reader of our output left: nothing more to say to anybody
         sys.stderr.close()
-        status = 1
+        return 1
     except OSError as error:
-        status = _failed(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
-    sys.exit(status)
+        return _failed(f"{error.filename or 'the output'}: {error.strerror or error}", 1)
+
+
+def _open_closed_streams() -> None:
+    """Where the shell closed a standard stream, the next file would take its place, and messages go into that file."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+            os.dup2(getattr(sys, name).fileno(), number)
 
 
 def _collect_garbage_seldom() -> None:
@@ -384,15 +434,13 @@ def _collect_garbage_seldom() -> None:
     atexit.register(gc.freeze)
 
 
-def _terminate(number: int, frame: types.FrameType | None) -> NoReturn:
-    raise Terminated
-
-
-def _stopped(status: int) -> int:
-    click.echo("stopped; features that were computed are kept: the same command again goes on", err=True)
-    return status
+def _epitaph() -> str:
+    """The last line of a command that was stopped."""
+    command = next((word for word in sys.argv[1:] if word in cli.commands), "")
+    wrote = command in KEPT and "--dry-run" not in sys.argv
+    return f"stopped; {KEPT[command] if wrote else 'nothing was written'}"
 
 
 def _failed(message: str, status: int) -> int:
-    click.echo("error: " + " ".join(message.split()), err=True)
+    click.echo("error: " + lines_shown(" ".join(message.split())), err=True)
     return status

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.artifact import load_model
 from pipeline.store import FeatureStore
 from pipeline.store.header import STATUS_NAMES
+from pipeline.terminal import shown
 
 
 @dataclass
@@ -45,10 +46,10 @@ def _lines(content: dict[str, Any], indent: str) -> list[str]:
     lines = []
     for key, value in content.items():
         if isinstance(value, dict):
-            lines += [f"{indent}{key or '(none)'}:", *_lines(value, indent + "  ")]
+            lines += [f"{indent}{shown(key) or '(none)'}:", *_lines(value, indent + "  ")]
         else:
-            shown = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"{indent}{key or '(none)'}: {shown}")
+            text = shown(value) if isinstance(value, str) else json.dumps(value)
+            lines.append(f"{indent}{shown(key) or '(none)'}: {text}")
     return lines
 
 

@@ -34,6 +34,7 @@ from pipeline.manifest import Manifest, Record, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
+from pipeline.terminal import shown
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class ExtractResult:
             lines.append(advice(self.seconds))
         if self.bad:
             lines.append(f"{len(self.bad)} bad images keep their row and its reason:")
-            lines += [f"  {id}: {reason}" for id, reason in self.bad.items()]
+            lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
         return "\n".join(lines)
 
 

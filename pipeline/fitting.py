@@ -30,6 +30,7 @@ from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
 from pipeline.registry import nearest
 from pipeline.store import FeatureStore
+from pipeline.terminal import shown
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ class FitResult:
     def summary(self) -> str:
         """For a person: held-out rows in full, the others in a line that says what they are."""
         setting = ", ".join(f"{name} {_short(value)}" for name, value in self.chosen.items())
-        lines = [f"{self.target} from {', '.join(self.layers)}: {setting}"]
+        lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {setting}"]
         for name, title in metrics.PARTS.items():
             if name in self.metrics:
-                shown = metrics.table(self.metrics[name])
-                lines.append(f"{title}: {shown if name == 'val' else shown.splitlines()[0]}")
+                found = metrics.table(self.metrics[name])
+                lines.append(f"{title}: {found if name == 'val' else found.splitlines()[0]}")
         if self.ranking:
             lines += [
                 f"ranking, {self.compared_by}:",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.manifest import from_paths, shown
+from pipeline.manifest import from_paths
 from pipeline.progress import progress as progress_bar
+from pipeline.terminal import shown
 
 
 @dataclass
@@ -72,7 +73,7 @@ def _line(entry: dict[str, Any]) -> str:
         between = entry["interval"]
         sure = f"  ({between[0]:.4g} to {between[1]:.4g})" if between else ""
         return f"{name}\t{entry['value']:.4g}{sure}"
-    ranked = "  ".join(f"{label} {score:.3f}" for label, score in entry["top"])
+    ranked = "  ".join(f"{shown(label)} {score:.3f}" for label, score in entry["top"])
     return f"{name}\t{ranked}"
 
 

@@ -21,7 +21,7 @@ from pipeline.errors import BaseError
 from pipeline.inputs import InputTransform
 from pipeline.layers import FeatureNetwork, Tap
 from pipeline.registry import nearest
-from pipeline.weights import State, download, fit_state, without_memory
+from pipeline.weights import State, download, first_line, fit_state, without_memory
 
 Aliases = Mapping[str, Tap]
 
@@ -244,11 +244,12 @@ class TimmZoo:
 
     def plan(self, name: str, weights: str | None) -> Plan:
         full = f"{name}.{weights}" if weights else name
-        with without_memory():
-            network = _timm().create_model(full, pretrained=False)
+        network = built(lambda: _timm().create_model(full, pretrained=False), f"timm:{name}")
         config = network.pretrained_cfg
         classifiers = config.get("classifier") or "head"
         classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+        if classifiers[0] not in dict(network.named_modules()):
+            raise BaseError(f"timm:{name} has no classifier, so that it is not known which layer is its embedding")
         return Plan(
             family=_timm_family(network, classifiers),
             build=lambda classes: _timm().create_model(full, pretrained=False, num_classes=classes),
@@ -259,8 +260,7 @@ class TimmZoo:
 
     def fetch(self, name: str, weights: str) -> State:
         full = f"{name}.{weights}" if weights != "DEFAULT" else name
-        with without_memory():
-            config = _timm().create_model(full, pretrained=False).pretrained_cfg
+        config = built(lambda: _timm().create_model(full, pretrained=False), f"timm:{name}").pretrained_cfg
         url, file_name = config.get("url"), f"timm-{full}.safetensors"
         if config.get("hf_hub_id"):
             url = f"https://huggingface.co/{config['hf_hub_id']}/resolve/main/model.safetensors"
@@ -371,14 +371,39 @@ def find_zoo(base: str) -> tuple[Zoo, str]:
     zoo, name = ZOOS[prefix], base.removeprefix(prefix)
     known = zoo.names()
     if name not in known:
-        raise BaseError(f"unknown base {base!r}{nearest(name, known)}; pipeline bases lists the {len(known)} there are")
+        near = (not prefix and _elsewhere(name)) or nearest(base, [prefix + one for one in known])
+        listing = f"pipeline bases {prefix}".strip()
+        raise BaseError(f"unknown base {base!r}{near}; {listing} lists the {len(known)} there are")
     return zoo, name
 
 
-def measured_size(plan: Plan) -> tuple[int, int]:
+def _elsewhere(name: str) -> str:
+    """A network of timm, where that is installed, whose name holds `name`."""
+    try:
+        holding = sorted((known for known in ZOOS["timm:"].names() if name in known), key=len)
+    except BaseError:
+        return ""
+    return f" (did you mean 'timm:{holding[0]}'?)" if holding else ""
+
+
+def built(build: Callable[[], Any], name: str) -> Any:
+    """The network that `build` makes, without its numbers where it can be made so. Raises `BaseError`.
+
+    Some networks run themselves while they are made, for which they need numbers.
+    """
+    try:
+        with without_memory():
+            return build()
+    except (NotImplementedError, RuntimeError):
+        try:
+            return build()
+        except Exception as error:  # the code of a thousand networks raises what it likes
+            raise BaseError(f"{name} cannot be built: {first_line(error)}") from error
+
+
+def measured_size(plan: Plan, name: str) -> tuple[int, int]:
     """Length of the embedding and number of parameters, from building the network without its numbers."""
-    with without_memory():
-        network = plan.build(plan.classes).eval()
+    network = built(lambda: plan.build(plan.classes), name).eval()
     taps = [plan.family.aliases["avgpool"]]
     (shape,) = FeatureNetwork(network, taps, "flatten", input_size=plan.transform.size).shapes
     return shape[0], sum(parameter.numel() for parameter in network.parameters())
@@ -388,7 +413,7 @@ def fitted(plan: Plan, state: State, *, source: str) -> tuple[nn.Module, frozens
     """The network with `state`, and the names that it lacks; raises `BaseError` where they do not fit."""
 
     def build(classes: int) -> nn.Module:
-        with without_memory():
-            return plan.build(classes)
+        network: nn.Module = built(lambda: plan.build(classes), source)
+        return network
 
     return fit_state(state, build, classes=plan.classes, classifier=plan.family.replaceable, source=source)

@@ -33,7 +33,6 @@ Run = Callable[..., Said]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Call the console script in this process."""
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command line sets, for good
 
     def call(*words: str | Path) -> Said:
@@ -115,6 +114,9 @@ def place(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("extract empty -o x.h5 --weights none", 1, "empty holds no images"),
         ("extract flat", 2, "Missing option '-o'"),
         ("extract flat -o x.h5 --base resnet81", 1, "unknown base 'resnet81' (did you mean 'resnet18'?)"),
+        ("extract flat -o x.h5 --base tf_efficientnet_lite0", 1, "(did you mean 'timm:tf_efficientnet_lite0'?)"),
+        ("extract flat -o x.h5 --base timm:resnet81 --weights none", 1, "(did you mean 'timm:resnet"),
+        ("extract flat -o x.h5 --base timm:gemma4_vit_167m_enc --weights none", 1, "has no classifier"),
         ("extract flat -o x.h5 --weights IMAGENET1K_V9", 1, "(did you mean 'IMAGENET1K_V1'?)"),
         ("extract flat -o x.h5 --base squeezenet1_1 --weights gone.pt", 1, "gone.pt"),
         ("extract flat -o x.h5 --base resnet18 --weights embedded", 1, "embedded"),
@@ -173,6 +175,38 @@ def test_messages_are_lines_whatever_a_name_holds(run: Run, place: Path) -> None
     assert said.err.count("\n") == 1
 
 
+ESCAPE = "\x1b]52;c;YQ==\x07"
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # of the plots, which are no terminal
+def test_names_from_files_cannot_write_to_the_terminal(run: Run, tmp_path: Path) -> None:
+    for seed, name in enumerate((f"an{ESCAPE}ts", "be\nes\x9b2J")):
+        write_photos(tmp_path / "photos" / name, 4, first_seed=seed * 100)
+        (tmp_path / "photos" / name / f"bad{ESCAPE}\nfake.jpg").write_bytes(b"no image")
+    store, model = tmp_path / "f.h5", tmp_path / "m"
+    said = [run("extract", tmp_path / "photos", "-o", store, *EMBEDDED, "-v")]
+    said.append(run("fit-head", store, "-o", model, "--head", "ridge", "-v"))
+    image = next((tmp_path / "photos").rglob("bad*"))
+    for words in (
+        ("predict", model, image.parent),
+        ("predict", model, image),
+        ("info", store),
+        ("info", model),
+        ("verify", store),
+        ("evaluate", model, store),
+        ("extract", image, "-o", store),
+        ("info", store, image),
+    ):
+        said.append(run(*words))
+        if "-o" not in words and len(words) < 3:
+            said.append(run(*words, "--json"))
+    text = "".join(one.out + one.err for one in said)
+    assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t"]
+    assert "fake.jpg" in text
+    lines = text.splitlines()
+    assert not [lines[number - 1 : number + 1] for number, line in enumerate(lines) if line.startswith(("fake", "es"))]
+
+
 def test_a_file_system_that_refuses_is_one_line(run: Run, place: Path) -> None:
     said = run("predict", "model", "one.jpg", "--csv", "notes.txt/out.csv")
     assert said.status == 1
@@ -197,6 +231,24 @@ def test_every_option_is_explained(command: str) -> None:
     for parameter in cli.cli.commands[command].params:
         if isinstance(parameter, click.Option) and parameter.name not in ("output", "help"):
             assert parameter.help, parameter.name
+
+
+def test_bases_are_printed_as_they_are_found_and_one_that_is_none_stops_nothing(run: Run) -> None:
+    said = run("bases", "timm:gemma4_vit_167m*")
+    assert said.status == 0
+    assert "timm:gemma4_vit_167m_enc" in said.out
+    assert "cannot be a base: has no classifier" in said.out
+    found = json.loads(run("bases", "timm:gemma4_vit_167m*", "--json").out)
+    assert [base["name"] for base in found["bases"]] == ["timm:gemma4_vit_167m"]
+    assert list(found["unusable"]) == ["timm:gemma4_vit_167m_enc"]
+
+
+def test_a_closed_standard_stream_is_no_error(photo_folder: Path, tmp_path: Path) -> None:
+    for stream in ("2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"):
+        words = f"-m pipeline extract {photo_folder} -o {tmp_path}/f.h5 --base squeezenet1_1 --weights embedded"
+        command = f"{sys.executable} {words} --force {stream}"
+        done = subprocess.run(["sh", "-c", command], cwd=HERE, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (stream, done)
 
 
 def test_the_module_runs_like_the_script_and_survives_a_closed_pipe() -> None:

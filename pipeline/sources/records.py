@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from pipeline.errors import ImageError, SourceError
+from pipeline.terminal import shown as shown
 
 UNKNOWN_CLASS = -1
 
@@ -248,12 +249,6 @@ def split_name(text: str) -> str | None:
 def as_id(path: str) -> str:
     r"""The id of a relative POSIX path: the path itself, with `\xNN` for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path for a one-line message: newlines and stray bytes escaped."""
-    text = os.fspath(path)
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def counted(counts: Mapping[str, int], most: int = 4) -> str:

@@ -1,0 +1,32 @@
+"""What may be printed: text that came from a file cannot move the cursor, fake a line or write the clipboard.
+
+Names of files and classes, and the strings of a header, are escaped with `shown` where a line is composed of them; the
+command line passes all that it prints through `lines_shown`, which knows no exception but the ends of our own lines.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Control characters (ESC among them), marks that turn the direction of writing, other ends of lines, stray bytes.
+_UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_IN_A_NAME = re.compile(f"[\t\n{_UNSAFE}]")
+_IN_LINES = re.compile(f"[{_UNSAFE}]")
+
+
+def shown(name: object) -> str:
+    """A name for a line of text: whatever is no plain character becomes its escape sequence.
+
+    >>> print(shown("a\\x1b[2Jb\\nc"))
+    a\\x1b[2Jb\\nc
+    """
+    return _IN_A_NAME.sub(_escaped, str(name))
+
+
+def lines_shown(text: str) -> str:
+    """Lines of text for a terminal: as `shown`, but ends of lines and tabs are those of a table and stay."""
+    return _IN_LINES.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]

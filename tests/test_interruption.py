@@ -1,0 +1,200 @@
+"""Ctrl-C and SIGTERM: real signals to real commands, which end in time, with the status and the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from cheap import LAYERS, recipe
+from pictures import write_photos
+
+from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.store import Source, StoreWriter
+
+#: Seconds that a stop may take: 2 where the machine is at rest.
+IN_TIME = 5.0
+EMBEDDED = ("--base", "squeezenet1_1", "--weights", "embedded")
+
+
+@dataclass
+class Ended:
+    status: int
+    seconds: float
+    said: str
+
+
+def stop(
+    words: list[str],
+    folder: Path,
+    when: Callable[[subprocess.Popen[bytes]], None],
+    *,
+    number: signal.Signals = signal.SIGINT,
+    terminal: bool = False,
+    times: int = 1,
+) -> Ended:
+    """Run `pipeline` on `words`, send `number` (or type Ctrl-C) once `when` returns, and say how it ended."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import pipeline.cli; pipeline.cli.main()", *words],
+        cwd=folder,
+        stdin=theirs if terminal else subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=_take_terminal if terminal else None,
+    )
+    os.close(theirs)
+    try:
+        when(child)
+        assert child.poll() is None, "it ended before it was stopped: " + _read(ours)
+        started = time.monotonic()
+        for _ in range(times):
+            os.write(ours, b"\x03") if terminal else child.send_signal(number)
+            time.sleep(0.2 * (times > 1))
+        status = child.wait(timeout=60)
+        return Ended(status, time.monotonic() - started, _read(ours))
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def _read(descriptor: int) -> str:
+    said = b""
+    while select.select([descriptor], [], [], 0.2)[0]:
+        try:
+            more = os.read(descriptor, 65536)
+        except OSError:  # a terminal whose other side is closed
+            break
+        if not more:
+            break
+        said += more
+    return said.decode(errors="replace")
+
+
+def after(seconds: float) -> Callable[[subprocess.Popen[bytes]], None]:
+    """Once the child has computed for so long, by its own clock: a busy machine changes nothing."""
+
+    def wait(child: subprocess.Popen[bytes]) -> None:
+        while child.poll() is None:
+            spent = subprocess.run(["ps", "-o", "cputime=", "-p", str(child.pid)], capture_output=True, text=True)
+            hours, minutes, rest = spent.stdout.strip().split(":")[-3:] if spent.stdout.strip() else ("0", "0", "0")
+            if int(hours.split("-")[-1]) * 3600 + int(minutes) * 60 + float(rest) >= seconds:
+                return
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with noise.h5: 6,000 rows of nothing in 300 classes, which keep an SVM busy for minutes in libsvm."""
+    folder = tmp_path_factory.mktemp("noise")
+    count = 6_000
+    random = np.random.default_rng(13)
+    records = [Record(row, f"{row:06}.jpg", FileImage(f"{row:06}.jpg"), "") for row in range(count)]
+    target = Target("class", random.integers(0, 300, count), tuple(map(str, range(300))))
+    environment = {"weights": "none", "seed": 13}
+    manifest = Manifest("images", records, {"class": target})
+    with StoreWriter.open(
+        folder / "noise.h5", manifest=manifest, layers=LAYERS, recipe=recipe(), environment=environment
+    ) as writer:
+        layers = {layer.name: random.random((count, *layer.shape)).astype(layer.dtype) for layer in LAYERS}
+        sources = [Source(1, 1, row.to_bytes(32)) for row in range(count)]
+        writer.write(list(range(count)), layers, sources)
+        writer.publish()
+    return folder
+
+
+FIT = ["fit-head", "noise.h5", "-o", "model", "--head", "svm"]
+
+
+def assert_fit_was_stopped(ended: Ended, folder: Path, status: int = 130) -> None:
+    assert ended.status == status, ended
+    assert ended.seconds < IN_TIME
+    assert "stopped; no model was saved; the cached features are as they were" in ended.said
+    assert "Traceback" not in ended.said
+    assert not (folder / "model").exists()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_search_in_c_code_is_stopped(noise: Path, terminal: bool) -> None:
+    assert_fit_was_stopped(stop(FIT, noise, after(7), terminal=terminal), noise)
+
+
+def test_sigterm_has_its_own_status(noise: Path) -> None:
+    assert_fit_was_stopped(stop(FIT, noise, after(6), number=signal.SIGTERM), noise, status=143)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_search_is_stopped_at_any_moment(noise: Path, terminal: bool) -> None:
+    for tenth in range(10, 160, 12):
+        assert_fit_was_stopped(stop(FIT, noise, after(tenth / 10), terminal=terminal), noise)
+
+
+def test_a_second_signal_is_immediate(noise: Path) -> None:
+    ended = stop(FIT, noise, after(7), times=2)
+    assert_fit_was_stopped(ended, noise)
+    assert ended.seconds < 1.4, "before the first one's grace is over"
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 300 photos of 2 classes."""
+    for seed, name in enumerate(("ants", "bees")):
+        write_photos(tmp_path / "photos" / name, 150, first_seed=seed * 1000)
+    return tmp_path
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu,cpu"])
+def test_an_extraction_keeps_its_rows_and_says_so(photos: Path, device: str) -> None:
+    partial = photos / "f.h5.partial"
+
+    def rows_are_there(child: subprocess.Popen[bytes]) -> None:
+        while child.poll() is None:
+            with contextlib.suppress(OSError, KeyError), h5py.File(partial, "r", locking=False) as file:
+                if (file["status"][:] == 1).sum() >= 8:
+                    return
+            time.sleep(0.02)
+
+    words = ["extract", "photos", "-o", "f.h5", *EMBEDDED, "--batch-size", "2", "--device", device]
+    ended = stop(words, photos, rows_are_there)
+    assert ended.status == 130, ended
+    assert ended.seconds < IN_TIME
+    assert "the rows that were computed are kept, and the same command goes on from there" in ended.said
+    assert partial.exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words], cwd=photos, capture_output=True, text=True, check=True
+    )
+    assert 8 <= int(re.findall(r"reused (\d+)", done.stdout)[0]) < 300
+
+
+def test_a_training_says_that_nothing_is_kept(photos: Path) -> None:
+    words = ["finetune", "photos", "-o", "tuned", *EMBEDDED, "--epochs", "50"]
+    ended = stop(words, photos, after(12))
+    assert ended.status == 130, ended
+    assert ended.seconds < IN_TIME
+    assert "stopped; nothing of this training is kept: the same command begins anew" in ended.said
+    assert not list(photos.glob("*tuned*"))
