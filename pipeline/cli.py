@@ -202,7 +202,7 @@ def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool,
     from pipeline.fitting import fit_head as stage
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(store, output, force=force, **given(options)), as_json=as_json)
+    tell(stage(store, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 
 
 @cli.command()

@@ -79,7 +79,7 @@ def demo(output: str | Path, *, progress: bool = False) -> DemoResult:
         ("svm", "digit", ("accuracy",)),
         ("ridge", "ink", ("mae", "r2")),
     ):
-        result = fit_head(store, folder / head, head=head, target=target, force=True)
+        result = fit_head(store, folder / head, head=head, target=target, force=True, progress=progress)
         held_out = result.metrics["val"]
         found[head] = {name: held_out[name] for name in shown}
     shutil.copyfile(folder / "linear" / "plots" / "confusion.png", folder / "confusion.png")

@@ -28,6 +28,7 @@ from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
+from pipeline.progress import progress as progress_bar
 from pipeline.registry import nearest
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
@@ -80,18 +81,22 @@ class FitResult:
         return "\n".join([*lines, f"saved to {self.model}"])
 
 
-def fit_head(store: str | Path, output: str | Path, *, force: bool = False, **options: Any) -> FitResult:
+def fit_head(
+    store: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+) -> FitResult:
     """Train a head on the feature file `store` and save it as the model folder `output`.
 
-    `options` are the fields of `FitSettings`. Raises `HeadError` where the file has nothing that such a head can learn,
-    `OutputExistsError` where `output` exists and `force` is not given.
+    `options` are the fields of `FitSettings`. Nothing is written before the head is trained, and an interrupted search
+    begins anew; `progress` says on stderr what is searched and how far it is. Raises `HeadError` where the file has
+    nothing that such a head can learn, `OutputExistsError` where `output` exists and `force` is not given.
     """
     settings = FitSettings.of(options)
     output = Path(output)
     refuse_existing(output, last="model.json", replace=force)
     with FeatureStore.open(store) as opened:
         lesson = Lesson.of(opened, settings)
-        trained = train_head(settings.head, lesson.problem(), settings)
+        with progress_bar(100, "searching", show=progress) as bar:
+            trained = train_head(settings.head, lesson.problem(), settings, watch=bar.reach)
         scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.parts.items()}
         result = describe(trained, lesson, scored, output)
         drawn = draw(trained, lesson, scored, result.metrics)

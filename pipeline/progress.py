@@ -11,8 +11,9 @@ Work that consists of unlike pieces tells a `Watch` instead what share of it is 
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
@@ -58,21 +59,36 @@ def _is_open(stream: TextIO | None) -> bool:
 
 
 class Course:
-    """Several pieces of work in a row, of which `watch` hears as of one; `costs` are their names and relative times."""
+    """Several pieces of work one after the other, of which `watch` hears as of one; all of them cost `total`."""
 
-    def __init__(self, watch: Watch, costs: Iterable[tuple[str, float]]) -> None:
+    def __init__(self, watch: Watch, total: float) -> None:
         self._watch = watch
-        self._pieces = list(costs)
-        self._total = sum(cost for _, cost in self._pieces)
+        self._total = total
         self._before = 0.0
 
-    def next(self) -> Watch:
-        """What the next piece tells its own progress to."""
-        name, cost = self._pieces.pop(0)
+    def next(self, what: str, cost: float) -> Watch:
+        """What the next piece, which takes the part `cost` of the total, tells its own progress to."""
         start, length = self._before / self._total, cost / self._total
         self._before += cost
-        self._watch(start, name)
-        return lambda share, what: self._watch(start + length * share, f"{name}: {what}" if what else name)
+        self._watch(start, what)
+        return lambda share, detail: self._watch(start + length * share, f"{what}, {detail}")
+
+
+class Steps:
+    """Equal steps, taken in any thread, of which `watch` hears; `noun` is what one of the `total` is called."""
+
+    def __init__(self, watch: Watch, total: int, noun: str) -> None:
+        self._watch = watch
+        self._total = total
+        self._noun = noun
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        """One more is done."""
+        with self._lock:
+            self._done += 1
+            self._watch(self._done / self._total, f"{self._noun} {self._done} of {self._total}")
 
 
 class _Silent:

@@ -37,6 +37,7 @@ class BinnedHead(Head):
     """Logistic regression of ranges; `values` (B,) are the mean of the training numbers in each."""
 
     name = "binned"
+    cost = 3.0
     tasks: ClassVar[tuple[Task, ...]] = ("numbers",)
     learns: ClassVar[tuple[Task, ...]] = ("numbers",)
     streams = False  # it can, but reads the file some hundred times: not for those who have not asked for it

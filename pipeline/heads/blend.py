@@ -8,6 +8,7 @@ members; on few rows the weights are chance again).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from pipeline.heads.linear import LinearHead
 from pipeline.heads.mlp import MlpHead
 from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.svm import SvmHead
+from pipeline.progress import Course
 
 MEMBERS: dict[str, type[Head]] = {kind.name: kind for kind in (LinearHead, RidgeHead, SvmHead, MlpHead, BinnedHead)}
 _SMALLEST = 1e-12
@@ -29,12 +31,18 @@ class BlendHead(Head):
     """The mean of linear (of numbers: binned), ridge, svm and mlp, each with its own search and calibration."""
 
     name = "blend"
+    cost = sum(kind.cost for kind in MEMBERS.values())
     members: dict[str, Head]
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Train every member on the same folds."""
         kinds = [kind for kind in MEMBERS.values() if problem.task in kind.learns]
-        return self._take({kind.name: kind(problem.task, self.settings).fit(problem, folds) for kind in kinds})
+        course = Course(problem.watch, sum(kind.cost for kind in kinds))
+        members: dict[str, Head] = {}
+        for kind in kinds:
+            watched = replace(problem, watch=course.next(kind.name, kind.cost))
+            members[kind.name] = kind(problem.task, self.settings).fit(watched, folds)
+        return self._take(members)
 
     def fit_from(self, heads: Mapping[str, Head], problem: Problem) -> Self:
         """As `fit`, of `heads` that were trained on `problem`; those that are no members are not asked."""

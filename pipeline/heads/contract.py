@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -22,6 +22,7 @@ from pipeline.heads.calibration import fit_sharpness, interval_half_width, softm
 from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import ArrayRows, Rows, block_length
 from pipeline.heads.standard import Standard
+from pipeline.progress import Watch, unwatched
 
 Task = Literal["classes", "numbers"]
 
@@ -34,7 +35,7 @@ class Problem:
 
     `y` is class codes (n,) int64 or numbers (n,) float64, `weights` (n,) positive with mean 1, `groups` (n,) equal
     where the content is identical, `classes` the number of classes or None for numbers. `widths` are the dimensions of
-    each layer, where rows are several of them side by side.
+    each layer, where rows are several of them side by side. `watch` hears how far the search of a head is.
     """
 
     rows: Rows
@@ -45,6 +46,7 @@ class Problem:
     views: int = 1
     score_views: str = "plain"
     widths: tuple[int, ...] = ()
+    watch: Watch = unwatched
 
     @property
     def task(self) -> Task:
@@ -75,15 +77,12 @@ class Problem:
     def take(self, images: NDArray[np.int64]) -> Problem:
         """The problem of some of the images."""
         weights = self.weights[images]
-        return Problem(
-            self.rows.take(self.feature_rows(images)),
-            self.y[images],
-            weights / weights.mean(),
-            self.groups[images],
-            self.classes,
-            self.views,
-            self.score_views,
-            self.widths,
+        return replace(
+            self,
+            rows=self.rows.take(self.feature_rows(images)),
+            y=self.y[images],
+            weights=weights / weights.mean(),
+            groups=self.groups[images],
         )
 
     def images(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -131,6 +130,8 @@ class Head(ABC):
     learns: ClassVar[tuple[Task, ...]] = ("classes", "numbers")
     #: Whether it can be trained on more rows than fit into memory.
     streams: ClassVar[bool] = False
+    #: How long its search takes beside those of the others, roughly: only what is said of the time left hangs on it.
+    cost: ClassVar[float] = 1.0
 
     def __init__(self, task: Task, settings: FitSettings | None = None) -> None:
         if task not in self.tasks:

@@ -28,6 +28,7 @@ class KnnHead(EstimatorHead):
     """The vote, or the mean, of the nearest training rows among standardised features."""
 
     name = "knn"
+    cost = 2.0
     estimators = ("KNeighborsClassifier", "KNeighborsRegressor")
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:

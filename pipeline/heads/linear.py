@@ -138,11 +138,12 @@ def search_penalty(
         )
     fits = best = batch.start()
     least, worse = np.inf, 0
-    for strength in strengths:
+    for number, strength in enumerate(strengths, start=1):
         fits = batch.solve(strength, fits, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
         logits = problem.per_image(batch.held_out(fits.weights))
         found = measure(problem, logits, known)
         search.table.append({"C": strength, **found, "iterations": fits.iterations})
+        problem.watch(number / len(strengths), f"penalty {number} of {len(strengths)} at most")
         worse += 1
         if found["loss"] < least:
             least, best, worse, search.chosen = found["loss"], fits, 0, {"C": strength}

@@ -94,6 +94,7 @@ class MlpHead(Head):
     """256 hidden units trained by RMSProp, as the length tutorial does; epochs by cross-validation."""
 
     name = "mlp"
+    cost = 20.0
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Train all folds and decays side by side, then all rows with the best decay for the best epochs."""

@@ -14,7 +14,7 @@ which does not choose, comes first, and after it the simple heads. That of regre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.rows import ArrayRows
+from pipeline.progress import Course, Watch, unwatched
 from pipeline.registry import nearest
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
@@ -61,28 +62,50 @@ def task_of(name: str) -> Task | None:
     return learns[0] if len(learns) == 1 else None
 
 
-def train_head(name: str, problem: Problem, settings: FitSettings) -> Trained:
-    """Train the head called `name`, or the best one where the name is regressor or auto."""
+def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Watch = unwatched) -> Trained:
+    """Train the head called `name`, or the best one where the name is regressor or auto; `watch` hears how far."""
     if name not in CHOOSERS:
-        head = HEADS[name](problem.task, settings).fit(problem)
+        head = _fit(name, problem, settings, Course(watch, HEADS[name].cost))
         return Trained(head, notices=head.search.notices)
     names, notices = candidates(name, problem)
     folds = problem.folds(settings.cv, settings.seed)
     if folds is None:
         raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
     if name == "regressor":
-        return _best_searched(names, problem, folds, settings, notices)
-    ranking = rank(names, problem, folds, settings)
+        return _best_searched(names, problem, folds, settings, notices, watch)
+    each = sum(HEADS[one].cost for one in names if one != BlendHead.name)
+    course = Course(watch, (int(folds.max()) + 2) * each)  # each outer fold, and at last all rows
+    ranking = rank(names, problem, folds, settings, course)
     winner = next(entry["head"] for entry in ranking if entry["chosen"])
-    head = HEADS[winner](problem.task, settings).fit(problem)
+    head = _fit(winner, problem, settings, course, on="all rows, ")
     return Trained(head, ranking, [*notices, *head.search.notices], NESTED)
 
 
+def _fit(
+    name: str,
+    problem: Problem,
+    settings: FitSettings,
+    course: Course,
+    *,
+    folds: NDArray[np.int64] | None = None,
+    on: str = "",
+) -> Head:
+    """The head `name`, trained `on` what the watcher is told, as the next piece of the `course`."""
+    watched = replace(problem, watch=course.next(f"{on}{name}", HEADS[name].cost))
+    return HEADS[name](problem.task, settings).fit(watched, folds)
+
+
 def _best_searched(
-    names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings, notices: list[str]
+    names: Sequence[str],
+    problem: Problem,
+    folds: NDArray[np.int64],
+    settings: FitSettings,
+    notices: list[str],
+    watch: Watch,
 ) -> Trained:
     """The best by out-of-fold scores at the settings of each search: no search is nested in another."""
-    heads = {name: HEADS[name](problem.task, settings).fit(problem, folds) for name in names}
+    course = Course(watch, sum(HEADS[name].cost for name in names))
+    heads = {name: _fit(name, problem, settings, course, folds=folds) for name in names}
     # Folds for all: rows that are left out one by one are told by more of the others, which would not be fair.
     scores = {name: np.asarray(head.fold_scores(problem, folds)) for name, head in heads.items()}
     ranking = standings(problem, scores, settings.seed, prefer=())
@@ -102,14 +125,18 @@ def candidates(name: str, problem: Problem) -> tuple[list[str], list[str]]:
 
 
 def rank(
-    names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings
+    names: Sequence[str],
+    problem: Problem,
+    folds: NDArray[np.int64],
+    settings: FitSettings,
+    course: Course | None = None,
 ) -> list[dict[str, Any]]:
     """Heads from best to worst with nested scores, and the procedure of choosing among them.
 
     An entry has head, chosen, score (accuracy or RMSE), its 95 % interval, loss, and how far its accuracy or mean
     squared error is behind the best head's, with the paired interval.
     """
-    contest = Contest(names, problem, folds, settings)
+    contest = Contest(names, problem, folds, settings, course or Course(unwatched, 1.0))
     for fold in range(int(folds.max()) + 1):
         contest.play(fold)
     return standings(problem, contest.scores, settings.seed)
@@ -118,7 +145,15 @@ def rank(
 class Contest:
     """Out-of-fold scores of several heads on the same outer folds."""
 
-    def __init__(self, names: Sequence[str], problem: Problem, folds: NDArray[np.int64], settings: FitSettings) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        problem: Problem,
+        folds: NDArray[np.int64],
+        settings: FitSettings,
+        course: Course,
+    ) -> None:
+        self._course = course
         self._names = names
         self._problem = problem
         self._folds = folds
@@ -131,7 +166,7 @@ class Contest:
         problem = self._problem
         inside = problem.take(np.flatnonzero(self._folds != fold))
         outside = np.flatnonzero(self._folds == fold)
-        heads = self._trained(inside)
+        heads = self._trained(inside, on=f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, ")
         for name, head in heads.items():
             shape = problem.views, problem.rows.shape[1]
             said = head.decisions_of(outside, problem.images, shape=shape, score_views=problem.score_views)
@@ -140,12 +175,14 @@ class Contest:
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
         self.scores[PROCEDURE][outside] = self.scores[chosen][outside]
 
-    def _trained(self, inside: Problem) -> dict[str, Head]:
+    def _trained(self, inside: Problem, *, on: str) -> dict[str, Head]:
         """All heads, by name; the blend is made of those that are trained anyway."""
-        task, settings = inside.task, self._settings
-        heads = {name: HEADS[name](task, settings).fit(inside) for name in self._names if name != BlendHead.name}
+        settings = self._settings
+        heads = {
+            name: _fit(name, inside, settings, self._course, on=on) for name in self._names if name != BlendHead.name
+        }
         if BlendHead.name in self._names:
-            heads[BlendHead.name] = BlendHead(task, settings).fit_from(heads, inside)
+            heads[BlendHead.name] = BlendHead(inside.task, settings).fit_from(heads, inside)
         return heads
 
 
@@ -242,4 +279,6 @@ def table_text(ranking: Sequence[dict[str, Any]], *, numbers: bool) -> str:
             f"{mark} {entry['head']:<8} {entry['score']:9.4g}   {low:.4g} to {high:.4g}"
             f"   {entry['behind_best']:.4g} ({low_gap:.4g} to {high_gap:.4g}) {unit}".rstrip()
         )
+    if any(entry["head"] == PROCEDURE for entry in ranking):
+        lines.append("  (auto: whichever head is chosen without the rows that are scored, so the choice is scored too)")
     return "\n".join(lines)

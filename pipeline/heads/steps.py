@@ -171,6 +171,7 @@ def search_epochs(
             scores = held[place] if problem.classes else held[place][:, 0] * unit + offset
             found = best.offer({"epochs": epoch, "decay": decay_value}, problem.per_image(scores))
             curves[decay_value].append(_entry(epoch, train_loss, found))
+        problem.watch(epoch / plan.epochs, f"epoch {epoch} of {plan.epochs} at most")
         if epoch - best.setting["epochs"] >= PATIENCE and not plan.drop_every:
             break
     table = [{"decay": value, **min(curve, key=lambda entry: entry["val_loss"])} for value, curve in curves.items()]

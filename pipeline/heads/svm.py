@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import EstimatorHead, known_elsewhere, scaler_of, widened
+from pipeline.progress import Steps
 
 #: Rows and classes up to which kernels are tried; beyond, the linear solver needs no Gram matrix.
 KERNEL_ROWS, KERNEL_CLASSES = 5000, 100
@@ -45,6 +46,7 @@ class SvmHead(EstimatorHead):
     """SVC and SVR with a linear or RBF kernel; LinearSVC and LinearSVR where rows are too many for a kernel."""
 
     name = "svm"
+    cost = 20.0
     estimators = ("SVC", "LinearSVC", "SVR", "LinearSVR")
 
     #: Numbers are learned in standard deviations from the mean.
@@ -92,8 +94,10 @@ class SvmHead(EstimatorHead):
         families = self._families(problem, features.shape[1])
         tasks = [(family, fold) for family in families for fold in range(int(folds.max()) + 1)]
         parallel = Parallel(n_jobs=_jobs(self.settings.jobs), prefer="threads")  # libsvm lets go of the lock
+        steps = Steps(problem.watch, sum(len(family) for family, _ in tasks), "fit")
         said = parallel(
-            delayed(self._fold_scores)(problem, row_folds == fold, family, features, gram) for family, fold in tasks
+            delayed(self._fold_scores)(problem, row_folds == fold, family, features, gram, steps)
+            for family, fold in tasks
         )
         best = Best(problem, folds, known_elsewhere(problem, folds))
         table = []
@@ -113,6 +117,7 @@ class SvmHead(EstimatorHead):
         family: tuple[Setting, ...],
         features: NDArray[np.float64],
         gram: NDArray[np.float64] | None,
+        steps: Steps,
     ) -> list[NDArray[np.float64]]:
         """Scores of the rows `held` for every C of a `family`, whose kernel matrix is made once."""
         train, y, weights = ~held, self._targets(problem), problem.row_weights
@@ -125,6 +130,7 @@ class SvmHead(EstimatorHead):
             machine = self._machine(setting, kernels=gram is not None, precomputed=gram is not None)
             machine.fit(left, y[train], sample_weight=weights[train])
             found.append(self._said_by(machine, right))
+            steps.step()
         return found
 
     def _families(self, problem: Problem, dimensions: int) -> list[tuple[Setting, ...]]:

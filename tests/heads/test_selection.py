@@ -127,3 +127,25 @@ def test_unknown_heads_and_tasks():
     assert task_of("svm") is None
     with pytest.raises(SettingsError, match="did you mean 'ridge'"):
         task_of("rigde")
+
+
+@pytest.mark.parametrize("name", ["svm", "mlp", "linear", "blend", "auto", "regressor"])
+def test_whoever_waits_hears_what_is_searched_and_how_far_it_is(name):
+    features, y = line(60, 6) if name == "regressor" else blobs(60, 6, 2, apart=2.0)
+    heard: list[tuple[float, str]] = []
+    settings = FitSettings.of({"epochs": 2, "hidden": 4, "cv": 2, "jobs": 1})
+    train_head(name, problem_of(features, y), settings, watch=lambda share, what: heard.append((share, what)))
+    shares = [share for share, _ in heard]
+    assert len(shares) > 2
+    assert 0 <= min(shares) <= max(shares) < 1.0001
+    assert max(shares) > 0.3
+    if name not in ("regressor", "auto", "blend"):
+        assert all(what.startswith(name) for _, what in heard)
+    if name == "auto":
+        starts = [what for _, what in heard if what.count(",") == 1]
+        assert starts[:6] == [f"outer fold 1 of 2, {head}" for head in ("linear", "svm", "ridge", "knn", "mlp")] + [
+            "outer fold 2 of 2, linear"
+        ]
+        assert any(what.startswith("all rows, ") for what in starts)
+    if name != "regressor":  # whose trials of ranges each go from nothing to all of it
+        assert min(np.diff(shares)) > -1e-9
