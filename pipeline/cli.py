@@ -186,7 +186,7 @@ def extract(
 
     begin(quiet=quiet, verbose=verbose)
     if dry_run:
-        tell(rehearse(source, output, **given(options)), as_json=as_json)
+        tell(rehearse(source, output, force=force, **given(options)), as_json=as_json)
         return
     tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 

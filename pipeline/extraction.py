@@ -33,7 +33,7 @@ from pipeline.loading import Loaded, refuse_too_many_bad
 from pipeline.manifest import Manifest, Record, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range
+from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.terminal import shown
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,10 @@ REHEARSED = 32
 
 @dataclass
 class ExtractResult:
-    """What a run of `extract` did. `bad` maps an id to its reason; `seconds` are by stage."""
+    """What a run of `extract` did.
+
+    `bad` maps an id to its reason; `seconds` are by stage; `dropped` rows of an earlier file are not in this one.
+    """
 
     store: Path
     rows: int
@@ -55,6 +58,7 @@ class ExtractResult:
     engine: str
     device: str
     layers: dict[str, tuple[int, ...]]
+    dropped: int = 0
 
     @property
     def good(self) -> int:
@@ -70,6 +74,7 @@ class ExtractResult:
             "bad": len(self.bad),
             "computed": self.computed,
             "reused": self.reused,
+            "dropped": self.dropped,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "engine": self.engine,
             "device": self.device,
@@ -85,6 +90,8 @@ class ExtractResult:
             f"computed {self.computed}, reused {self.reused} in {self.seconds['total']:.1f} s"
             f" ({self.engine} on {self.device})",
         ]
+        if self.dropped:
+            lines.append(f"{self.dropped} rows dropped, of images that are not there any more")
         if self.computed:
             lines.append(advice(self.seconds))
         if self.bad:
@@ -112,7 +119,10 @@ def advice(seconds: dict[str, float]) -> str:
 
 @dataclass
 class RehearseResult:
-    """What an extraction would take: `seconds` for all rows, by a measurement on `sample` of them."""
+    """What an extraction would take: `seconds` for rows to be `computed`, by a measurement on `sample` of them.
+
+    Content that is known under other names is told only when it is read: `computed` is the most that it can be.
+    """
 
     rows: int
     image_bytes: int
@@ -121,6 +131,8 @@ class RehearseResult:
     seconds: float
     sample: int
     bad_in_sample: int
+    computed: int
+    reused: int
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -128,10 +140,15 @@ class RehearseResult:
 
     def summary(self) -> str:
         """The same for a person."""
+        work = (
+            f"about {self.seconds:.0f} s (measured on {self.sample}, {self.bad_in_sample} of them bad)"
+            if self.computed
+            else "nothing to do"
+        )
+        size, room = self.store_bytes / 1e6, self.free_bytes / 1e9
         return (
-            f"{self.rows} images, {self.image_bytes / 1e6:.1f} MB: about {self.seconds:.0f} s"
-            f" (measured on {self.sample}, {self.bad_in_sample} of them bad)\n"
-            f"features: {self.store_bytes / 1e6:.1f} MB, {self.free_bytes / 1e9:.1f} GB are free; nothing was written"
+            f"{self.rows} images, {self.image_bytes / 1e6:.1f} MB: {self.reused} reused, {self.computed} to compute,"
+            f" {work}\nfeatures: {size:.1f} MB, {room:.1f} GB are free; nothing was written"
         )
 
 
@@ -141,10 +158,11 @@ def extract(
     """Run a frozen base over the images of `source` and keep its features in the HDF5 file `output`.
 
     `options` are the fields of `ExtractSettings`: `base`, `weights`, `layer`, `views`, ... The same call
-    again computes only what is missing; `force` starts anew.
+    again computes only what is missing; `force` starts anew, or goes on where a run with `force` was stopped.
 
     Raises `SourceError` where there is nothing to read or too much of it is bad, `BaseError` where the base
-    cannot be had, `StoreError` where the file cannot be written, `RecipeMismatchError` where it was made otherwise.
+    cannot be had, `StoreError` where the file cannot be written, `RecipeMismatchError` where it was made otherwise,
+    `OutputExistsError` where most rows of other images would go.
     """
     started = time.perf_counter()
     job = Job.of(source, options)
@@ -170,6 +188,7 @@ def extract(
         bad = writer.bad()
         refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, job.manifest.source)
         job.manifest.require_unchanged()
+        dropped = writer.dropped
         writer.publish()
     seconds = {"total": time.perf_counter() - started, **run.seconds}
     return ExtractResult(
@@ -182,34 +201,53 @@ def extract(
         engine=computer.name,
         device=computer.device,
         layers={spec.name: spec.shape for spec in layers},
+        dropped=dropped,
     )
 
 
-def rehearse(source: str | Path, output: str | Path, **options: Any) -> RehearseResult:
-    """What `extract` with the same arguments would do from nothing: measured on a few images, nothing is written.
+def rehearse(source: str | Path, output: str | Path, *, force: bool = False, **options: Any) -> RehearseResult:
+    """What `extract` with the same arguments would do: measured on a few images, nothing is written.
 
     Raises as `extract` does, as far as it comes.
     """
     job = Job.of(source, options)
-    every = max(1, len(job.manifest) // REHEARSED)
-    sample = job.manifest.records[::every][:REHEARSED]
     with computing(job) as computer:
         layers = layer_specs(job.settings, computer.shapes)
-        for _ in computer.run(sample[:1]):
-            pass  # the first pass is slower than those that count
-        started = time.perf_counter()
-        bad = sum(done.good.count(False) for done in computer.run(sample))
-        seconds = (time.perf_counter() - started) / len(sample)
+        pending = waiting_rows(
+            output,
+            manifest=job.manifest,
+            layers=layers,
+            recipe=job.recipe,
+            force=force,
+            part=job.part,
+            rehash=job.settings.rehash,
+        )
+        sample = [job.manifest.records[row] for row in pending[:: max(1, len(pending) // REHEARSED)][:REHEARSED]]
+        seconds, bad = _measure(computer, sample)
     row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in layers)
     return RehearseResult(
         rows=len(job.manifest),
         image_bytes=sum(_size(record) for record in job.manifest.records),
         store_bytes=len(job.manifest) * row_bytes,
         free_bytes=shutil.disk_usage(next(path for path in Path(output).absolute().parents if path.exists())).free,
-        seconds=seconds * len(job.manifest),
+        seconds=seconds * len(pending),
         sample=len(sample),
         bad_in_sample=bad,
+        computed=len(pending),
+        reused=len(job.manifest) - len(pending),
     )
+
+
+def _measure(computer: Computer, sample: Sequence[Record]) -> tuple[float, int]:
+    """Seconds an image, and how many of `sample` are bad."""
+    if not sample:
+        return 0.0, 0
+    if isinstance(computer, Solo):  # a crew runs only once
+        for _ in computer.run(sample[:1]):
+            pass  # the first pass is slower than those that count
+    started = time.perf_counter()
+    bad = sum(done.good.count(False) for done in computer.run(sample))
+    return (time.perf_counter() - started) / len(sample), bad
 
 
 def _size(record: Record) -> int:

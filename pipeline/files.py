@@ -224,6 +224,15 @@ def lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise an `OSError` where no file can be made at `path`, as far as that is known without trying."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
 def refuse_locked(path: Path) -> None:
     """Raise `StoreLockedError` where `lock` would, without writing anything."""
     try:

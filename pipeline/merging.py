@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.errors import OutputExistsError, StoreDamagedError
+from pipeline.errors import OutputExistsError, StoreDamagedError, StoreError
 from pipeline.store.header import Part
-from pipeline.store.origins import Origin
+from pipeline.store.origins import Origin, partial_path
 from pipeline.store.reader import FeatureStore
 from pipeline.store.request import Request
 from pipeline.store.rows import RowFile
-from pipeline.store.writer import StoreWriter, explained
+from pipeline.store.writer import StoreWriter, explained, usable_path
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,47 @@ class MergeResult:
         return f"{self.store}: {self.rows} rows of {self.parts} parts"
 
 
-def merge(parts: Sequence[str | Path], output: str | Path, *, force: bool = False) -> MergeResult:
-    """Write the rows of `parts` (files, or one folder of them) to one file, each row checked on its way.
+def merge(parts: str | Path | Sequence[str | Path], output: str | Path, *, force: bool = False) -> MergeResult:
+    """Write the rows of `parts` (files, or a folder of them) to one file, each row checked on its way.
 
     Raises `StoreError` where parts are missing, overlap or do not belong together, `StoreDamagedError` where
-    one is damaged, `OutputExistsError` where `output` is there and `force` is not given.
+    one is damaged, `OutputExistsError` where `output` is there, finished or not, and `force` is not given.
     """
-    output = Path(output)
-    if output.exists() and not force:
-        raise OutputExistsError(f"{output} exists already; give --force to replace it, or another -o")
-    with FeatureStore.open_parts([Path(part) for part in parts]) as store, explained(output):
+    given = [parts] if isinstance(parts, str | Path) else parts
+    named, output = Path(output), usable_path(output)
+    with FeatureStore.open_parts([Path(part) for part in given]) as store, explained(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(output):
-            writer = StoreWriter.create(output, _request(store))
+            request = _request(store)
+            if not force:
+                _refuse_existing(output, request)
+            writer = StoreWriter.create(output, request)
             try:
                 for file, start in store.files():
                     _copy_part(file, start, writer)
                 writer.publish()
             finally:
                 writer.close()
-        return MergeResult(output, store.parts, len(store))
+        return MergeResult(named, store.parts, len(store))
+
+
+def _refuse_existing(output: Path, request: Request) -> None:
+    """Raise `OutputExistsError` for a finished file, and for an unfinished one that may hold rows of other images."""
+    if output.exists():
+        raise OutputExistsError(f"{output} exists already; give --force to replace it, or another -o")
+    unfinished = partial_path(output)
+    if os.path.lexists(unfinished) and not _is_for(unfinished, request):
+        raise OutputExistsError(
+            f"{unfinished} is an extraction that is not finished; run that again, or give --force, or another -o"
+        )
+
+
+def _is_for(path: Path, request: Request) -> bool:
+    try:
+        with RowFile.open(path) as file:
+            return request.is_met_by(file)
+    except StoreError:
+        return False
 
 
 def _request(store: FeatureStore) -> Request:

@@ -21,7 +21,14 @@ from PIL import Image
 from pipeline import bases
 from pipeline.artifact import load_model
 from pipeline.bases import feature_network, load_base
-from pipeline.errors import BaseError, RecipeMismatchError, SettingsError, SourceError
+from pipeline.errors import (
+    BaseError,
+    OutputExistsError,
+    RecipeMismatchError,
+    SettingsError,
+    SourceError,
+    StoreError,
+)
 from pipeline.extraction import ExtractResult, advice, extract, rehearse
 from pipeline.fitting import fit_head
 from pipeline.pixels import decode
@@ -262,6 +269,42 @@ def test_a_dry_run_measures_and_writes_nothing(photo_folder: Path, tmp_path: Pat
     assert 0 < result.seconds < 60
     assert "nothing was written" in result.summary()
     assert result.to_json()["free_bytes"] > 0
+
+
+def test_a_dry_run_counts_what_is_there_and_refuses_what_the_run_would(photo_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "f.h5"
+    run(photo_folder, store)
+    again = rehearse(photo_folder, store, **EMBEDDED)
+    assert (again.computed, again.reused, again.seconds, again.sample) == (0, 12, 0, 0)
+    assert "12 reused, 0 to compute, nothing to do" in again.summary()
+    write_photos(photo_folder / "wasps", 3, first_seed=300)
+    grown = rehearse(photo_folder, store, **EMBEDDED)
+    assert (grown.computed, grown.reused, grown.sample) == (3, 12, 3)
+    assert grown.seconds > 0
+    assert rehearse(photo_folder, store, force=True, **EMBEDDED).computed == 15
+    with pytest.raises(RecipeMismatchError, match="--force"):
+        rehearse(photo_folder, store, **EMBEDDED, size=96)
+    with pytest.raises(OutputExistsError, match="give --force to start anew, or another -o"):
+        rehearse(photo_folder / "wasps", store, **EMBEDDED)
+    with pytest.raises(StoreError, match="cannot be written: Not a directory"):
+        rehearse(photo_folder, store / "f.h5", **EMBEDDED)
+
+
+def test_rows_of_other_images_are_not_dropped_without_a_word(photo_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "f.h5"
+    run(photo_folder, store)
+    write_photos(tmp_path / "others", 2, first_seed=300)
+    with pytest.raises(OutputExistsError, match=r"has 12 images of .*photos, and 12 of them are not among the 2 of"):
+        run(tmp_path / "others", store)
+    shutil.rmtree(photo_folder / "bees")
+    result = run(photo_folder, store)
+    assert (result.rows, result.reused, result.dropped) == (6, 6, 6)
+    assert result.to_json()["dropped"] == 6
+    assert "6 rows dropped, of images that are not there any more" in result.summary()
+    again = run(photo_folder, store)
+    assert again.dropped == 0
+    assert "dropped" not in again.summary()
+    assert run(tmp_path / "others", store, force=True).rows == 2
 
 
 def test_the_slowest_stage_is_named_with_what_helps() -> None:

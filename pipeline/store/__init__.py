@@ -17,6 +17,6 @@ from pipeline.store.layout import LayerSpec
 from pipeline.store.origins import Source
 from pipeline.store.parts import part_range
 from pipeline.store.reader import FeatureStore, is_store
-from pipeline.store.writer import StoreWriter
+from pipeline.store.writer import StoreWriter, waiting_rows
 
-__all__ = ["FeatureStore", "LayerSpec", "Part", "Source", "StoreWriter", "is_store", "part_range"]
+__all__ = ["FeatureStore", "LayerSpec", "Part", "Source", "StoreWriter", "is_store", "part_range", "waiting_rows"]

@@ -148,6 +148,11 @@ class Part(_Strict):
         """All of the list."""
         return cls.of(ids, 0, len(ids))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the list."""
+        return (self.start, self.stop) == (0, self.total)
+
 
 def new_token() -> str:
     """A random name for one file."""

@@ -12,13 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
-from pipeline.errors import BAD_IMAGE, ImageError, RecipeMismatchError, StoreDamagedError, StoreError
+from pipeline.errors import (
+    BAD_IMAGE,
+    ImageError,
+    OutputExistsError,
+    RecipeMismatchError,
+    StoreDamagedError,
+    StoreError,
+)
 from pipeline.manifest import Manifest
-from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES
+from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, unescape
+from pipeline.store.request import Request
 from pipeline.store.rows import RowFile, row_checksums, runs
 
 #: These reasons lie outside the image: another day the same file may be fine.
 RETRIED = tuple(FIRST_BAD + BAD_IMAGE.index(reason) for reason in ("missing", "unreadable"))
+#: In the environment of a file that was begun anew though there was another.
+FORCED = "forced"
 UNKNOWN = -1  # size and time of a file that is not there
 
 
@@ -116,6 +126,21 @@ class Origin:
         still_away = ~there & (status == seen.status[places])
         return np.asarray(self.final[rows] & (unchanged | still_away))
 
+    def matches(self, ids: NDArray[np.bytes_], seen: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that are up to date, and the places of the same ids among `ids`."""
+        rows_of = {key: row for row, key in enumerate(self.file.column("id").tolist())}
+        wanted = [(rows_of[key], place) for place, key in enumerate(ids.tolist()) if key in rows_of]
+        rows, places = np.array(wanted, np.int64).reshape(-1, 2).T
+        fresh = self.up_to_date(rows, seen, places)
+        return rows[fresh], places[fresh]
+
+    def strangers(self, ids: NDArray[np.bytes_], seen: Seen) -> int:
+        """How many rows with features are not among `ids`, nor is a file of their size and time what is `seen`."""
+        known, stamps = set(ids.tolist()), set(zip(seen.size.tolist(), seen.mtime_ns.tolist(), strict=True))
+        mine = zip(self.file.column("id").tolist(), self.size.tolist(), self.mtime_ns.tolist(), strict=True)
+        strange = [key not in known and (size, mtime) not in stamps for key, size, mtime in mine]
+        return int(np.count_nonzero((self.status == GOOD) & strange))
+
     def all_up_to_date(self, seen: Seen) -> bool:
         """Whether every row is final and describes the image file that is there now."""
         rows = np.arange(self.file.header.rows)
@@ -155,20 +180,14 @@ class Earlier:
     published: Origin | None = None
 
     @classmethod
-    def find(cls, path: Path, recipe: Recipe, opened: contextlib.ExitStack) -> Self:
+    def find(cls, path: Path, recipe: Recipe, opened: contextlib.ExitStack, *, writable: bool = True) -> Self:
         """Open them. An unfinished file was begun later than a finished one: with it, the finished one may
         differ.
 
         Raises `RecipeMismatchError` or `StoreDamagedError`, with the ways out.
         """
-        unfinished = partial_path(path)
-        partial = published = None
-        if unfinished.is_symlink():
-            raise StoreError(f"{unfinished} is a link, which no run of ours makes; remove it")
-        if unfinished.exists():
-            file = opened.enter_context(_open(unfinished, writable=True))
-            _check_recipe(file, recipe)
-            partial = Origin.unfinished(file)
+        partial = _find_partial(path, recipe, opened, writable=writable)
+        published = None
         if path.exists():
             try:
                 file = opened.enter_context(_open(path))
@@ -178,6 +197,78 @@ class Earlier:
                 if partial is None:
                     raise
         return cls(partial, published)
+
+    @classmethod
+    def find_forced(cls, path: Path, recipe: Recipe, opened: contextlib.ExitStack, *, writable: bool = True) -> Self:
+        """Open the unfinished file that a run which started anew has left; nothing else counts for the next such."""
+        try:
+            partial = _find_partial(path, recipe, opened, writable=writable)
+        except (StoreDamagedError, RecipeMismatchError):
+            return cls()
+        return cls(partial) if partial and partial.file.header.environment.get(FORCED) else cls()
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins: in `own`, or in a new file where that is None, knowing the rows of `origins`.
+
+    `settled`: `own` is finished and all that is asked.
+    """
+
+    own: Origin | None
+    origins: list[Origin]
+    settled: bool = False
+
+    @classmethod
+    def of(cls, request: Request, earlier: Earlier, seen: Seen, *, rehash: bool) -> Self:
+        """What `earlier` files are good for."""
+        published, partial = earlier.published, earlier.partial
+        if not rehash:
+            if published and request.is_met_by(published.file) and published.all_up_to_date(seen):
+                return cls(published, [partial] if partial else [], settled=True)
+            if partial and request.is_met_by(partial.file) and partial.may_go_on(seen):
+                return cls(partial, [published] if published else [])
+        return cls(None, [origin for origin in (partial, published) if origin])
+
+    def refuse_to_drop(self, request: Request, seen: Seen) -> None:
+        """Raise `OutputExistsError` where all earlier files are of other images and most of their rows would go."""
+        if self.own or not self.origins:
+            return
+        ids, newest = request.fixed["id"], self.origins[0]
+        if all(_would_be_emptied(origin, request, seen) for origin in self.origins):
+            raise OutputExistsError(
+                f"{newest.file.path} has {np.count_nonzero(newest.status == GOOD)} images of"
+                f" {unescape(newest.file.header.source)}, and {newest.strangers(ids, seen)} of them are not among the"
+                f" {len(ids)} of {unescape(request.header.source)}; give --force to start anew, or another -o"
+            )
+
+    def waiting(self, ids: NDArray[np.bytes_], seen: Seen) -> NDArray[np.int64]:
+        """Places among `ids` of the rows that nobody knows."""
+        if self.own:
+            return np.flatnonzero(~self.own.final)
+        pending = np.ones(len(ids), bool)
+        for origin in self.origins:
+            pending[origin.matches(ids, seen)[1]] = False
+        return np.flatnonzero(pending)
+
+
+def _would_be_emptied(origin: Origin, request: Request, seen: Seen) -> bool:
+    """Whether a file is of other images, and more than half of its rows with features would go."""
+    mine, theirs = request.header, origin.file.header
+    same_images = mine.source == theirs.source and mine.part.is_whole and theirs.part.is_whole
+    rows = int(np.count_nonzero(origin.status == GOOD))
+    return not same_images and 2 * origin.strangers(request.fixed["id"], seen) > rows
+
+
+def _find_partial(path: Path, recipe: Recipe, opened: contextlib.ExitStack, *, writable: bool) -> Origin | None:
+    unfinished = partial_path(path)
+    if unfinished.is_symlink():
+        raise StoreError(f"{unfinished} is a link, which no run of ours makes; remove it")
+    if not unfinished.exists():
+        return None
+    file = opened.enter_context(_open(unfinished, writable=writable))
+    _check_recipe(file, recipe)
+    return Origin.unfinished(file)
 
 
 def _open(path: Path, *, writable: bool = False) -> RowFile:

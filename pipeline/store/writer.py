@@ -40,7 +40,7 @@ from pipeline.store.header import (
     plain_name,
 )
 from pipeline.store.layout import LayerSpec, draw
-from pipeline.store.origins import UNKNOWN, Earlier, Origin, Seen, Source, partial_path, pieces
+from pipeline.store.origins import FORCED, UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
 from pipeline.store.request import Request
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
 
@@ -88,22 +88,20 @@ class StoreWriter:
     ) -> Iterator[Self]:
         """Lock `path`, find out which rows are known, and reserve the space for all of them.
 
-        `force` starts anew whatever lies at `path`; `rehash` believes no size and time of a file, so that
-        every image is read again, though only new content is computed. `part` says which rows of a longer
-        list these are.
-        Raises `StoreLockedError`, `RecipeMismatchError`, `StoreDamagedError`, and `StoreError` where the disk
-        is full or refuses.
+        `force` starts anew whatever lies at `path`, and goes on where a run with `force` was stopped; `rehash`
+        believes no size and time of a file, so that every image is read again, though only new content is computed.
+        `part` says which rows of a longer list these are.
+        Raises `StoreLockedError`, `RecipeMismatchError`, `StoreDamagedError`, `OutputExistsError` where most rows of
+        other images would go, and `StoreError` where the disk is full or refuses.
         """
-        path = Path(os.path.realpath(path))
-        request = Request.of(manifest, layers, recipe, environment, part)
+        path = usable_path(path)
+        request = Request.of(manifest, layers, recipe, environment | ({FORCED: True} if force else {}), part)
         with contextlib.ExitStack() as opened:
             with explained(path):
-                if path.is_dir():
-                    raise OutputExistsError(f"{path} is a folder; give -o the name of a file")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 opened.enter_context(files.lock(path))
-                earlier = Earlier() if force else Earlier.find(path, recipe, opened)
-                writer = cls._start(path, request, earlier, Seen.of(manifest), rehash=rehash)
+                earlier = (Earlier.find_forced if force else Earlier.find)(path, recipe, opened)
+                writer = cls._start(path, request, earlier, Seen.of(manifest), force=force, rehash=rehash)
                 opened.callback(writer.close)
             try:
                 yield writer
@@ -114,15 +112,13 @@ class StoreWriter:
             writer.flush()
 
     @classmethod
-    def _start(cls, path: Path, request: Request, earlier: Earlier, seen: Seen, *, rehash: bool) -> Self:
-        published, partial = earlier.published, earlier.partial
-        if not rehash:
-            if published and request.is_met_by(published.file) and published.all_up_to_date(seen):
-                return cls(path, published, [], settled=True)
-            if partial and request.is_met_by(partial.file) and partial.may_go_on(seen):
-                return cls(path, partial, [published] if published else [], settled=False)
-        origins = [origin for origin in (partial, published) if origin]
-        return cls.create(path, request, origins, None if rehash else seen)
+    def _start(cls, path: Path, request: Request, earlier: Earlier, seen: Seen, *, force: bool, rehash: bool) -> Self:
+        start = Start.of(request, earlier, seen, rehash=rehash)
+        if start.own:
+            return cls(path, start.own, start.origins, settled=start.settled)
+        if not force:
+            start.refuse_to_drop(request, seen)
+        return cls.create(path, request, start.origins, None if rehash else seen)
 
     @classmethod
     def create(cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None) -> Self:
@@ -153,11 +149,9 @@ class StoreWriter:
 
     def _copy_known(self, ids: NDArray[np.bytes_], seen: Seen) -> None:
         for origin in self._origins:
-            rows_of = {key: row for row, key in enumerate(origin.file.column("id").tolist())}
-            wanted = [(place, rows_of[key]) for place, key in enumerate(ids.tolist()) if key in rows_of]
-            places, rows = np.array(wanted, np.int64).reshape(-1, 2).T
-            fresh = origin.up_to_date(rows, seen, places) & (self._own.status[places] == PENDING)
-            self.copy(origin, rows[fresh], places[fresh])
+            rows, places = origin.matches(ids, seen)
+            new = self._own.status[places] == PENDING
+            self.copy(origin, rows[new], places[new])
         self.reused = int(self._own.final.sum())
 
     def copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
@@ -188,6 +182,21 @@ class StoreWriter:
         rows = np.flatnonzero(self._own.final & (status != GOOD))
         names = decode_texts(file.take("id", rows))
         return {name: STATUS_NAMES[status[row]] for name, row in zip(names, rows.tolist(), strict=True)}
+
+    @property
+    def dropped(self) -> int:
+        """How many images with features in earlier files have neither their id nor their content in this one."""
+        ids, contents = set(self._own.file.column("id").tolist()), {digest.tobytes() for digest in self._own.sha256}
+        return len(
+            {
+                key
+                for origin in self._origins
+                for key, status, digest in zip(
+                    origin.file.column("id").tolist(), origin.status, origin.sha256, strict=True
+                )
+                if key not in ids and status == GOOD and digest.tobytes() not in contents
+            }
+        )
 
     def knows(self, sha256: bytes) -> bool:
         """Whether `adopt` would find the content with this sha256: computed here or in an earlier file.
@@ -373,6 +382,43 @@ class StoreWriter:
         except StoreError:
             self._broken = True
             raise
+
+
+def waiting_rows(
+    path: str | Path,
+    *,
+    manifest: Manifest,
+    layers: Sequence[LayerSpec],
+    recipe: Recipe,
+    force: bool = False,
+    part: Part | None = None,
+    rehash: bool = False,
+) -> NDArray[np.int64]:
+    """Indices of the rows that a `StoreWriter` opened with the same arguments would find to be read.
+
+    Nothing is written. Raises what opening it would.
+    """
+    path = usable_path(path)
+    request, seen = Request.of(manifest, layers, recipe, {}, part), Seen.of(manifest)
+    with contextlib.ExitStack() as opened, explained(path):
+        files.refuse_unwritable(path)
+        files.refuse_locked(path)
+        earlier = (Earlier.find_forced if force else Earlier.find)(path, recipe, opened, writable=False)
+        start = Start.of(request, earlier, seen, rehash=rehash)
+        if not force:
+            start.refuse_to_drop(request, seen)
+        return np.arange(len(manifest)) if rehash else start.waiting(request.fixed["id"], seen)
+
+
+def usable_path(path: str | Path) -> Path:
+    """The file that `path` names, through links. Raises `SettingsError` or `OutputExistsError` where it can be none."""
+    if "\0" in str(path):
+        raise SettingsError(f"{str(path)!r} has a NUL in it, which no name of a file has")
+    path = Path(os.path.realpath(path))
+    with explained(path):
+        if path.is_dir():
+            raise OutputExistsError(f"{path} is a folder; give -o the name of a file")
+    return path
 
 
 def _as_arrays(sources: Sequence[Source | None]) -> dict[str, NDArray[Any]]:
