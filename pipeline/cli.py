@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 
 import click
 
@@ -88,9 +88,10 @@ def _click_type(annotation: Any) -> click.ParamType[Any]:
 
 def _alternatives(annotation: Any) -> list[Any]:
     """The members of a union, None left out; of anything else, itself."""
+    parts = [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [part for part in typing.get_args(annotation) if part is not type(None)]
-    return [annotation]
+        parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    return [typing.get_args(part)[0] if typing.get_origin(part) is Annotated else part for part in parts]
 
 
 def _metavar(name: str, annotation: Any) -> str:
@@ -121,13 +122,8 @@ force_option = click.option("--force", is_flag=True, help="Replace an output tha
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the user gave; a comma separates values as a second option does."""
-    lists = {"augment", "layer", "train"}
-    return {
-        name: tuple(part for item in value for part in item.split(",")) if name in lists else value
-        for name, value in options.items()
-        if value is not None and value != ()
-    }
+    """The options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 class LineFormatter(logging.Formatter):

@@ -8,22 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from pipeline.errors import SettingsError
 from pipeline.registry import nearest
 
 Pool = Literal["none", "avg", "max", "flatten"]
 Device = str  # auto, cpu, cuda, cuda:1, mps
-Augmentations = tuple[str, ...]
+
+#: What a random view can do, and the heads, for the help that loads neither; tests hold them to the registries.
+AUGMENTATIONS = ("crop", "flip", "vflip", "mirror", "rotate", "brightness")
+HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend", "regressor", "auto")
+
+
+def _listed(value: Any) -> Any:
+    """One text is a list of one, as it is on the command line."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _parted(value: Any) -> Any:
+    """The same, and a comma separates values."""
+    values = _listed(value)
+    if not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
+        return values
+    return tuple(part.strip() for one in values for part in one.split(","))
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # the name of a column may hold a comma
+Names = Annotated[tuple[str, ...], BeforeValidator(_parted)]
+Count = Annotated[int, Field(ge=1, le=512)]  # of threads or processes
+Images = Annotated[int, Field(ge=1, le=65_536)]
+Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Settings(BaseModel):
     """What every settings class shares: unknown keys are errors that name the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Self:
@@ -32,19 +58,54 @@ class Settings(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "settings"
+            name = str(first["loc"][0]) if first["loc"] else "settings"
             if first["type"] == "extra_forbidden":
                 raise SettingsError(f"unknown option {name!r}{nearest(name, cls.model_fields)}") from None
             if first["type"] == "value_error":
                 raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
-            raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from None
+            wanted = _wanted(cls.model_fields[name]) if name in cls.model_fields else first["msg"]
+            raise SettingsError(f"{name}={options.get(name)!r}: give {wanted}") from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_text_holds_nul(cls, options: Any) -> Any:
+        for name, value in options.items() if isinstance(options, dict) else ():
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"{name} holds a NUL character, which no name of a file or a column can")
+        return options
+
+
+#: How a kind of value is called.
+_KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def _wanted(field: FieldInfo) -> str:
+    """What a field takes, in words: ``auto, or a whole number, at least 1 and at most 512``."""
+    if get_origin(field.annotation) is tuple:
+        return "a list of texts"
+    if get_origin(field.annotation) is Literal:
+        return _described(field.annotation, [])
+    parts = get_args(field.annotation) or (field.annotation,)
+    return ", or ".join(_described(part, field.metadata) for part in parts if part is not type(None))
+
+
+def _described(annotation: Any, limits: Sequence[Any]) -> str:
+    if get_origin(annotation) is Annotated:
+        kind, *more = get_args(annotation)
+        return _described(kind, [*limits, *(one for field in more for one in getattr(field, "metadata", [field]))])
+    if get_origin(annotation) is Literal:
+        return " or ".join(get_args(annotation))
+    words = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
+    found = {word: getattr(limit, word) for limit in limits for word in words if hasattr(limit, word)}
+    said = " and ".join(words[word].format(value) for word, value in found.items())
+    return f"{_KINDS[annotation]}, {said}" if said else _KINDS[annotation]
 
 
 class SourceSettings(Settings):
     """How the images and their labels are found."""
 
     image_column: str | None = Field(None, description="Column of the table that names the image files.")
-    target: tuple[str, ...] = Field((), description="Target column(s) of the table; numbers or classes.")
+    target: Columns = Field((), description="Target column(s) of the table; numbers or classes.")
     id_column: str | None = Field(None, description="Column with a unique id; the image path otherwise.")
     split_column: str | None = Field(None, description="Column that says train, val or test.")
     image_root: str | None = Field(None, description="Folder that image paths are relative to.")
@@ -62,24 +123,26 @@ class BaseSettings(Settings):
 class ExtractSettings(SourceSettings, BaseSettings):
     """Stage one: images to features."""
 
-    layer: tuple[str, ...] = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
+    layer: Names = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
-    augment: Augmentations = Field((), description="What a random view does: crop,flip,mirror,rotate,brightness.")
+    augment: Names = Field((), description=f"What a random view does: {','.join(AUGMENTATIONS)}.")
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
     engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps; several: cuda:0,cuda:1 or all.")
     compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
-    batch_size: Literal["auto"] | int = Field("auto", description="Images a forward pass; auto: measured.")
-    memory: Literal["auto"] | float = Field("auto", description="GB for forward passes; auto: half of what is free.")
-    workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
+    batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")
+    memory: Literal["auto"] | Gigabytes = Field(
+        "auto", description="GB for forward passes; auto: half of what is free."
+    )
+    workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
     part: str | None = Field(None, description="K/N, the K-th of N parts of the rows.")
     rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
-    seed: int = Field(13, ge=0, description="Seed of everything random.")
+    seed: Seed = Field(13, description="Seed of everything random.")
 
     @model_validator(mode="after")
     def _views_need_augment(self) -> Self:
@@ -94,9 +157,9 @@ class FinetuneSettings(SourceSettings, BaseSettings):
     """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
 
     head: str | None = Field(None, description="Model folder of a fitted linear head to start from, with its base.")
-    layer: tuple[str, ...] = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
+    layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
-    train: tuple[str, ...] = Field(("all",), description="What moves: head, all, or modules such as layer4.")
+    train: Names = Field(("all",), description="What moves: head, all, or modules such as layer4.")
     freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
@@ -109,15 +172,15 @@ class FinetuneSettings(SourceSettings, BaseSettings):
     gamma: float = Field(0.1, gt=0, le=1, description="What the learning rate is multiplied with as it drops.")
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     clip: float = Field(5.0, ge=0, description="Largest norm of a gradient, which is scaled down to it; 0: any.")
-    augment: Augmentations = Field(
+    augment: Names = Field(
         ("crop", "flip"),
-        description="Random views of training rows: crop,flip,vflip,rotate,brightness; or none.",
+        description=f"Random views of training rows: {','.join(AUGMENTATIONS)}; or none.",
     )
     val: float = Field(0.1, gt=0, lt=1, description="Share held out where the source has no split.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    workers: Literal["auto"] | int = Field("auto", description="Decoding threads.")
-    seed: int = Field(13, ge=0, description="Seed of everything random.")
+    workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
+    seed: Seed = Field(13, description="Seed of everything random.")
 
     @property
     def rate(self) -> float:
@@ -146,9 +209,9 @@ class FinetuneSettings(SourceSettings, BaseSettings):
 class FitSettings(Settings):
     """Stage two: a head on cached features. What is left at its default is searched or follows from the data."""
 
-    head: str = Field("linear", description="linear, svm, ridge, knn, mlp, binned, blend, regressor, auto.")
+    head: str = Field("linear", description=f"{', '.join(HEADS)}.")
     target: str | None = Field(None, description="What to predict, where the file has several targets.")
-    layer: tuple[str, ...] = Field((), description="Layer(s) to train on, side by side; all where none is named.")
+    layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, gt=0, lt=1, description="Share held out where the file has no split.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     score_views: Literal["plain", "mean"] = Field(
@@ -168,10 +231,10 @@ class FitSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="Of optimizer=sgd.")
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
-    memory: float = Field(2.0, gt=0, description="GB of features to hold; more are streamed from the file.")
+    memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
     device: Device = Field("auto", description="Of linear and binned: auto, cpu, cuda or cuda:N; MPS has no doubles.")
-    jobs: Literal["auto"] | int = Field("auto", description="Processes of the svm search; auto: all cores.")
-    seed: int = Field(13, ge=0, description="Seed of everything random.")
+    jobs: Literal["auto"] | Count = Field("auto", description="Processes of the svm search; auto: all cores.")
+    seed: Seed = Field(13, description="Seed of everything random.")
 
 
 class Recipe(Settings):
@@ -186,7 +249,7 @@ class Recipe(Settings):
     pixels: int = Field(description="version of the pixel policy")
     decode: Literal["exact", "fast"]
     views: int
-    augment: Augmentations
+    augment: tuple[str, ...]
     seed: int | None = Field(description="of the random views; None without")
     precision: Literal["fp32", "bf16", "fp16"]
     dtype: Literal["float32", "float16"]

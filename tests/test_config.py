@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 
-from pipeline.config import ExtractSettings, Recipe
+from pipeline.config import AUGMENTATIONS, HEADS, ExtractSettings, FinetuneSettings, FitSettings, Recipe, Settings
 from pipeline.errors import SettingsError
 
 
@@ -27,11 +29,45 @@ def test_an_unknown_option_is_answered_with_the_nearest() -> None:
         ExtractSettings.of({"bse": "resnet18"})
 
 
-def test_a_bad_value_names_the_option_and_the_value() -> None:
-    with pytest.raises(SettingsError, match=r"views=-1: .*greater than or equal to 0"):
-        ExtractSettings.of({"views": -1})
-    with pytest.raises(SettingsError, match="batch_size"):
-        ExtractSettings.of({"batch_size": "many"})
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (ExtractSettings, {"views": -1}, "views=-1: give a whole number, at least 0 and at most 64"),
+        (ExtractSettings, {"batch_size": "many"}, "batch_size='many': give auto, or a whole number, at least 1 and at"),
+        (ExtractSettings, {"batch_size": 0}, "batch_size=0: give auto, or a whole number, at least 1"),
+        (ExtractSettings, {"memory": "nan"}, "memory='nan': give auto, or a finite number, above 0"),
+        (ExtractSettings, {"memory": "1e300"}, "memory='1e300': give auto, or a finite number"),
+        (ExtractSettings, {"workers": "5000"}, "workers='5000': give auto, or a whole number, at least 1 and at most"),
+        (ExtractSettings, {"pool": "median"}, "pool='median': give none or avg or max or flatten"),
+        (ExtractSettings, {"layer": 3}, "layer=3: give a list of texts"),
+        (ExtractSettings, {"weights": "a\0b"}, "weights holds a NUL character"),
+        (ExtractSettings, {"seed": 2**40}, "seed=1099511627776: give a whole number"),
+        (FinetuneSettings, {"lr": "inf"}, "lr='inf': give a finite number, above 0"),
+        (FitSettings, {"jobs": 0}, "jobs=0: give auto, or a whole number, at least 1"),
+        (FitSettings, {"jobs": 1000}, "jobs=1000: give auto, or a whole number, at least 1 and at most 512"),
+        (FitSettings, {"memory": float("inf")}, "memory=inf: give a finite number, above 0"),
+    ],
+)
+def test_a_bad_value_is_told_in_plain_words(settings: type[Settings], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        settings.of(options)
+    assert str(refused.value).startswith(message)
+
+
+def test_one_text_is_a_list_of_one_and_a_comma_separates() -> None:
+    settings = ExtractSettings.of({"layer": "pool5", "views": 1, "augment": "crop, flip", "target": "size, in cm"})
+    assert settings.layer == ("pool5",)
+    assert settings.augment == ("crop", "flip")
+    assert settings.target == ("size, in cm",), "which the name of a column may hold"
+    assert FinetuneSettings.of({"train": ["layer3,layer4", "fc"]}).train == ("layer3", "layer4", "fc")
+
+
+def test_the_help_names_what_the_registries_hold() -> None:
+    from pipeline.augment import CHANGES
+    from pipeline.heads import HEADS as trainable
+
+    assert set(AUGMENTATIONS) == set(CHANGES)
+    assert set(HEADS) - {"auto", "regressor"} == set(trainable) - {"auto", "regressor"}
 
 
 def test_text_from_the_command_line_becomes_numbers() -> None:
