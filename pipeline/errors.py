@@ -27,7 +27,7 @@ BAD_IMAGE = (
     "not-an-image",  # the bytes are of none of the allowed formats
     "truncated",  # the file ends before the image does
     "corrupt",  # the decoder gives up
-    "too-large",  # over the cap on bytes or on pixels
+    "too-large",  # over the cap on bytes, on pixels or on the work of decoding
     "non-finite",  # the base's output for it holds NaN or infinity
 )
 

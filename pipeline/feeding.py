@@ -53,7 +53,7 @@ class Pictures:
 
     def read(self, bar: Bar, *, workers: int) -> None:
         """Look at every image once: which are bad, what their content is, and as many as there is room for."""
-        for batch in load(self._records.values(), _decode, batch_size=16, workers=workers):
+        for batch in load(self._records.values(), self._decode, batch_size=16, workers=workers):
             for loaded in batch:
                 if loaded.error is not None:
                     self.bad[loaded.index] = loaded.error
@@ -81,6 +81,9 @@ class Pictures:
         kept = self._shaped.get(index)
         return self._transform.shape(Image.fromarray(self.whole(index))) if kept is None else kept
 
+    def _decode(self, data: bytes, sha256: bytes) -> Pixels:
+        return np.asarray(pixels.decode(data, refuse=self._transform.refuse_thin))[None]
+
     def _keep(self, where: dict[int, Pixels], index: int, image: Pixels) -> None:
         if image.nbytes <= self._room:
             self._room -= image.nbytes
@@ -95,10 +98,6 @@ class Pictures:
         if digest_bytes(data) != self.sha256[index]:
             raise SourceError(f"{record.id} was changed while the network was trained; start again")
         return np.asarray(pixels.decode(data))
-
-
-def _decode(data: bytes, sha256: bytes) -> Pixels:
-    return np.asarray(pixels.decode(data))[None]
 
 
 class Feeder:

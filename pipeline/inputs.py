@@ -7,6 +7,7 @@ other they equal ``weights.transforms()`` of torchvision, and the evaluation tra
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -15,12 +16,24 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import BaseError
+from pipeline.errors import BaseError, ImageError
 
 Fit = Literal["shortest", "longest", "stretch"]
 
 #: Pixels that a side of the input may have.
 LARGEST = 8192
+
+#: Pixels of a resized image that are all made, though only a crop is kept. More than these are thin images.
+RESIZED_WHOLE = 2**23
+#: Pixels of the longer side of a resized image, whose weights are computed one by one.
+LONGEST_SIDE = 2**22
+
+#: Pixels, before and after, of a thin image that is made smaller.
+THIN_PIXELS = 2**27
+#: How far each kernel reaches, in pixels of the image before it is enlarged.
+_REACH = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0, "hamming": 1.0, "box": 0.5}
+#: Bits of the fixed point in which Pillow weighs bytes.
+_BITS = 22
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -87,11 +100,74 @@ class InputTransform:
 
         `fast` resizes only what the crop keeps, in one step and with a box filter first where the image is
         much larger: close to the exact result but not equal, so it belongs to a recipe of its own.
+
+        Raises `ImageError` where the image is so thin that it would have millions of rows after resizing.
         """
         width, height = self._resized(image.width, image.height)
         if fast and width >= self.crop[1] and height >= self.crop[0]:
             return np.asarray(self._shape_fast(image, width, height))
+        self.refuse_thin(image.width, image.height)
+        if width * height > RESIZED_WHOLE and self._enlarges(image.width, image.height):
+            return np.asarray(self._crop(self._resize_thin(image, width, height)))
         return np.asarray(self._crop(image.resize((width, height), self.resampling)))
+
+    def refuse_thin(self, width: int, height: int) -> None:
+        """Raise `ImageError` where an image of this size would need far more memory resized than it has pixels."""
+        to_width, to_height = self._resized(width, height)
+        if to_width * to_height <= RESIZED_WHOLE or self.fit != "shortest":
+            return
+        if self._enlarges(width, height):
+            fits = max(to_width, to_height) <= LONGEST_SIDE
+        else:
+            fits = width * height + 2 * to_width * to_height <= THIN_PIXELS
+        if not fits:
+            raise ImageError(
+                "too-large",
+                f"{width} x {height} pixels are so thin that resizing makes {to_width} x {to_height} of them",
+            )
+
+    def _enlarges(self, width: int, height: int) -> bool:
+        to_width, to_height = self._resized(width, height)
+        return to_width >= width and to_height >= height and self.interpolation in _REACH
+
+    def _resize_thin(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The part of an enlarged image along its longer side that the crop keeps, bit for bit as from the whole.
+
+        Where it enlarges, Pillow weighs columns first and rows then, each output pixel by itself, so nothing else has
+        to be made. The box of `Image.resize` is no way: its weights differ in the last bits.
+        """
+        if height > width:
+            first, weights = self._weights(image.height, height, self.crop[0])
+            lowest, highest = max(0, int(first.min())), min(image.height, int(first.max()) + len(weights))
+            rows = image.crop((0, lowest, image.width, highest)).resize((width, highest - lowest), self.resampling)
+            return Image.fromarray(_weighed(np.asarray(rows), first - lowest, weights))
+        first, weights = self._weights(image.width, width, self.crop[1])
+        lowest, highest = max(0, int(first.min())), min(image.width, int(first.max()) + len(weights))
+        columns = np.asarray(image.crop((lowest, 0, highest, image.height)))
+        thin = _weighed(columns.swapaxes(0, 1), first - lowest, weights).swapaxes(0, 1)
+        return Image.fromarray(np.ascontiguousarray(thin)).resize((thin.shape[1], height), self.resampling)
+
+    def _weights(self, source: int, resized: int, kept: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each of the middle `kept` pixels of a side that goes from `source` to `resized` pixels: the first
+        source pixel that counts, (kept,), and the weights of those from it on, (K, kept), as Pillow rounds them.
+
+        Pillow itself is asked: a line that is 1.0 in fixed point at every K-th pixel, resized, is the weights.
+        """
+        kept = min(kept, resized)
+        start = round((resized - kept) / 2)
+        reach = _REACH[self.interpolation]
+        span = 2 * math.ceil(reach) + 3
+        centre = (np.arange(start, start + kept) + 0.5) * (source / resized)
+        first = np.floor(centre - reach + 0.5).astype(np.int64) - 1
+        found = np.zeros((span, kept), np.int64)
+        for offset in range(span):
+            comb = np.zeros((1, source), np.int32)
+            comb[0, offset::span] = 1 << _BITS
+            line = Image.fromarray(comb).resize((resized, 1), self.resampling)
+            found[offset] = np.asarray(line.crop((start, 0, start + kept, 1)))[0]
+        places = first + np.arange(span)[:, None]
+        weights = np.take_along_axis(found, places % span, axis=0)
+        return first, np.where((places >= 0) & (places < source), weights, 0)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) after resizing; the rounding is torchvision's for a square, else timm's."""
@@ -147,3 +223,12 @@ class InputTransform:
             return cls(**values)
         except TypeError as error:
             raise BaseError(f"not the description of an input transform: {error}") from None
+
+
+def _weighed(lines: NDArray[np.uint8], first: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Sums of `lines` (N, M, 3), those from `first` (kept,) on, by `weights` (K, kept), rounded as Pillow does."""
+    sums = np.full((len(first), *lines.shape[1:]), 1 << (_BITS - 1), np.int64)
+    for offset, weight in enumerate(weights):
+        sums += lines[np.clip(first + offset, 0, len(lines) - 1)] * weight[:, None, None]
+    found: NDArray[np.uint8] = np.clip(sums >> _BITS, 0, 255).astype(np.uint8)
+    return found

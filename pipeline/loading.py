@@ -125,9 +125,12 @@ def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) ->
         if seen is not None and seen(loaded.sha256):
             loaded.duplicate = True
         else:
-            loaded.pixels = shape(data, loaded.sha256)
+            with pixels.preprocessing():
+                loaded.pixels = shape(data, loaded.sha256)
     except ImageError as error:
         loaded.error = error
+    except MemoryError:
+        loaded.error = pixels.short_of_memory()
     job.decode = time.perf_counter() - started - job.read
     return job
 

@@ -6,6 +6,7 @@ Policy, version 1. The version is part of every recipe: a change here that moves
   Nothing else is ever given to a decoder: an EPS file named .jpg does not start Ghostscript.
 - A file over `Limits.max_bytes`, or whose header says more than `Limits.max_pixels`, is refused before any
   pixel is decoded.
+- A file that is made so that decoding it takes minutes, such as a JPEG of a thousand scans, is refused (`prescan`).
 - A truncated file is bad. It is never padded, whatever `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` says.
 - Of an animation, the first frame counts.
 - EXIF orientation is applied (XMP's where there is no EXIF one), so that up is up.
@@ -26,12 +27,15 @@ import io
 import struct
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from pipeline import prescan
 from pipeline.errors import ImageError
 
 #: Part of the recipe. Raise it when the same bytes no longer give the same pixels.
@@ -70,12 +74,16 @@ _ORIENTATION_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"
 _BAD_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error)
 
 
+#: Pixels of an image unless --max-pixels says otherwise: 8192 x 8192.
+MAX_PIXELS = 64 * 2**20
+
+
 @dataclass(frozen=True)
 class Limits:
-    """The largest file and the largest image that are decoded."""
+    """The largest file and the largest image that are decoded: decoding takes up to 12 bytes of memory a pixel."""
 
     max_bytes: int = 128 * 2**20
-    max_pixels: int = 64 * 2**20
+    max_pixels: int = MAX_PIXELS
 
 
 _DEFAULT_LIMITS = Limits()
@@ -122,11 +130,39 @@ class _StrictPillow:
 _strict_pillow = _StrictPillow()
 
 
-def decode(data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int, int] | None = None) -> Image.Image:
+#: What Pillow and NumPy raise on an image that they cannot make into another one.
+_REFUSALS = (ValueError, OverflowError, RecursionError, OSError, SystemError, struct.error)
+
+
+@contextmanager
+def preprocessing() -> Iterator[None]:
+    """While entered, what goes wrong with one image is an `ImageError`: a run of thousands goes on without it.
+
+    A mistake of ours, such as a TypeError, stays what it is.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise short_of_memory() from error
+    except _REFUSALS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError("corrupt", f"it cannot be made into the base's input: {said}") from error
+
+
+def decode(
+    data: bytes,
+    limits: Limits = _DEFAULT_LIMITS,
+    *,
+    at_least: tuple[int, int] | None = None,
+    refuse: Callable[[int, int], None] | None = None,
+) -> Image.Image:
     """RGB image of the bytes of one file, under the policy at the top of this module.
 
     With `at_least` = (width, height), a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as
     neither side falls below that. This is several times faster, and gives other pixels: another recipe.
+    `refuse` is shown width and height before any pixel is decoded, and may raise `ImageError`.
 
     Raises `ImageError` and nothing else, whatever the bytes are.
 
@@ -141,20 +177,34 @@ def decode(data: bytes, limits: Limits = _DEFAULT_LIMITS, *, at_least: tuple[int
     kind = _kind(data)
     try:
         with _strict_pillow:
-            return _to_rgb(_open(data, kind, limits), at_least)
+            image = _open(data, kind, limits)
+            if refuse is not None:
+                refuse(image.width, image.height)
+            return _to_rgb(image, at_least)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise ImageError("too-large", f"decoding the {kind} file needs too much memory: {error}") from error
+    except MemoryError as error:
+        raise short_of_memory() from error
     except Exception as error:
         # Pillow raises OSError, SyntaxError, ValueError, struct.error, KeyError, zlib.error and more.
+        if "out of memory" in str(error):
+            raise short_of_memory() from error
         raise _bad_image(data, kind, error) from error
+
+
+def short_of_memory() -> ImageError:
+    """Nothing is wrong with the image: another time there may be room for it, so this reason is tried again."""
+    return ImageError("unreadable", "there is not enough memory to decode it now; give fewer --workers, or more memory")
 
 
 def of_image(image: Image.Image) -> Image.Image:
     """RGB image of one that Pillow has opened or made, under the same policy. Raises `ImageError`."""
     try:
         return _to_rgb(image, None)
+    except MemoryError as error:
+        raise short_of_memory() from error
     except OSError as error:
         raise ImageError("corrupt", f"the opened image cannot be read: {error}") from None
 
@@ -171,15 +221,23 @@ def _kind(data: bytes) -> str:
 
 def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
     """Read the header alone, and refuse what it says is too large."""
+    counts_scans = prescan.refuse_slow(data, kind)
     try:
         image = Image.open(io.BytesIO(data), formats=(kind,))
     except UnidentifiedImageError as error:
         raise _bad_image(data, kind, error, part="header") from error
     width, height = image.size
     if width * height > limits.max_pixels:
-        raise ImageError("too-large", f"{width} x {height} pixels, the limit is {limits.max_pixels} in all")
+        raise ImageError(
+            "too-large",
+            f"{width} x {height} pixels, the limit is {limits.max_pixels} in all",
+        )
     if kind == "TIFF" and _largest_block(image) > limits.max_pixels:
         raise ImageError("too-large", f"a tile of {_largest_block(image)} pixels, more than the image needs")
+    if counts_scans:
+        prescan.refuse_many_scans(data, image.size)
+    elif kind == "BMP" and image.tile and image.tile[0][0] == "bmp_rle":
+        prescan.refuse_run_lengths(data, image.size)
     return image
 
 
@@ -209,10 +267,18 @@ def _orientation(image: Image.Image) -> int:
     if not any(key in image.info for key in _ORIENTATION_KEYS):
         return 1
     try:
+        prescan.check_exif(_exif_of(image))
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _BAD_METADATA:
+    except (*_BAD_METADATA, ImageError):
         return 1
     return orientation if isinstance(orientation, int) else 1
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """The block of EXIF that Pillow is going to read."""
+    if "exif" in image.info:
+        return bytes(image.info["exif"])
+    return bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
     view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
 
     def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
-        image = pixels.decode(data, at_least=least)
+        image = pixels.decode(data, at_least=least, refuse=None if fast else transform.refuse_thin)
         rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
         return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
 

@@ -124,7 +124,9 @@ class _Runner:
             if known is not None:
                 out[place] = known
                 continue
-            waiting.append((place, self.base.transform.shape(_picture(image, data, place))))
+            picture = _picture(image, data, place)
+            with pixels.preprocessing():
+                waiting.append((place, self.base.transform.shape(picture)))
             if len(waiting) == self._batch_size:
                 self._compute(waiting, out)
         if waiting:

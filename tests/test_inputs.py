@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import models
 
 from pipeline.bases import InputTransform
-from pipeline.errors import BaseError
+from pipeline.errors import BaseError, ImageError
 from pipeline.zoo import ZOOS
 
 SIZES = ((500, 400), (333, 501), (64, 64), (700, 90), (232, 256), (1, 40))
@@ -120,3 +120,45 @@ def test_fast_of_an_image_smaller_than_the_input() -> None:
     transform = InputTransform(resize=(64, 64), crop=(64, 64))
     assert transform.shape(Image.new("RGB", (10, 7)), fast=True).shape == (64, 64, 3)
     assert transform.least_size == (64, 64)
+
+
+# ---- thin images ----
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "hamming", "box"])
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (3, 1111), (1111, 3), (17, 900), (31, 31), (32, 500)])
+def test_a_thin_image_is_as_if_all_of_it_were_resized(
+    interpolation: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = noise(*size)
+    for resize, crop in (((40, 40), (32, 32)), ((37, 37), (37, 37)), ((33, 33), (48, 48)), ((40, 60), (32, 48))):
+        transform = InputTransform(resize=resize, crop=crop, interpolation=interpolation)
+        whole = transform.shape(picture)
+        monkeypatch.setattr("pipeline.inputs.RESIZED_WHOLE", 0)
+        assert np.array_equal(transform.shape(picture), whole)
+        monkeypatch.undo()
+
+
+def test_a_thin_image_that_was_fine_is_the_same_as_ever() -> None:
+    transform = InputTransform(resize=(256, 256), crop=(224, 224))
+    for size, pillow in (((1, 300), (256, 76800)), ((400, 2), (51200, 256)), ((1, 700), (256, 179200))):
+        picture = noise(*size)
+        whole = picture.resize(pillow, Image.Resampling.BILINEAR)
+        left, top = round((pillow[0] - 224) / 2), round((pillow[1] - 224) / 2)
+        assert np.array_equal(transform.shape(picture), np.asarray(whole.crop((left, top, left + 224, top + 224))))
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (1, 10**6), (6 * 10**7, 1), (260, 250_000)])
+def test_an_image_that_is_too_thin_has_a_reason(size: tuple[int, int]) -> None:
+    transform = InputTransform(resize=(256, 256), crop=(224, 224))
+    with pytest.raises(ImageError, match=r"too-large: .* so thin that resizing makes") as caught:
+        transform.refuse_thin(*size)
+    assert caught.value.reason == "too-large"
+    with pytest.raises(ImageError, match="too-large"):
+        transform.shape(Image.new("RGB", (1, 17_000)))
+    stretched = InputTransform(resize=(256, 256), crop=(224, 224), fit="stretch")
+    assert stretched.shape(Image.new("RGB", (1, 40_000))).shape == (224, 224, 3)

@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 #: A module, or a package as a whole, may import those that stand before it.
 LIBRARY = (
     *("errors", "terminal", "registry", "wording", "files", "progress", "environment", "interruption"),
-    *("config", "pixels", "augment", "devices", "memory"),
+    *("config", "prescan", "pixels", "augment", "devices", "memory"),
     *("sources", "manifest", "metrics", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),

@@ -122,6 +122,25 @@ def test_errors_of_shaping_belong_to_the_image(photos: Manifest) -> None:
     assert {entry.error.reason for entry in flat(list(load(photos.records[:4], picky))) if entry.error} == {"corrupt"}
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "unreadable"),
+        (OverflowError("signed integer is greater than maximum"), "corrupt"),
+        (ValueError("height and width must be > 0"), "corrupt"),
+        (RecursionError("too deep"), "corrupt"),
+        (OSError("broken data stream"), "corrupt"),
+    ],
+)
+def test_what_goes_wrong_with_one_image_does_not_end_the_run(photos: Manifest, error: Exception, reason: str) -> None:
+    def failing(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
+        raise error
+
+    found = flat(list(load(photos.records[:4], failing)))
+    assert [entry.error.reason for entry in found if entry.error] == [reason] * 4
+    assert all(entry.sha256 is not None for entry in found)
+
+
 def test_timings_tell_where_the_time_went(photos: Manifest) -> None:
     def slow(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
         time.sleep(0.02)
