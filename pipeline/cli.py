@@ -271,15 +271,17 @@ def predict(
     show_default=True,
     help="Rows to score; auto: those held out (test, else val) where SOURCE says so, else all.",
 )
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for metrics, predictions and plots.")
 @settings_options(SourceSettings)
 @running
+@force_option
 @reporting
-def evaluate(model: Path, source: str, split: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def evaluate(model: Path, source: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Score MODEL on SOURCE: a feature file, or labelled images as extract takes them."""
     from pipeline.evaluation import evaluate as stage
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(model, source, split=split, progress=not quiet, **given(options)), as_json=as_json)
+    tell(stage(model, source, progress=not quiet, **given(options)), as_json=as_json)
 
 
 @cli.command()

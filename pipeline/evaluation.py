@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
-from pipeline.artifact import Model, joined, load_model
+from pipeline import metrics, plots
+from pipeline.artifact import Model, joined, load_model, write_rows
 from pipeline.config import SourceSettings
-from pipeline.errors import SourceError
+from pipeline.errors import OutputExistsError, SourceError
+from pipeline.files import publish_folder, refuse_existing
 from pipeline.manifest import Target, read_manifest
 from pipeline.progress import progress as progress_bar
+from pipeline.registry import nearest
 from pipeline.store import FeatureStore, is_store
+from pipeline.wording import plural
 
 
 @dataclass
 class EvaluateResult:
-    """Scores over `rows` labelled rows; `bad` images have none."""
+    """Scores over `rows` labelled rows; `bad` images have none. `output` is the folder that holds more, if any."""
 
     model: Path
     rows: int
     bad: int
     split: str
     metrics: dict[str, Any]
+    notices: list[str] = field(default_factory=list)
+    output: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
@@ -37,18 +43,24 @@ class EvaluateResult:
             "bad": self.bad,
             "split": self.split,
             "metrics": self.metrics,
+            "notices": self.notices,
+            "output": None if self.output is None else str(self.output),
         }
 
     def summary(self) -> str:
         """The table of the metrics."""
-        bad = f", {self.bad} bad images left out" if self.bad else ""
-        return f"{self.model}: {self.rows} rows ({self.split}{bad})\n{metrics.table(self.metrics)}"
+        bad = f", {plural(self.bad, 'bad image')} left out" if self.bad else ""
+        lines = [f"{self.model}: {plural(self.rows, 'row')} ({self.split}{bad})", metrics.table(self.metrics)]
+        lines += [f"note: {notice}" for notice in self.notices]
+        return "\n".join(lines if self.output is None else [*lines, f"saved to {self.output}"])
 
 
 def evaluate(
     model: str | Path,
     source: str | Path,
     *,
+    output: str | Path | None = None,
+    force: bool = False,
     split: str = "auto",
     weights: str | None = None,
     device: str = "auto",
@@ -59,27 +71,122 @@ def evaluate(
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
 
     `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits, else
-    all. Raises `SourceError` where no row has a known label, `RecipeMismatchError` on features of another recipe.
+    all. `output` names a folder for metrics.json, predictions.csv and plots. Raises `SourceError` where no row has a
+    known label, `RecipeMismatchError` on features of another recipe, `OutputExistsError` where `output` exists and
+    `force` is not given.
     """
+    if output is not None:
+        _refuse_existing(Path(output), force=force)
     loaded = load_model(model, weights=weights, device=device, engine=engine)
     if is_store(source):
-        features, target, split, bad = _from_store(loaded, source, split)
+        labelled = _from_store(loaded, source, split)
     else:
-        settings = SourceSettings.of(options)
-        features, target, split, bad = _from_images(loaded, source, settings, split, progress)
-    truth = _in_the_models_words(target, loaded)
-    known = ~np.isnan(truth) if target.names is None else truth >= 0
-    if not known.any():
-        raise SourceError(f"{source}: no row of split {split!r} has a known {target.name!r}; give labelled images")
-    scores = loaded.head.scores(features[known])
-    if loaded.record.classes is None:
-        found = metrics.regression(truth[known], scores)
-    else:
-        found = metrics.classification(truth[known], scores, loaded.record.classes)
-    return EvaluateResult(Path(model), int(known.sum()), bad, split, found)
+        labelled = _from_images(loaded, source, SourceSettings.of(options), split, progress)
+    answered = Answered.of(loaded, labelled, source)
+    part = metrics.PARTS.get(labelled.split, "all rows")
+    found = answered.measure()
+    result = EvaluateResult(
+        Path(model),
+        rows=len(answered.truth),
+        bad=labelled.bad,
+        split=labelled.split,
+        metrics=found,
+        notices=metrics.cautions(found, part),
+        output=None if output is None else Path(output),
+    )
+    if result.output is not None:
+        _save(result, answered, part, replace=force)
+    return result
 
 
-Labelled = tuple[NDArray[np.float32], Target, str, int]
+@dataclass(frozen=True)
+class Labelled:
+    """Features (n, D) of the rows of a split, what is known of them, and how many have none."""
+
+    features: NDArray[np.float32]
+    target: Target
+    ids: list[str]
+    split: str
+    bad: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Labelled rows with the truth and the scores of the model: probabilities (n, C), or values (n,)."""
+
+    model: Model
+    ids: list[str]
+    truth: NDArray[Any]
+    scores: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, model: Model, labelled: Labelled, source: str | Path) -> Answered:
+        """Ask `model` about the rows whose target is known; raises `SourceError` where there are none."""
+        target = labelled.target
+        truth = _in_the_models_words(target, model)
+        known = ~np.isnan(truth) if target.names is None else truth >= 0
+        if not known.any():
+            raise SourceError(
+                f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
+            )
+        ids = [labelled.ids[row] for row in np.flatnonzero(known)]
+        return cls(model, ids, truth[known], model.head.scores(labelled.features[known]))
+
+    @property
+    def target(self) -> Target:
+        """What was asked, in the codes of the model."""
+        record = self.model.record
+        return Target(record.target, self.truth, record.classes)
+
+    def measure(self) -> dict[str, Any]:
+        """Metrics of all rows."""
+        classes = self.model.record.classes
+        if classes is None:
+            return metrics.regression(self.truth, self.scores)
+        return metrics.classification(self.truth, self.scores, classes)
+
+    def predictions(self) -> Iterator[dict[str, Any]]:
+        """A row for each image: id, truth and what the model says, as in the folder of the model."""
+        classes, half = self.model.record.classes, self.model.head.interval_half_width
+        for id, true, said in zip(self.ids, self.truth.tolist(), self.scores, strict=True):
+            if classes is None:
+                ends = {"low": None, "high": None} if half is None else {"low": said - half, "high": said + half}
+                yield {"id": id, "true": true, "value": float(said), **ends}
+            else:
+                best = int(said.argmax())
+                yield {"id": id, "true": classes[true], "label": classes[best], "score": float(said[best])}
+
+
+def _refuse_existing(output: Path, *, force: bool) -> None:
+    """Raise `OutputExistsError` where there is something else; a model folder, which has metrics too, is never it."""
+    refuse_existing(output, last="metrics.json", replace=force)
+    if (output / "model.json").exists():
+        raise OutputExistsError(f"{output} is a model folder, which an evaluation never replaces; give another -o")
+
+
+def _save(result: EvaluateResult, answered: Answered, part: str, *, replace: bool) -> None:
+    """Write the folder; it is there whole or not at all."""
+    target, head = answered.target, answered.model.head
+    drawn = plots.render(
+        plots.answers(
+            answered.truth,
+            answered.scores,
+            result.metrics,
+            target=target,
+            half_width=head.interval_half_width,
+            coverage=head.settings.coverage,
+            part=part,
+        ),
+        names=(target.name, *(target.names or ())),
+    )
+    result.notices += drawn.notices
+    with publish_folder(Path(str(result.output)), last="metrics.json", replace=replace) as draft:
+        write_rows(draft / "predictions.csv", list(answered.predictions()))
+        if drawn.pictures:
+            (draft / "plots").mkdir()
+        for name, picture in drawn.pictures.items():
+            picture.savefig(draft / "plots" / f"{name}.png")
+        (draft / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
@@ -93,7 +200,8 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
             layers = (layer[:, 0] for layer in layers)
         features = joined(layers)
         asked = sum(split in ("all", of_row) for of_row in store.splits)
-    return features, Target(target.name, target.values[rows], target.names), split, asked - len(rows)
+        ids = [store.ids[row] for row in rows]
+    return Labelled(features, Target(target.name, target.values[rows], target.names), ids, split, asked - len(rows))
 
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
@@ -101,7 +209,8 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
     target = _target(manifest.targets, model, source)
     split = _held_out([record.split for record in manifest.records], split, source)
     records = [record for record in manifest.records if split in ("all", record.split)]
-    rows, blocks = [], []
+    rows: list[int] = []
+    blocks = []
     with progress_bar(len(records), "evaluating", show=progress) as bar:
         for batch in model.embed(records):
             if batch.indices:
@@ -109,9 +218,10 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
                 blocks.append(batch.features)
             bar.advance(len(batch))
     if not rows:
-        raise SourceError(f"{source}: not one of {len(records)} images could be read")
-    features = np.concatenate(blocks)
-    return features, Target(target.name, target.values[rows], target.names), split, len(records) - len(rows)
+        raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
+    ids = [manifest.records[row].id for row in rows]
+    found = Target(target.name, target.values[rows], target.names)
+    return Labelled(np.concatenate(blocks), found, ids, split, len(records) - len(rows))
 
 
 def _target(targets: dict[str, Target], model: Model, source: str | Path) -> Target:
@@ -141,9 +251,19 @@ def _in_the_models_words(target: Target, model: Model) -> NDArray[Any]:
     if target.names is None or model.record.classes is None:
         return target.values
     code = {name: index for index, name in enumerate(model.record.classes)}
-    strangers = sorted({target.names[i] for i in np.unique(target.values) if i >= 0} - set(code))
+    present, counts = np.unique(target.values[target.values >= 0], return_counts=True)
+    rows_of = {target.names[one]: int(count) for one, count in zip(present, counts, strict=True)}
+    strangers = [
+        f"{name!r}{nearest(name, code)} with {plural(count, 'row')}"
+        for name, count in sorted(rows_of.items())
+        if name not in code
+    ]
     if strangers:
-        raise SourceError(f"{target.name}: the model knows no class {strangers[0]!r}; it knows {', '.join(code)[:200]}")
+        more = f" and {len(strangers) - 3} classes more" if len(strangers) > 3 else ""
+        raise SourceError(
+            f"{target.name}: the model knows no class {', '.join(strangers[:3])}{more}; it knows "
+            f"{', '.join(code)[:200]}; correct the names, or leave those rows out"
+        )
     codes = np.array([code.get(name, -1) for name in target.names] + [-1], dtype=np.int64)
     found: NDArray[np.int64] = codes[target.values]
     return found

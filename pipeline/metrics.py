@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest import shown
+from pipeline.terminal import shown
 from pipeline.wording import plural
 
 #: A confusion matrix of more classes than this is a table nobody reads; the worst confusions are listed instead.

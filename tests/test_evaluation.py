@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from conftest import Trained
 from pictures import write_photos
 
-from pipeline.errors import RecipeMismatchError, SourceError
+from pipeline.errors import OutputExistsError, RecipeMismatchError, SourceError
 from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 
@@ -44,8 +45,67 @@ def test_classes_are_matched_by_name_not_by_position(trained: Trained, tmp_path:
     write_photos(tmp_path / "bees", 4, first_seed=900, colour=(40, 60, 200))
     assert evaluate(trained.linear, tmp_path).metrics["accuracy"] == 1.0
     write_photos(tmp_path / "wasps", 1, first_seed=901)
-    with pytest.raises(SourceError, match="the model knows no class 'wasps'; it knows ants, bees"):
+    with pytest.raises(SourceError, match="the model knows no class 'wasps' with 1 row; it knows ants, bees"):
         evaluate(trained.linear, tmp_path)
+
+
+def test_a_class_in_other_letters_is_told_with_the_name_that_is_meant(trained: Trained, tmp_path: Path) -> None:
+    write_photos(tmp_path / "BEES", 4, first_seed=900, colour=(40, 60, 200))
+    write_photos(tmp_path / "ants", 1, first_seed=901)
+    with pytest.raises(
+        SourceError, match=r"no class 'BEES' \(did you mean 'bees'\?\) with 4 rows; it knows ants, bees"
+    ):
+        evaluate(trained.linear, tmp_path)
+
+
+def test_an_evaluation_is_kept_in_a_folder(trained: Trained, tmp_path: Path) -> None:
+    saved = {}
+    for name, source in (("store", trained.store), ("photos", trained.photos)):
+        result = evaluate(trained.linear, source, output=tmp_path / name)
+        assert result.to_json()["output"] == str(tmp_path / name)
+        assert f"saved to {tmp_path / name}" in result.summary()
+        assert json.loads((tmp_path / name / "metrics.json").read_text()) == result.metrics
+        with (tmp_path / name / "predictions.csv").open(newline="") as file:
+            saved[name] = list(csv.DictReader(file))
+        assert (tmp_path / name / "plots" / "confusion.png").stat().st_size > 5000
+    with (trained.linear / "predictions.csv").open(newline="") as file:
+        of_training = list(csv.DictReader(file))
+    for rows in saved.values():
+        assert [(row["id"], row["true"], row["label"]) for row in rows] == [
+            (row["id"], row["true"], row["label"]) for row in of_training
+        ]
+
+
+def test_an_evaluation_of_numbers_keeps_their_intervals(trained: Trained, tmp_path: Path) -> None:
+    evaluate(trained.ridge, trained.numbers, output=tmp_path / "e")
+    with (tmp_path / "e" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert float(rows[0]["low"]) < float(rows[0]["value"]) < float(rows[0]["high"])
+    assert (tmp_path / "e" / "plots" / "predicted.png").is_file()
+
+
+def test_an_evaluation_replaces_only_another_one(trained: Trained, tmp_path: Path) -> None:
+    evaluate(trained.linear, trained.store, output=tmp_path / "e")
+    with pytest.raises(OutputExistsError, match="exists already"):
+        evaluate(trained.linear, trained.store, output=tmp_path / "e")
+    evaluate(trained.linear, trained.store, output=tmp_path / "e", force=True, split="train")
+    assert len((tmp_path / "e" / "predictions.csv").read_text().splitlines()) == 25
+    model = tmp_path / "model"
+    shutil.copytree(trained.linear, model)
+    with pytest.raises(OutputExistsError, match="is a model folder"):
+        evaluate(model, trained.store, output=model, force=True)
+    assert (model / "model.json").is_file()
+
+
+def test_few_rows_and_absent_classes_are_said(trained: Trained, tmp_path: Path) -> None:
+    write_photos(tmp_path / "bees", 4, first_seed=900, colour=(40, 60, 200))
+    result = evaluate(trained.linear, tmp_path)
+    assert "accuracy 1.0000 (95 %: 0.40 to 1.00; majority 1.00)" in result.summary()
+    assert [notice.split(";")[0] for notice in result.to_json()["notices"]] == [
+        "all rows: only 4 rows",
+        "all rows: no row of ants",
+    ]
 
 
 def test_images_without_labels_cannot_be_scored(trained: Trained, tmp_path: Path) -> None:
@@ -59,7 +119,7 @@ def test_bad_images_are_counted_and_left_out(trained: Trained, tmp_path: Path) -
     (tmp_path / "p" / "ants" / "text.jpg").write_text("text")
     result = evaluate(trained.linear, tmp_path / "p")
     assert (result.rows, result.bad) == (12, 1)
-    assert "1 bad images left out" in result.summary()
+    assert "1 bad image left out" in result.summary()
     for image in (tmp_path / "p").rglob("*.jpg"):
         image.write_text("text")
     with pytest.raises(SourceError, match="not one of 13 images could be read"):
