@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from torchvision import models
 
@@ -57,11 +58,14 @@ def test_equals_timm_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 64), (64, 96)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-def test_every_way_of_timm_to_fit_an_oblong_input(size: tuple[int, int], mode: str) -> None:
+def test_every_way_of_timm_to_fit_an_oblong_input(size: tuple[int, int], mode: str, interpolation: str) -> None:
     from pipeline.zoo import _of_timm
 
-    config = {"input_size": (3, *size), "interpolation": "bicubic", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+    if (mode, interpolation) == ("center", "bicubic") and Version(timm.__version__) < Version("1.0.30"):
+        pytest.skip("this timm takes bilinear whatever the config says")
+    config = {"input_size": (3, *size), "interpolation": interpolation, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
     config |= {"crop_pct": 0.9, "crop_mode": mode}
     reference = timm.data.create_transform(**config)
     for picture in pictures()[:4]:
