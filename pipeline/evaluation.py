@@ -16,7 +16,7 @@ from pipeline.artifact import Model, joined, load_model, write_rows
 from pipeline.config import SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
-from pipeline.manifest import Target, read_manifest
+from pipeline.manifest import Target, log_remarks, read_manifest
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import nearest
 from pipeline.store import FeatureStore, is_store
@@ -206,6 +206,7 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
+    log_remarks(manifest)
     target = _target(manifest.targets, model, source)
     split = _held_out([record.split for record in manifest.records], split, source)
     records = [record for record in manifest.records if split in ("all", record.split)]

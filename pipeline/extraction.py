@@ -8,14 +8,13 @@ are taken over. A bad image keeps its row, with the reason.
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,11 @@ from pipeline.devices import CoreThreads
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
 from pipeline.loading import Loaded, refuse_too_many_bad
-from pipeline.manifest import Manifest, Record, read_manifest
+from pipeline.manifest import Manifest, Record, Target, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.terminal import shown
-
-log = logging.getLogger(__name__)
 
 #: Images that a dry run measures.
 REHEARSED = 32
@@ -47,6 +44,7 @@ class ExtractResult:
     """What a run of `extract` did.
 
     `bad` maps an id to its reason; `seconds` are by stage; `dropped` rows of an earlier file are not in this one.
+    `notes` say what was left out of the source, and what in it may be a mistake.
     """
 
     store: Path
@@ -59,6 +57,8 @@ class ExtractResult:
     device: str
     layers: dict[str, tuple[int, ...]]
     dropped: int = 0
+    targets: dict[str, Target] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> int:
@@ -80,6 +80,8 @@ class ExtractResult:
             "device": self.device,
             "layers": {name: list(shape) for name, shape in self.layers.items()},
             "bad_images": self.bad,
+            "targets": {name: target.to_json() for name, target in self.targets.items()},
+            "notes": self.notes,
         }
 
     def summary(self) -> str:
@@ -94,6 +96,8 @@ class ExtractResult:
             lines.append(f"{self.dropped} rows dropped, of images that are not there any more")
         if self.computed:
             lines.append(advice(self.seconds))
+        lines += [target.describe() for target in self.targets.values()]
+        lines += [f"note: {note}" for note in self.notes]
         if self.bad:
             lines.append(f"{len(self.bad)} bad images keep their row and its reason:")
             lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
@@ -186,7 +190,7 @@ def extract(
         with progress_bar(len(pending), "extracting", show=progress) as bar:
             run.compute(pending, bar)
         bad = writer.bad()
-        refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, job.manifest.source)
+        refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, shown(job.manifest.source))
         job.manifest.require_unchanged()
         dropped = writer.dropped
         writer.publish()
@@ -202,6 +206,8 @@ def extract(
         device=computer.device,
         layers={spec.name: spec.shape for spec in layers},
         dropped=dropped,
+        targets=job.manifest.targets,
+        notes=job.manifest.remarks(),
     )
 
 
@@ -274,8 +280,6 @@ class Job:
         whole = read_manifest(source, settings)
         start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
         manifest = whole.rows(start, stop)
-        for note in manifest.notes:
-            log.info("%s: %s", manifest.source, note)
         base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size)
         part = Part.of([record.id for record in whole.records], start, stop)
         return cls(settings, manifest, part, base, recipe_of(settings, base))

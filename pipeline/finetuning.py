@@ -33,7 +33,7 @@ from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
-from pipeline.manifest import Manifest, Target, read_manifest, shown
+from pipeline.manifest import Manifest, Target, log_remarks, read_manifest, shown
 from pipeline.network import (
     Network,
     build_network,
@@ -133,8 +133,7 @@ def finetune(
     start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
     view = make_view(settings, start.base)
     manifest = read_manifest(source, settings)
-    for note in manifest.notes:
-        log.info("%s: %s", manifest.source, note)
+    log_remarks(manifest)
     target = choose_target(manifest, name=start.target, classes=start.classes)
     network = make_network(start, target, settings)
     pictures = read_pictures(
@@ -376,7 +375,7 @@ class Run:
             classes=examples.names,
             metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
             data=DataRecord(
-                source=manifest.source,
+                source=shown(manifest.source),
                 rows=len(examples.train),
                 fingerprint=examples.fingerprint(self._pictures),
             ),

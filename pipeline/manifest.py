@@ -5,6 +5,7 @@ Listing reads no image: one that is missing or damaged is still a row, and says 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,20 @@ from pipeline.registry import Registry
 from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars
 from pipeline.sources.records import FileImage, ImageRef, Manifest, Record, Target, as_id, shown
 
-__all__ = ["SOURCES", "FileImage", "ImageRef", "Manifest", "Record", "Target", "from_paths", "read_manifest", "shown"]
+__all__ = [
+    "SOURCES",
+    "FileImage",
+    "ImageRef",
+    "Manifest",
+    "Record",
+    "Target",
+    "from_paths",
+    "log_remarks",
+    "read_manifest",
+    "shown",
+]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,10 @@ class SourceKind:
     fits: Callable[[str], bool]
     read: Callable[[str, SourceSettings], Manifest]
     options: frozenset[str] = frozenset()
+
+
+#: What most data sets arrive in.
+_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def _ends(*suffixes: str) -> Callable[[str], bool]:
@@ -109,6 +127,12 @@ def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | Non
     return labels.join_labels(manifest, Path(settings.labels), settings)
 
 
+def log_remarks(manifest: Manifest) -> None:
+    """Tell the user what was left out of a source, and what in it may be a mistake."""
+    for remark in manifest.remarks():
+        log.warning("%s: %s", shown(manifest.source), remark)
+
+
 def _kind_of(source: str) -> tuple[str, SourceKind]:
     if not source.startswith(datasets.PREFIX):
         _require_existence(source)
@@ -117,6 +141,8 @@ def _kind_of(source: str) -> tuple[str, SourceKind]:
             return name, SOURCES[name]
     if folder.is_image_name(source):
         raise SourceError(f"{shown(source)} is one image; a source is a folder or a list of images")
+    if source.lower().endswith(_ARCHIVES):
+        raise SourceError(f"{shown(source)} is an archive: unpack it first, and give the folder")
     known = "; ".join(SOURCES[name].description for name in SOURCES)
     raise SourceError(f"{shown(source)} is not a source that can be read; one is: {known}")
 
@@ -125,7 +151,8 @@ def _require_existence(source: str) -> None:
     try:
         Path(source).stat()
     except FileNotFoundError:
-        raise SourceError(f"there is no {shown(source)}") from None
+        place = "" if Path(source).is_absolute() else f" in {shown(Path.cwd())}"
+        raise SourceError(f"there is no {shown(source)}{place}") from None
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise SourceError(f"cannot read {shown(source)}: {cause}") from error
@@ -150,17 +177,20 @@ def from_paths(paths: Sequence[str | os.PathLike[str]]) -> Manifest:
     >>> [record.id for record in from_paths(["b.jpg", "a.jpg"]).records]
     ['b.jpg', 'a.jpg']
     """
-    names = [name for path in paths for name in _files_of(os.fspath(path))]
+    notes: list[str] = []
+    names = [name for path in paths for name in _files_of(os.fspath(path), notes)]
     records = [Record(index, as_id(name), FileImage(name), "") for index, name in enumerate(names)]
     if not records:
         raise SourceError("no image is named")
-    return Manifest("the images named", records, {})
+    return Manifest("the images named", records, {}, tuple(notes))
 
 
-def _files_of(path: str) -> list[str]:
+def _files_of(path: str, notes: list[str]) -> list[str]:
+    """A file itself, or all images below a folder; what is left out there is added to `notes`."""
     if not Path(path).is_dir():
         return [path]
-    files = folder.scan(Path(path)).files
-    if not files:
+    listing = folder.scan(Path(path))
+    if not listing.files:
         raise SourceError(f"{shown(path)} holds no images")
-    return [os.path.join(path, file) for file in files]  # noqa: PTH118 (a Path would rewrite the name)
+    notes += [f"{shown(path)}: {note}" for note in folder.left_out(listing)]
+    return [os.path.join(path, file) for file in listing.files]  # noqa: PTH118 (a Path would rewrite the name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.manifest import from_paths
+from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
 from pipeline.terminal import shown
 
@@ -51,6 +51,7 @@ def predict(
     """
     loaded = load_model(model, weights=weights, device=device, engine=engine)
     manifest = from_paths(images)
+    log_remarks(manifest)
     entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]
     with progress_bar(len(entries), "predicting", show=progress) as bar:
         for batch in loaded.embed(manifest.records):

@@ -114,6 +114,31 @@ def test_bad_images_have_a_reason_and_disturb_no_other_row(tmp_path: Path) -> No
     np.testing.assert_allclose(found["transparent.png"], white, atol=1e-4)
 
 
+def test_targets_and_what_was_left_out_are_told(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "wasps").mkdir()
+    for name in ("1.heic", "2.heic", "3.svg"):
+        (photo_folder / "ants" / name).touch()
+    result = run(photo_folder, tmp_path / "f.h5")
+    assert "class: 2 classes (ants 6, bees 6)" in result.summary().split("\n")
+    assert "note: left out 3 files: 2 .heic, 1 .svg (formats that are not read" in result.summary()
+    assert "note: left out 1 class folder without images: 'wasps'" in result.summary()
+    said = result.to_json()
+    assert said["targets"] == {"class": {"kind": "class", "known": 12, "classes": {"ants": 6, "bees": 6}}}
+    assert len(said["notes"]) == 2
+
+
+@pytest.mark.parametrize("name", ["a\u3000b", "a\xa0b", os.fsdecode(b"caf\xe9"), "back\\slash", "two\nlines"])
+def test_a_source_of_any_name_is_found_again(name: str, photo_folder: Path, tmp_path: Path) -> None:
+    try:
+        source = photo_folder.rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    run(source, tmp_path / "f.h5")
+    found = verify(tmp_path / "f.h5", recompute=3)
+    assert found.ok, found.problems
+    assert found.recomputed == 3
+
+
 def test_a_second_run_computes_nothing_and_only_changes_after_that(photo_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "f.h5"
     run(photo_folder, store)

@@ -137,8 +137,13 @@ def test_a_part_of_any_source(any_source: str) -> None:
             manifest.rows(start, stop)
 
 
-def test_what_is_not_a_source(tmp_path: Path) -> None:
-    assert "there is no" in refusal(tmp_path / "nowhere")
+def test_what_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(tmp_path / "nowhere") == f"there is no {tmp_path}/nowhere"
+    monkeypatch.chdir(tmp_path)
+    assert refusal("nowhere") == f"there is no nowhere in {tmp_path}"
+    for name in ("a.zip", "a.tar.gz", "a.ZIP"):
+        (tmp_path / name).touch()
+        assert refusal(name) == f"{name} is an archive: unpack it first, and give the folder"
     assert "File name too long" in refusal(tmp_path / ("a" * 300))
     assert "Not a directory" in refusal(Path(__file__) / "photos")
     assert "null byte" in refusal("photos\0")
@@ -224,8 +229,11 @@ def test_a_class_may_lack_in_one_split(tmp_path: Path) -> None:
     touch(tmp_path, "train/ants/1.jpg", "train/bees/1.jpg", "val/ants/2.jpg")
     (tmp_path / "val/bees").mkdir()
     assert labels(listed(tmp_path)) == ["ants", "bees", "ants"]
+    assert listed(tmp_path).notes == ()
     (tmp_path / "val/wasps").mkdir()
-    assert "no image in the class folder 'wasps'" in refusal(tmp_path)
+    (tmp_path / "train/hornets").mkdir()
+    assert labels(listed(tmp_path)) == ["ants", "bees", "ants"]
+    assert listed(tmp_path).notes == ("left out 2 class folders without images: 'hornets', 'wasps'",)
 
 
 @pytest.mark.parametrize(
@@ -236,11 +244,10 @@ def test_a_class_may_lack_in_one_split(tmp_path: Path) -> None:
             ("a.txt", "b.txt", "c.heic"),
             "holds no images, only other files (.txt 2, .heic 1); images are named",
         ),
-        (("1.jpg", "ants/2.jpg"), "holds 1 images beside folders of images ('ants')"),
-        (("ants/1.jpg", "bees/readme.txt"), "no image in the class folder 'bees': add images, or remove"),
+        (("1.jpg", "ants/2.jpg"), "holds 1 image beside folders of images ('ants')"),
         (("train/ants/1.jpg", "extra/ants/1.jpg"), "holds splits (train) and also folder 'extra'"),
         (("train/ants/1.jpg", "1.jpg"), "holds splits (train) and also images of no split"),
-        (("train/ants/1.jpg", "train/1.jpg"), "/train holds 1 images beside folders of images ('ants')"),
+        (("train/ants/1.jpg", "train/1.jpg"), "/train holds 1 image beside folders of images ('ants')"),
         (("data/ants/1.jpg", "data/bees/1.jpg"), "holds one folder of folders; did you mean"),
     ],
 )
@@ -250,9 +257,14 @@ def test_folders_that_can_be_read_in_two_ways(tmp_path: Path, paths: tuple[str, 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", ".2.jpg", ".cache/3.jpg", "__MACOSX/4.jpg", "Thumbs.db", "notes.txt", "README")
+    touch(tmp_path, "1.heic", "2.HEIC", "3.svg")
     manifest = listed(tmp_path)
     assert ids(manifest) == ["1.jpg"]
-    assert manifest.notes == ("left out 3 files that are not named like images (.db 1, .txt 1, README 1)",)
+    assert manifest.notes == (
+        "left out 3 files: 2 .heic, 1 .svg (formats that are not read; save them as JPEG or PNG)",
+        "left out 3 files: 1 .db, 1 .txt, 1 without suffix (not named like images)",
+    )
+    assert from_paths([tmp_path]).notes == tuple(f"{tmp_path}: {note}" for note in manifest.notes)
 
 
 def test_bad_files_are_rows_with_a_reason(tmp_path: Path) -> None:
@@ -390,7 +402,6 @@ def test_the_columns_are_guessed_where_there_is_one_candidate(tmp_path: Path) ->
     manifest = listed(table(tmp_path, "image_names,emergency_or_not\n1.jpg,1\n0.jpg,0\n"))
     assert ids(manifest) == ["0.jpg", "1.jpg"]
     assert labels(manifest, "emergency_or_not") == ["0", "1"]
-    assert manifest.notes == ("images from column 'image_names'", "target from column 'emergency_or_not'")
 
 
 @pytest.mark.parametrize(
@@ -562,7 +573,7 @@ def test_labels_by_path_by_name_and_by_stem(photo_folder: Path) -> None:
     by_stem = table(photo_folder.parent, "id,breed\n003,pug\n001.jpg,beagle\nother,pug\n", "breeds.csv")
     manifest = listed(flat, labels=str(by_stem), image_column="id")
     assert labels(manifest, "breed") == [None, "beagle", None, "pug", None, None]
-    assert manifest.notes[-1].endswith("names 1 images that are not there")
+    assert manifest.notes[-1].endswith("1 of 3 labels match no image, first: other (" + str(by_stem) + ", line 4)")
 
 
 def test_labels_may_bring_splits_and_replace_classes(photo_folder: Path) -> None:

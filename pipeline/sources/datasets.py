@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,36 @@ from PIL import Image
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SettingsError, SourceError
 from pipeline.registry import nearest
-from pipeline.sources.records import SPLITS, Manifest, Row, Target, class_target, column_target, make_manifest
+from pipeline.sources.columns import column_target
+from pipeline.sources.records import SPLITS, Manifest, Row, Target, class_target, make_manifest, shown
 
 PREFIX = "torchvision:"
 _WORDS = {"true": True, "false": False, "none": None}
+
+
+class OneReader:
+    """Asks datasets for one image at a time: many keep a file or random numbers that threads would share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[OneReader], tuple[()]]:
+        return OneReader, ()  # another process has datasets of its own
+
+    def image(self, dataset: Any, position: int) -> Any:
+        """The image at `position`, its pixels loaded."""
+        with self._lock:
+            image = dataset[position][0]
+            if isinstance(image, Image.Image):
+                image.load()
+        return image
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetImage:
     """An image that a dataset makes when asked; its bytes are those of a PNG, which loses nothing."""
 
+    reader: OneReader
     dataset: Any
     position: int
     name: str
@@ -32,7 +53,7 @@ class DatasetImage:
 
     @property
     def where(self) -> str:
-        return f"{self.name}[{self.position}]"
+        return f"{shown(self.name)}[{self.position}]"
 
     def stat(self) -> tuple[int, int]:
         """Of the dataset's files together."""
@@ -40,7 +61,7 @@ class DatasetImage:
 
     def read(self, limit: int) -> bytes:
         try:
-            image = self.dataset[self.position][0]
+            image = self.reader.image(self.dataset, self.position)
         except (OSError, ValueError, RuntimeError) as error:
             raise ImageError("unreadable", str(error).replace("\n", " ")) from error
         if not isinstance(image, Image.Image):
@@ -68,13 +89,14 @@ def read_dataset(source: str, settings: SourceSettings) -> Manifest:
     rows: list[Row] = []
     labels: list[Any] = []
     classes: Sequence[str] | None = None
+    reader = OneReader()
     for split, dataset in _splits(source, builder, options):
         digits = len(str(len(dataset)))
         where = f"{source} {split}".strip()
         for position in range(len(dataset)):
             name_in_split = f"{position:0{digits}}"
             identity = f"{split}/{name_in_split}" if split else name_in_split
-            rows.append(Row(identity, DatasetImage(dataset, position, where, state), SPLITS.get(split, "")))
+            rows.append(Row(identity, DatasetImage(reader, dataset, position, where, state), SPLITS.get(split, "")))
         labels += _labels(dataset)
         classes = getattr(dataset, "classes", None) or classes
     return make_manifest(source, rows, _targets(labels, classes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,20 @@ from pipeline.sources.records import (
     shown,
     split_name,
 )
+from pipeline.wording import plural
 
 #: Names of files that are rows. What such a file really holds, its content decides when it is decoded.
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+)
+
+#: Pictures, too, that no decoder here reads.
+OTHER_FORMATS = frozenset(
+    (
+        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga"),
+        *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
+        *(".ppm", ".pgm", ".pbm", ".dcm", ".nii", ".npy", ".mp4", ".mov", ".avi"),
+    )
 )
 
 #: Symbolic links to folders are followed up to this many deep, so that links that point at each other end.
@@ -55,7 +65,7 @@ def read_folder(source: Path, settings: SourceSettings) -> Manifest:
         for path, split in zip(listing.files, layout.splits, strict=True)
     ]
     targets = [class_target("class", layout.labels)] if any(layout.labels) else []
-    return make_manifest(name, rows, targets, _notes(listing))
+    return make_manifest(root, rows, targets, [*layout.notes, *left_out(listing)])
 
 
 @dataclass
@@ -89,7 +99,7 @@ def scan(root: Path) -> Listing:
             elif is_image_name(entry.name):
                 listing.files.append(path)
             else:
-                listing.skipped[_extension(entry.name) or entry.name] += 1
+                listing.skipped[_extension(entry.name) or "without suffix"] += 1
     listing.files.sort()
     listing.folders.sort()
     return listing
@@ -124,18 +134,20 @@ class Layout:
 
     splits: list[str]
     labels: list[str | None]
+    notes: tuple[str, ...] = ()
 
 
 def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layout:
     """Which of the layouts these relative paths have; `folders` are all folders, also those without images.
 
-    Raises `SourceError` where there are two ways to read it, or a class without images.
+    Raises `SourceError` where there are two ways to read it.
     """
     parts = [path.split("/") for path in files]
     tops = {part[0] for part in parts if len(part) > 1}
     if not any(top.lower() in SPLITS for top in tops):
-        labels = _labels(name, parts, [f for f in folders if "/" not in f])
-        return Layout([""] * len(files), labels)
+        labels = _labels(name, parts)
+        empty = _empty_classes([f for f in folders if "/" not in f], labels)
+        return Layout([""] * len(files), labels, empty)
     strangers = sorted(top for top in tops if top.lower() not in SPLITS)
     if strangers or any(len(part) == 1 for part in parts):
         other = f"folder {strangers[0]!r}" if strangers else "images of no split"
@@ -150,15 +162,15 @@ def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[s
     labels: list[str | None] = [None] * len(parts)
     for top in {part[0] for part in parts}:
         inside = [index for index, part in enumerate(parts) if part[0] == top]
-        found = _labels(f"{name}/{top}", [parts[index][1:] for index in inside], ())
+        found = _labels(f"{name}/{top}", [parts[index][1:] for index in inside])
         for index, label in zip(inside, found, strict=True):
             labels[index] = label
     inner = {f.split("/")[1] for f in folders if f.count("/") == 1 and f.split("/")[0].lower() in SPLITS}
-    _refuse_empty_classes(name, inner, {label for label in labels if label is not None})
-    return Layout([split_name(part[0]) or "" for part in parts], labels)
+    empty = _empty_classes(sorted(inner), labels)
+    return Layout([split_name(part[0]) or "" for part in parts], labels, empty)
 
 
-def _labels(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -> list[str | None]:
+def _labels(name: str, parts: Sequence[Sequence[str]]) -> list[str | None]:
     """The first folder of each path is its class; none has one in a flat folder."""
     tops = {part[0] for part in parts if len(part) > 1}
     loose = sum(len(part) == 1 for part in parts)
@@ -166,22 +178,19 @@ def _labels(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -
         return [None] * len(parts)
     if loose:
         raise SourceError(
-            f"{name} holds {loose} images beside folders of images ({_some(tops)}): move them into a folder a"
+            f"{name} holds {plural(loose, 'image')} beside folders of images ({_some(tops)}): move them into a folder a"
             " class, or move the folders away"
         )
     if len(tops) == 1 and all(len(part) > 2 for part in parts):
         raise SourceError(f"{name} holds one folder of folders; did you mean {name}/{shown(*tops)}?")
-    _refuse_empty_classes(name, folders, tops)
     return [as_id(part[0]) for part in parts]
 
 
-def _refuse_empty_classes(name: str, folders: Sequence[str] | set[str], classes: set[str]) -> None:
-    empty = sorted(set(map(as_id, folders)) - set(map(as_id, classes))) if classes else []
-    if empty:
-        raise SourceError(
-            f"{name}: no image in the class folder {_some(empty)}: add images, or remove the folder"
-            " (hidden folders are ignored)"
-        )
+def _empty_classes(folders: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
+    """A note on the class folders that have no image, where there are classes at all."""
+    classes = {label for label in labels if label is not None}
+    empty = sorted(set(map(as_id, folders)) - classes) if classes else []
+    return (f"left out {plural(len(empty), 'class folder')} without images: {_some(empty)}",) if empty else ()
 
 
 def _some(names: Sequence[str] | set[str], most: int = 5) -> str:
@@ -196,11 +205,23 @@ def _only(skipped: Counter[str]) -> str:
     return f", only other files ({counted(skipped)}); images are named {kinds}"
 
 
-def _notes(listing: Listing) -> list[str]:
+def left_out(listing: Listing) -> list[str]:
+    """Notes on all that is in a folder and no row: images of formats that are not read first."""
+    pictures = {kind: count for kind, count in listing.skipped.items() if kind in OTHER_FORMATS}
+    others = {kind: count for kind, count in listing.skipped.items() if kind not in OTHER_FORMATS}
     notes = []
-    if listing.skipped:
-        total = listing.skipped.total()
-        notes.append(f"left out {total} files that are not named like images ({counted(listing.skipped)})")
+    if pictures:
+        total = plural(sum(pictures.values()), "file")
+        notes.append(f"left out {total}: {_by_suffix(pictures)} (formats that are not read; save them as JPEG or PNG)")
+    if others:
+        notes.append(f"left out {plural(sum(others.values()), 'file')}: {_by_suffix(others)} (not named like images)")
     if listing.loops:
-        notes.append(f"left out {len(listing.loops)} links to folders that lead in circles ({listing.loops[0]})")
+        links = plural(len(listing.loops), "link")
+        notes.append(f"left out {links} to folders that lead in circles ({shown(listing.loops[0])})")
     return notes
+
+
+def _by_suffix(counts: Mapping[str, int], most: int = 6) -> str:
+    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{count} {shown(kind)}" for kind, count in largest[:most])
+    return listed + (f" and {len(counts) - most} kinds more" if len(counts) > most else "")

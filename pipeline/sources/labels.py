@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
 from pipeline.sources.parquet import load_parquet
-from pipeline.sources.records import Manifest, Target
+from pipeline.sources.records import Manifest, Target, shown
 from pipeline.sources.tables import Table, guess_image_column, load_csv, read_splits, read_targets
+from pipeline.wording import plural
 
 
 def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> Manifest:
@@ -37,9 +39,7 @@ def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> M
         records = list(records)
         for row, index in found.items():
             records[index] = replace(records[index], split=splits[row])
-    unknown, strangers = len(manifest) - len(found), len(table) - len(found)
-    notes = [f"{table.name} labels {len(found)} of {len(manifest)} images"] if unknown else []
-    notes += [f"{table.name} names {strangers} images that are not there"] if strangers else []
+    notes = list(_unmatched(manifest, table, column, found))
     return replace(
         manifest,
         records=records,
@@ -51,22 +51,21 @@ def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> M
 def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int]:
     """Row of the table -> row of the manifest."""
     ids = [record.id for record in manifest.records]
-    by_path, by_name, by_stem = _unique(ids, str), _unique(ids, posixpath.basename), _unique(ids, _stem)
+    exact, normal = _Names(ids), _Names([unicodedata.normalize("NFC", name) for name in ids])
     found: dict[int, int] = {}
     labelled: dict[int, int] = {}
     for row, cell in enumerate(table.column(column)):
-        path = posixpath.normpath(cell)
-        name = posixpath.basename(path)
-        for known, key in ((by_path, path), (by_name, name), (by_stem, name)):
-            if key in known:
-                break
-        else:
+        # Names as they are come first; then those that differ in the way of writing accents or slashes.
+        index = exact.find(cell)
+        if index is _NOT_THERE:
+            index = normal.find(unicodedata.normalize("NFC", cell.replace("\\", "/")))
+        if index is _NOT_THERE:
             continue
-        index = known[key]
+        name = posixpath.basename(posixpath.normpath(cell))
         if index is None:
             raise SourceError(
                 f"{table.place(row)}: several images are called {name!r}; name them by their paths under"
-                f" {manifest.source}"
+                f" {shown(manifest.source)}"
             )
         if index in labelled:
             raise SourceError(
@@ -76,13 +75,44 @@ def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int
     if not found:
         first = table.column(column)[0]
         raise SourceError(
-            f"{table.name} labels none of the images of {manifest.source}: column {column!r} names"
+            f"{table.name} labels none of the images of {shown(manifest.source)}: column {column!r} names"
             f" {first!r}, the images are called like {ids[0]!r}"
         )
     return found
 
 
-def _unique(ids: list[str], key: Callable[[str], str]) -> dict[str, int | None]:
+def _unmatched(manifest: Manifest, table: Table, column: str, found: dict[int, int]) -> Iterator[str]:
+    """Notes on images without a row and on rows without an image, where there are such."""
+    if len(found) < len(manifest):
+        yield f"{table.name} labels {len(found)} of {plural(len(manifest), 'image')}"
+    if len(found) < len(table):
+        first = next(row for row in range(len(table)) if row not in found)
+        yield (
+            f"{len(table) - len(found)} of {plural(len(table), 'label')} match no image, first:"
+            f" {shown(table.column(column)[first])} ({table.place(first)})"
+        )
+
+
+_NOT_THERE = -1
+
+
+class _Names:
+    """Images by their paths, by their file names, and by those without suffix."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._keys = [_unique(ids, str), _unique(ids, posixpath.basename), _unique(ids, _stem)]
+
+    def find(self, cell: str) -> int | None:
+        """The image that a cell names: None for several, `_NOT_THERE` for none."""
+        path = posixpath.normpath(cell)
+        name = posixpath.basename(path)
+        for known, key in zip(self._keys, (path, name, name), strict=True):
+            if key in known:
+                return known[key]
+        return _NOT_THERE
+
+
+def _unique(ids: Sequence[str], key: Callable[[str], str]) -> dict[str, int | None]:
     """Row of each key; None where several rows share it."""
     rows: dict[str, int | None] = {}
     for row, name in enumerate(map(key, ids)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
 from pipeline.sources.records import FileImage, Manifest, Row, as_id, make_manifest, shown
-from pipeline.sources.tables import image_root, inside
+from pipeline.sources.tables import find_files, image_root
 
 
 def read_list(source: Path, settings: SourceSettings) -> Manifest:
@@ -19,10 +19,9 @@ def read_list(source: Path, settings: SourceSettings) -> Manifest:
         text = os.fsdecode(source.read_bytes())
     except OSError as error:
         raise SourceError(f"cannot read {name}: {error.strerror}") from error
-    paths = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        path = line.strip("\r\t ")
-        if path:
-            paths.append(inside(root, path, f"{name}, line {number}"))
+    lines = [line.strip("\r\t ") for line in text.removeprefix("\ufeff").split("\n")]
+    numbers = [number for number, line in enumerate(lines, 1) if line]
+    paths, notes = find_files(root, [line for line in lines if line], name, lambda row: f"{name}, line {numbers[row]}")
     prefix = os.fspath(root)
-    return make_manifest(name, [Row(as_id(path), FileImage(f"{prefix}/{path}")) for path in paths])
+    rows = [Row(as_id(path), FileImage(f"{prefix}/{path}")) for path in paths]
+    return make_manifest(os.fspath(source), rows, notes=notes)

@@ -84,7 +84,8 @@ class ParquetImage:
 def read_parquet(source: Path, settings: SourceSettings) -> Manifest:
     """The images that a Parquet file names or holds."""
     table = load_parquet(source)
-    return replace(read_table(table, source.parent, settings), containers=table.containers)
+    manifest = read_table(table, source.parent, settings)
+    return replace(manifest, source=os.fspath(source), containers=table.containers)
 
 
 def load_parquet(source: Path) -> Table:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,9 +30,7 @@ SPLITS = {
     "testing": "test",
 }
 
-_WHOLE_NUMBER = re.compile(r"[+-]?\d+")
-
-Kind = Literal["class", "number"]
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 
 
 class ImageRef(Protocol):
@@ -107,23 +107,63 @@ class Record:
 class Target:
     """What is to be predicted: codes of named classes, or numbers.
 
-    `values` is int64 (N,), -1 where unknown, with `names`; or float64 (N,), NaN where unknown, without.
+    `values` is int64 (N,), -1 where unknown, with `names`; or float64 (N,), NaN where unknown, without. `notes` say
+    what may have been meant in another way, each one line.
     """
 
     name: str
     values: np.ndarray[Any, Any]
     names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def take(self, rows: Any) -> Target:
         """The same target for some of the rows."""
         return replace(self, values=self.values[rows])
+
+    @property
+    def known(self) -> int:
+        """How many rows have a value."""
+        return int(np.count_nonzero(self.values >= 0 if self.names is not None else ~np.isnan(self.values)))
+
+    def describe(self) -> str:
+        """Its kind and how much there is of it, in one line.
+
+        >>> class_target("kind", ["ant", "bee", "ant"]).describe()
+        'kind: 2 classes (ant 2, bee 1)'
+        >>> Target("length", np.array([4.5, np.nan, 2])).describe()
+        'length: numbers from 2 to 4.5, 2 of 3 known'
+        """
+        known = f", {self.known} of {len(self.values)} known"
+        if self.names is None:
+            between = f" from {np.nanmin(self.values):.7g} to {np.nanmax(self.values):.7g}" if self.known else ""
+            return f"{shown(self.name)}: numbers{between}{known}"
+        counts = {shown(name): count for name, count in self._counts().items()}
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        listed = listed if len(counts) <= MOST_LISTED else counted(counts, words="classes")
+        classes = f"{len(counts)} class{'' if len(counts) == 1 else 'es'}"
+        return f"{shown(self.name)}: {classes} ({listed}){known if self.known < len(self.values) else ''}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        kind: dict[str, Any] = {"kind": "number" if self.names is None else "class", "known": self.known}
+        return kind if self.names is None else {**kind, "classes": self._counts()}
+
+    def _counts(self) -> dict[str, int]:
+        names = self.names or ()
+        found = np.bincount(self.values[self.values >= 0], minlength=len(names))
+        return dict(zip(names, found.tolist(), strict=True))
+
+
+#: So many classes are listed with their counts; of more, those with the largest.
+MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The images of one source, sorted by id, and their targets in the same order.
 
-    `notes` are remarks for the user, each one line: what was left out, what was guessed. `containers` are the files
+    `source` is what was given, byte for byte: it leads to the images again. `notes` are remarks for the user, each one
+    line: what was left out, what was guessed. `containers` are the files
     that hold several of the images.
     """
 
@@ -139,10 +179,14 @@ class Manifest:
     def rows(self, start: int, stop: int) -> Manifest:
         """The part from row `start` up to `stop`, numbered from 0 again. Codes of classes stay the same."""
         if not 0 <= start < stop <= len(self):
-            raise SourceError(f"rows {start}:{stop} are not in {self.source}, which has 0:{len(self)}")
+            raise SourceError(f"rows {start}:{stop} are not in {shown(self.source)}, which has 0:{len(self)}")
         part = [replace(record, index=index) for index, record in enumerate(self.records[start:stop])]
         targets = {name: target.take(slice(start, stop)) for name, target in self.targets.items()}
         return replace(self, records=part, targets=targets)
+
+    def remarks(self) -> list[str]:
+        """All that the user should be told: of the source, and of each target."""
+        return [*self.notes, *(note for target in self.targets.values() for note in target.notes)]
 
     def require_unchanged(self) -> None:
         """Raise `SourceError` where a file that holds many of the images is not the one that was listed any more."""
@@ -163,13 +207,13 @@ def make_manifest(
 ) -> Manifest:
     """Sort rows and targets by id; raise `SourceError` where there is no row or two have the same id."""
     if not rows:
-        raise SourceError(f"{source} lists no image")
+        raise SourceError(f"{shown(source)} lists no image")
     order = sorted(range(len(rows)), key=[row.id for row in rows].__getitem__)
     records = [Record(index, *rows[old]) for index, old in enumerate(order)]
     for before, after in pairwise(records):
         if before.id == after.id:
             raise SourceError(
-                f"{source}: the id {after.id!r} is there twice ({before.image.where}, {after.image.where});"
+                f"{shown(source)}: the id {after.id!r} is there twice ({before.image.where}, {after.image.where});"
                 " name a column of unique ids with --id-column, or remove one of the two"
             )
     return Manifest(source, records, {t.name: t.take(np.array(order)) for t in targets}, tuple(notes))
@@ -184,61 +228,27 @@ def class_target(name: str, labels: Sequence[str | None]) -> Target:
     names = sorted({label for label in labels if label is not None}, key=_class_order)
     codes: dict[str | None, int] = {label: code for code, label in enumerate(names)}
     codes[None] = UNKNOWN_CLASS
-    return Target(name, np.array([codes[label] for label in labels], np.int64), tuple(names))
+    values = np.array([codes[label] for label in labels], np.int64)
+    return Target(name, values, tuple(names), tuple(_easily_confused(name, names)))
+
+
+def _easily_confused(target: str, names: Sequence[str]) -> Iterator[str]:
+    """Classes whose names differ in case, spaces or the way of writing accents alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[" ".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
+    groups = [group for group in alike.values() if len(group) > 1]
+    if groups:
+        more = f", and {len(groups) - 1} more like that" if len(groups) > 1 else ""
+        alike_names = ", ".join(map(repr, groups[0]))
+        yield f"{target}: {alike_names} are {len(groups[0])} classes{more}; spell them alike if they are one"
 
 
 def _class_order(label: str) -> tuple[int, int, str]:
     """Whole numbers first and by value, so that class 10 follows class 9."""
-    if _WHOLE_NUMBER.fullmatch(label) and len(label) < 20:
+    if WHOLE_NUMBER.fullmatch(label) and len(label) < 20:
         return 0, int(label), label
     return 1, 0, label
-
-
-def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Callable[[int], str]) -> Target:
-    """A column of text cells as a target; empty cells are unknown.
-
-    Text and whole numbers are classes, other numbers are numbers, unless `kind` says which.
-    `place(row)` names a row in messages.
-    """
-    known = [cell for cell in cells if cell]
-    if not known:
-        raise SourceError(f"column {name!r} is empty: there is nothing to learn from it")
-    if kind is None:
-        kind = _guess_kind(name, known)
-    if kind == "class":
-        return class_target(name, [cell or None for cell in cells])
-    values = np.full(len(cells), np.nan)
-    for row, cell in enumerate(cells):
-        if cell:
-            values[row] = _number(cell, f"{place(row)}, column {name!r}")
-    return Target(name, values)
-
-
-def _guess_kind(name: str, known: Sequence[str]) -> Kind:
-    different = set(known)
-    if all(_WHOLE_NUMBER.fullmatch(cell) for cell in different):
-        if len(different) > 20 and len(different) > len(known) / 2:
-            raise SourceError(
-                f"column {name!r} holds {len(different)} different whole numbers in {len(known)} rows:"
-                f" say --target {name}:number to predict the number, or {name}:class"
-            )
-        return "class"
-    try:
-        for cell in different:
-            float(cell)
-    except ValueError:
-        return "class"
-    return "number"
-
-
-def _number(cell: str, place: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        raise SourceError(f"{place}: {cell!r} is not a number") from None
-    if value in (float("inf"), float("-inf")):
-        raise SourceError(f"{place}: {cell!r} is not finite, and no base or head can learn it")
-    return value
 
 
 def split_name(text: str) -> str | None:
@@ -251,7 +261,7 @@ def as_id(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def counted(counts: Mapping[str, int], most: int = 4) -> str:
+def counted(counts: Mapping[str, int], most: int = 4, *, words: str = "kinds") -> str:
     """``".txt 10, .db 2"``: the largest counts first.
 
     >>> counted({"b": 1, "a": 3})
@@ -259,4 +269,4 @@ def counted(counts: Mapping[str, int], most: int = 4) -> str:
     """
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{name} {count}" for name, count in largest[:most])
-    return listed + (f" and {len(counts) - most} kinds more" if len(counts) > most else "")
+    return listed + (f" and {len(counts) - most} {words} more" if len(counts) > most else "")

@@ -8,31 +8,34 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
 from pipeline.registry import nearest
+from pipeline.sources.columns import MISSING, Kind, column_target
 from pipeline.sources.containers import Container
 from pipeline.sources.folder import is_image_name
 from pipeline.sources.records import (
     FileImage,
     ImageRef,
-    Kind,
     Manifest,
     Row,
     Target,
     as_id,
-    column_target,
     make_manifest,
     shown,
     split_name,
 )
+from pipeline.sources.spelling import is_any_there, respell
+
+log = logging.getLogger(__name__)
 
 _IMAGE_COLUMNS = (
     "image",
@@ -86,7 +89,7 @@ def cell_text(value: Any) -> str:
 
 def read_csv(source: Path, settings: SourceSettings) -> Manifest:
     """The images that a CSV names."""
-    return read_table(load_csv(source), source.parent, settings)
+    return replace(read_table(load_csv(source), source.parent, settings), source=os.fspath(source))
 
 
 def load_csv(source: Path) -> Table:
@@ -133,15 +136,13 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     if not len(table):
         raise SourceError(f"{table.name} has column names but no rows")
     column = settings.image_column or guess_image_column(table)
-    images, ids = _images(table, column, folder, settings)
+    images, ids, notes = _images(table, column, folder, settings)
     if settings.id_column is not None:
         ids = _ids(table, settings.id_column)
     splits, split_column = read_splits(table, settings)
     used = {column, settings.id_column, split_column}
     targets = read_targets(table, settings, used={name for name in used if name})
-    notes = [f"images from column {column!r}"] if settings.image_column is None else []
-    if not settings.target:
-        notes += [f"target from column {name!r}" for name in targets]
+    log.info("%s: images from column %r, targets from %s", table.name, column, list(targets) or "none")
     rows = [Row(*row) for row in zip(ids, images, splits, strict=True)]
     return make_manifest(table.name, rows, targets.values(), notes)
 
@@ -167,17 +168,34 @@ def _names_images(cells: Sequence[str]) -> bool:
     return bool(some) and sum(map(is_image_name, some)) * 2 >= len(some)
 
 
-def _images(table: Table, column: str, folder: Path, settings: SourceSettings) -> tuple[Sequence[ImageRef], list[str]]:
+def _images(
+    table: Table, column: str, folder: Path, settings: SourceSettings
+) -> tuple[Sequence[ImageRef], list[str], list[str]]:
+    """The images of a column, an id for each, and notes."""
     if column in table.images:
         digits = len(str(len(table)))
         held = table.columns.get(f"{column}.path", [""] * len(table))
         ids = [path or f"row-{row:0{digits}}" for row, path in enumerate(held)]
-        return table.images[column], ids
+        return table.images[column], ids, []
     root = image_root(folder, settings)
-    cells = table.column(column)
-    paths = [inside(root, cell, table.place(row)) for row, cell in enumerate(cells)]
+    paths, notes = find_files(root, table.column(column), table.name, table.place)
     prefix = os.fspath(root)
-    return [FileImage(f"{prefix}/{path}") for path in paths], [as_id(path) for path in paths]
+    return [FileImage(f"{prefix}/{path}") for path in paths], [as_id(path) for path in paths], notes
+
+
+def find_files(root: Path, cells: Sequence[str], name: str, place: Callable[[int], str]) -> tuple[list[str], list[str]]:
+    """The paths in `cells` relative to `root`, as the files are called, and notes on what was spelt otherwise."""
+    prefix = os.fspath(root)
+    paths = [inside(root, cell, place(row)) for row, cell in enumerate(cells)]
+    found, difference = respell(prefix, paths)
+    if difference:
+        return [inside(root, path, place(row)) for row, path in enumerate(found)], [
+            f"{name} names images {difference}: {shown(cells[0])} is taken for {shown(found[0])}"
+        ]
+    if paths and not is_any_there(prefix, paths):
+        first = shown(os.path.abspath(f"{prefix}/{paths[0]}"))  # noqa: PTH100 (a link in the path stays one)
+        log.warning("%s: the images are not there; the first was looked for at %s (see --image-root)", name, first)
+    return paths, []
 
 
 def image_root(folder: Path, settings: SourceSettings) -> Path:
@@ -196,15 +214,14 @@ def inside(root: Path, path: str, place: str) -> str:
     """
     if not path:
         raise SourceError(f"{place}: no image is named")
-    if posixpath.isabs(path):
-        path = posixpath.relpath(path, os.fspath(root.absolute()))
-    path = posixpath.normpath(path)
-    if path == "." or path == ".." or path.startswith("../"):
+    relative = posixpath.relpath(path, os.fspath(root.absolute())) if posixpath.isabs(path) else path
+    relative = posixpath.normpath(relative)
+    if relative == "." or relative == ".." or relative.startswith("../"):
         raise SourceError(
             f"{place}: {shown(path)!r} is outside of {shown(root)}; name a folder that holds all images"
             " with --image-root"
         )
-    return path
+    return relative
 
 
 def _ids(table: Table, column: str) -> list[str]:
@@ -248,12 +265,8 @@ def _with_kind(table: Table, name: str) -> tuple[str, Kind | None]:
 
 
 def _guess_target(table: Table, used: set[str]) -> Mapping[str, None]:
-    # A column of distinct texts names the rows; a column of more images has its own option.
-    left = [
-        name
-        for name, cells in table.columns.items()
-        if name not in used and any(cells) and not _names_images(cells) and not name.startswith("Unnamed")
-    ]
+    # A column of more images has its own option.
+    left = [name for name, cells in table.columns.items() if name not in used and _may_be_target(name, cells)]
     usual = [name for name in left if name.lower() in USUAL_TARGETS]
     candidates = usual if len(usual) == 1 else left
     if len(candidates) > 1:
@@ -261,3 +274,8 @@ def _guess_target(table: Table, used: set[str]) -> Mapping[str, None]:
             f"{table.name}: which column is the target? Say --target, one or more of: {', '.join(candidates)}"
         )
     return dict.fromkeys(candidates)
+
+
+def _may_be_target(name: str, cells: Sequence[str]) -> bool:
+    is_empty = all(cell.lower() in MISSING for cell in cells)
+    return not is_empty and not _names_images(cells) and not name.startswith("Unnamed")

@@ -109,7 +109,7 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
         splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
     notes = [f"left out what is no plain file in the tar ({counted(left_out)})"] if left_out else []
-    return replace(make_manifest(name, split_rows, targets, notes), containers=tuple(tars))
+    return replace(make_manifest(os.fspath(source), split_rows, targets, notes), containers=tuple(tars))
 
 
 def _without_common_top(paths: list[str]) -> list[str]:
