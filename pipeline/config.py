@@ -176,7 +176,7 @@ class FinetuneSettings(SourceSettings, BaseSettings):
         ("crop", "flip"),
         description=f"Random views of training rows: {','.join(AUGMENTATIONS)}; or none.",
     )
-    val: float = Field(0.1, gt=0, lt=1, description="Share held out where the source has no split.")
+    val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
@@ -196,6 +196,12 @@ class FinetuneSettings(SourceSettings, BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _some_rows_judge(self) -> Self:
+        if self.val == 0:
+            raise ValueError("val=0: held-out rows decide which epoch is kept; hold some out, such as val=0.1")
+        return self
+
+    @model_validator(mode="after")
     def _words_stand_alone(self) -> Self:
         for name, word in (("train", "all"), ("train", "head"), ("augment", "none")):
             values = getattr(self, name)
@@ -212,7 +218,7 @@ class FitSettings(Settings):
     head: str = Field("linear", description=f"{', '.join(HEADS)}.")
     target: str | None = Field(None, description="What to predict, where the file has several targets.")
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
-    val: float = Field(0.1, gt=0, lt=1, description="Share held out where the file has no split.")
+    val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     score_views: Literal["plain", "mean"] = Field(
         "plain", description="Score a row on its plain view, or on the mean over its views."

@@ -25,7 +25,7 @@ from pipeline.files import refuse_existing
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
-from pipeline.heads.selection import Trained, table_text, task_of, train_head
+from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
 from pipeline.progress import progress as progress_bar
@@ -68,14 +68,16 @@ class FitResult:
         """For a person: held-out rows in full, the others in a line that says what they are."""
         setting = ", ".join(f"{name} {_short(value)}" for name, value in self.chosen.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {setting}"]
+        in_full = next(name for name in ("val", "cv", "train") if name in self.metrics)
         for name, title in metrics.PARTS.items():
             if name in self.metrics:
                 found = metrics.table(self.metrics[name])
-                lines.append(f"{title}: {found if name == 'val' else found.splitlines()[0]}")
+                lines.append(f"{title}: {found if name == in_full else found.splitlines()[0]}")
         if self.ranking:
+            seen = ", on rows that no search saw (out of fold: what the search saw)" * (self.compared_by == NESTED)
             lines += [
-                f"ranking, {self.compared_by}:",
-                table_text(self.ranking, numbers="mae" in self.metrics["val"]),
+                f"ranking, {self.compared_by}{seen}:",
+                table_text(self.ranking, numbers="mae" in self.metrics["train"]),
             ]
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
@@ -272,7 +274,10 @@ def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> S
     splits = store.splits[usable].tolist()
     found = split_rows(splits, target.values[usable], groups, share=settings.val, seed=settings.seed)
     held_out = {name: usable[rows] for name, rows in found.held_out.items()}
-    return Split(usable[found.train], held_out, found.notices)
+    notices = list(found.notices)
+    if "val" in settings.model_fields_set and {"val", "test"} & set(splits):
+        notices.append(f"the file has a split of its own, which is held out; val={settings.val:g} has no say")
+    return Split(usable[found.train], held_out, notices)
 
 
 def refuse_unlearnable(target: Target, train: Indices, *, where: str) -> None:

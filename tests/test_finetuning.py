@@ -401,3 +401,36 @@ def test_ants_and_bees_from_the_fitted_head(real_data: Path, tmp_path: Path) -> 
     assert found.epochs[0].val["loss"] == pytest.approx(head.metrics["val"]["log_loss"], rel=1e-3)
     assert found.metrics["val"]["accuracy"] >= 0.90
     assert evaluate(found.model, photos).metrics["accuracy"] == found.metrics["val"]["accuracy"]
+
+
+# --- what is told
+
+
+def test_a_class_like_a_formula_costs_no_training(few: Path, tmp_path: Path) -> None:
+    shutil.copytree(few, tmp_path / "photos")
+    for split in ("train", "val"):
+        folder = next(path for path in sorted((tmp_path / "photos" / split).iterdir()))
+        folder.rename(folder.with_name("$x^$"))
+    result = finetune(tmp_path / "photos", tmp_path / "m", **EMBEDDED, **{**QUICK, "train": ("head",), "epochs": 1})
+    assert (tmp_path / "m" / "model.json").is_file()
+    assert (tmp_path / "m" / "plots" / "confusion.png").is_file()
+    assert [notice.split(";")[0] for notice in result.to_json()["notices"]] == ["held-out rows: only 4 rows"]
+    assert "(95 %: " in result.summary()
+    assert len(result.metrics["val"]["accuracy_interval"]) == 2
+
+
+def test_every_epoch_is_said_as_it_ends_but_not_where_quiet_is_asked_for(
+    few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {**EMBEDDED, **QUICK, "train": ("head",), "epochs": 2}
+    finetune(few, tmp_path / "m", progress=True, **options)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("fine-tuning squeezenet1_1 on 6 images, judged by 4: 2 epochs")
+    assert [line.split(":")[0] for line in lines[1:]] == ["epoch 0", "epoch 1", "epoch 2"]
+    finetune(few, tmp_path / "q", **options)
+    assert capfd.readouterr().err == ""
+
+
+def test_without_rows_to_judge_by_nothing_is_trained(few: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="val=0: held-out rows decide which epoch is kept"):
+        finetune(few, tmp_path / "m", **EMBEDDED, **QUICK, val=0)

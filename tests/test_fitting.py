@@ -517,3 +517,29 @@ def test_outlying_numbers_are_remarked(tmp_path):
     made = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, length=length)
     result = fit_head(made, tmp_path / "model", head="ridge")
     assert any("rows of 160 lie far from all others in 'length'" in notice for notice in result.notices)
+
+
+def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
+    X, y = clouds()
+    length = X[:, 0].astype(np.float64) * 3 + 20
+    made = write_store(tmp_path / "f.h5", {"avgpool": X}, kind=y, length=length)
+    result = fit_head(made, tmp_path / "model", target="kind", val=0)
+    assert set(result.metrics) == {"cv", "train"}
+    assert result.metrics["train"]["n"] == result.metrics["cv"]["n"] == 240
+    assert any("no row is held out" in notice for notice in result.notices)
+    assert "held-out rows" not in result.summary()
+    assert "out of fold: accuracy" in result.summary()
+    assert "precision" in result.summary()
+    assert (tmp_path / "model" / "predictions.csv").read_text() == ""
+    assert load_head(
+        tmp_path / "model", json.loads((tmp_path / "model" / "model.json").read_text())["head"]
+    ).weight.size
+    numbers = fit_head(made, tmp_path / "numbers", head="ridge", target="length", val=0)
+    assert set(numbers.metrics) == {"cv", "train"}
+    assert "out of fold: MAE" in numbers.summary()
+
+
+def test_a_share_beside_a_split_of_the_file_is_said_to_have_no_say(store, tmp_path):
+    result = fit_head(store, tmp_path / "model", target="kind", val=0)
+    assert result.metrics["val"]["n"] == 80
+    assert any("val=0 has no say" in notice for notice in result.notices)

@@ -15,6 +15,7 @@ from pipeline.wording import plural
         (2, "class", "2 classes"),
         (1, "class", "1 class"),
         (1000, "box", "1,000 boxes"),
+        (2, "epoch", "2 epochs"),
     ],
 )
 def test_a_count_and_its_noun_agree(count: int, noun: str, expected: str) -> None:

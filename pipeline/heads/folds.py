@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Codes = NDArray[np.int64]
 
+NOTHING_HELD_OUT = "no row is held out: what is measured is measured on training rows, out of fold where it says so"
+
 
 def make_folds(y: NDArray[np.generic], groups: Codes, *, folds: int, seed: int) -> Codes:
     """Fold 0 to `folds` - 1 of every row (n,): class shares alike in all folds, a group whole in one.
@@ -68,7 +70,7 @@ def group_codes(contents: NDArray[np.uint8]) -> Codes:
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the rows to learn from and of those held out: val, and test where there is one beside it."""
+    """Positions of the rows to learn from and of those held out, if any: val, and test where there is one beside it."""
 
     train: Codes
     held_out: dict[str, Codes]
@@ -83,6 +85,7 @@ class Split:
 def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) -> Split:
     """The rows' own split (train, val, test or empty, (n,)) where they have one, else a stratified hold-out.
 
+    A `share` of 0 holds out nothing where there is no split.
     Training rows that are in one of the `groups` (n,) of a held-out row are left out.
     """
     named, rows = np.array(splits, dtype=object), np.arange(len(y))
@@ -93,6 +96,8 @@ def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, 
         if len(train) and len(rest):
             notices.append(f"{len(rest)} rows of no split are left out")
         train = train if len(train) else rest
+    elif share == 0:
+        return Split(train if len(train) else rows, {}, [NOTHING_HELD_OUT])
     else:
         pool = train if len(train) else rows
         held = hold_out(y[pool], groups[pool], share=share, seed=seed)
