@@ -18,6 +18,7 @@ PEAK_RESET = Path("/proc/self/clear_refs")
 CGROUP = Path("/sys/fs/cgroup")
 #: What "auto" takes of the memory that is free: others need some, and so does the rest of this process.
 SHARE = 0.5
+MOST = 1_000_000  # GB; more is a slip of the pen, or no number
 #: A system without the file, or a kernel without the entry.
 UNTOLD = (OSError, KeyError)
 
@@ -25,12 +26,12 @@ UNTOLD = (OSError, KeyError)
 def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> int:
     """Bytes that forward passes on `device` may take: `memory` GB, or half of what is free there.
 
-    Raises `SettingsError` for a `memory` that is not positive.
+    Raises `SettingsError` for a `memory` that no machine has.
     """
     if memory == "auto":
         return int(SHARE * free(device))
-    if memory <= 0:
-        raise SettingsError(f"memory={memory}: give a positive number of GB, or auto")
+    if not 0 < memory <= MOST:
+        raise SettingsError(f"memory={memory}: give a number of GB, more than 0 and at most {MOST:,}, or auto")
     return int(memory * 1e9)
 
 

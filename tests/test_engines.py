@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline import engines, graphs, runners
 from pipeline.bases import Base, feature_network, load_base
+from pipeline.batching import Size
 from pipeline.devices import CoreThreads
 from pipeline.engines import CpuEngine, GpuEngine, make_engine
 from pipeline.errors import EngineError, PipelineError, SettingsError
+from pipeline.graphs import keep_size, read_size
 from pipeline.runners import CompiledRunner, TorchRunner
 
 #: A small member of each family of torchvision.
@@ -126,7 +128,7 @@ def test_lower_precision_on_a_cpu_runs_in_torch(base: Base, precision: str) -> N
         ({"precision": "fp8"}, SettingsError, "unknown precision 'fp8'"),
         ({"engine": "onnxruntime", "precision": "bf16"}, EngineError, "runs on the CPU in fp32, not on cpu in bf16"),
         ({"compile": True}, EngineError, "--compile is for a GPU; leave it out"),
-        ({"memory": 0.0}, SettingsError, "memory=0.0: give a positive number of GB, or auto"),
+        ({"memory": 0.0}, SettingsError, "memory=0.0: give a number of GB, more than 0 and"),
         ({"device": "cuda:7"}, EngineError, "no device 'cuda:7' here"),
     ],
 )
@@ -391,3 +393,18 @@ def test_cuda_agrees_with_the_cpu(base: Base, precision: str, tolerance: float, 
     assert largest_difference(given, wanted) <= tolerance
     np.testing.assert_array_equal(given, engine(pixels)[0])
     assert engine.batch_size >= 8
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *({"images": "8", "bytes": 1}, {"images": 8, "bytes": None}, {"images": 8, "bytes": -1}, {"images": 0}),
+        *({"images": True}, {"images": 2.5}, {"images": [8]}, {"images": -4}, {"other": 8}, [8], 8, None, "8"),
+    ],
+)
+def test_a_kept_size_that_is_none_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any) -> None:
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path))
+    keep_size("key", Size(8, 100))
+    assert read_size("key") == Size(8, 100)
+    (tmp_path / "sizes" / "key").write_text(json.dumps(kept))
+    assert read_size("key") is None

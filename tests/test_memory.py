@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import memory
+from pipeline.errors import SettingsError
 
 CPU = torch.device("cpu")
 
@@ -73,3 +74,9 @@ def test_what_is_free_is_read_from_the_kernel_and_the_container(tmp_path: Path) 
     assert memory._free_in_container(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
     assert memory._free_in_container(tmp_path) == sys.maxsize
+
+
+@pytest.mark.parametrize("given", [0.0, -1.0, float("nan"), float("inf"), 1e300])
+def test_a_budget_that_no_machine_has_is_refused(given: float) -> None:
+    with pytest.raises(SettingsError, match=r"memory=.*: give a number of GB, more than 0 and at most 1,000,000"):
+        memory.budget(CPU, given)

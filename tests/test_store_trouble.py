@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cheap import Nursery, assert_rows_right, datasets, everything, extract, manifest_of, open_writer, write_images
 
-from pipeline.errors import OutputExistsError, StoreError, StoreLockedError
+from pipeline.errors import OutputExistsError, SettingsError, StoreError, StoreLockedError
 from pipeline.merging import merge
 from pipeline.store import FeatureStore, Part, Source, part_range
 
@@ -246,3 +246,17 @@ def test_merge_takes_the_place_of_no_extraction(images: Path, tmp_path: Path) ->
     assert sorted(left.name for left in tmp_path.iterdir()) == ["W.h5", "images", "parts"]
     with pytest.raises(OutputExistsError, match=r"W\.h5 exists already"):
         merge([tmp_path / "parts"], path)
+
+
+def test_a_name_that_no_file_has_is_one_line(images: Path, tmp_path: Path) -> None:
+    for output in "a\0b", tmp_path / "a\0b":
+        with pytest.raises(SettingsError, match=r"a\\x00b' has a NUL in it"):
+            extract(manifest_of(images), output)  # type: ignore[arg-type]
+        with pytest.raises(StoreError, match=r"cannot be opened: embedded null byte"):
+            merge(output, tmp_path / "M.h5")
+        with pytest.raises(StoreError, match="does not exist"):
+            FeatureStore.open(output)
+    for output in tmp_path / ("n" * 300), tmp_path / ("n" * 250):  # with its suffixes, the latter is too long too
+        with pytest.raises(StoreError, match="cannot be written: File name too long"):
+            extract(manifest_of(images), output)
+    assert sorted(left.name for left in tmp_path.iterdir()) == ["images"]

@@ -96,8 +96,8 @@ class RowFile:
         flags = os.O_RDWR | os.O_NOFOLLOW if writable else os.O_RDONLY
         try:
             descriptor = os.open(path, flags | os.O_NONBLOCK)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be opened: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # the latter for a name with NUL in it
+            raise StoreError(f"{path} cannot be opened: {getattr(error, 'strerror', error)}") from None
         try:
             file = cls(path, descriptor, *_read_header(path, descriptor))
         except BaseException:
