@@ -79,6 +79,7 @@ class ModelRecord(BaseModel):
     chosen: dict[str, Any]
     data: DataRecord
     versions: dict[str, str]
+    request: dict[str, Any] | None = None
 
 
 class Figure(Protocol):
@@ -102,11 +103,13 @@ def save_model(
     predictions: Sequence[Mapping[str, Any]] = (),
     plots: Mapping[str, Figure] | None = None,
     save_base: Callable[[Path], None] | None = None,
+    request: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> Path:
     """Write a model folder; it appears under its name whole or not at all.
 
     `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on.
+    `request` says what was asked for, as `request_of` gives it.
     `save_base` writes the tuned weights to the file it is given, for a fine-tuned base only.
     Raises `OutputExistsError` where `folder` exists, unless `replace`.
     """
@@ -124,6 +127,7 @@ def save_model(
             chosen=dict(chosen or {}),
             data=data,
             versions=versions(),
+            request=None if request is None else dict(request),
         )
         if save_base is not None:
             save_base(draft / "base.safetensors")

@@ -119,6 +119,7 @@ def output_option(default: str | None = None) -> Callable[[Command], Command]:
 
 
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+retrain_option = click.option("--force", is_flag=True, help="Train every model again; features are never discarded.")
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
@@ -346,14 +347,27 @@ def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, qui
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@force_option
+@retrain_option
 @reporting
 def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Run the whole experiment that a TOML file describes."""
-    from pipeline.experiment import run as stage
+    """Run the whole experiment that a TOML file describes; a model that is current is left as it is."""
+    from pipeline.experiment import ExperimentResult, run_steps
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(config, force=force), as_json=as_json)
+    done = ExperimentResult(config, [])
+
+    def announce(heading: str) -> None:
+        if not quiet:
+            click.echo(lines_shown(heading), err=True)
+
+    try:
+        for step in run_steps(config, force=force, progress=not quiet, watch=announce):
+            done.steps.append(step)
+            if not as_json:
+                print_lines(step.summary() + "\n")
+    finally:  # what was done is told, also where a later step fails or is stopped
+        if as_json and done.steps:
+            print_json(done.to_json())
 
 
 @cli.command()

@@ -16,80 +16,258 @@ Keys are the options of the command with underscores; paths are relative to the 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
-from pipeline.errors import SettingsError
-from pipeline.extraction import extract
-from pipeline.finetuning import finetune
-from pipeline.fitting import fit_head
+from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
+from pipeline.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
 from pipeline.registry import Registry
+from pipeline.terminal import shown
+
+# A stage is imported when its step is due: what is refused, or is current, waits for no import of torch.
+
+
+def _extract(source: str, output: str, *, force: bool, progress: bool, **options: Any) -> Any:
+    """Cached features are what all is about: no `force` of a run ever discards them."""
+    from pipeline.extraction import extract
+
+    return extract(source, output, progress=progress, **options)
+
+
+def _fit_head(store: str, output: str, **options: Any) -> Any:
+    from pipeline.fitting import fit_head
+
+    return fit_head(store, output, **options)
+
+
+def _finetune(source: str, output: str, **options: Any) -> Any:
+    from pipeline.finetuning import finetune
+
+    return finetune(source, output, **options)
+
+
+def _features(store: str, settings: Settings) -> str:
+    from pipeline.store import FeatureStore
+
+    with FeatureStore.open(store) as opened:
+        return opened.fingerprint
+
+
+def _images(source: str, settings: Settings) -> str:
+    from pipeline.manifest import read_manifest
+
+    assert isinstance(settings, FinetuneSettings)
+    return fingerprint_images(read_manifest(source, settings), start_files(settings))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command: its function, what its first argument is called, and the options that it knows."""
+    """A command: its function, what its first argument is called, and the options that it knows.
+
+    `inputs` fingerprints what a model is trained on; None for the stage that brings its own output up to date.
+    """
 
     run: Callable[..., Any]
     takes: str
     settings: type[Settings]
+    inputs: Callable[[str, Settings], str] | None = None
 
 
 STAGES: Registry[Stage] = Registry("stage")
-STAGES.add("extract", Stage(extract, "source", ExtractSettings))
-STAGES.add("fit-head", Stage(fit_head, "store", FitSettings))
-STAGES.add("finetune", Stage(finetune, "source", FinetuneSettings))
+STAGES.add("extract", Stage(_extract, "source", ExtractSettings))
+STAGES.add("fit-head", Stage(_fit_head, "store", FitSettings, _features))
+STAGES.add("finetune", Stage(_finetune, "source", FinetuneSettings, _images))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One table of the file: `place` is its number among all, and `options` are as they stand there."""
+
+    name: str
+    place: str
+    options: dict[str, Any]
+
+    @property
+    def stage(self) -> Stage:
+        """The command."""
+        return STAGES[self.name]
+
+    @property
+    def input(self) -> str:
+        """What it reads."""
+        return str(self.options[self.stage.takes])
+
+    @property
+    def output(self) -> Path:
+        """What it writes."""
+        return Path(self.options["output"])
+
+    @property
+    def settings(self) -> Settings:
+        """Its options, validated."""
+        return self.stage.settings.of(_rest(self))
+
+    def heading(self) -> str:
+        """What is said as it begins."""
+        return f"[{self.place} {self.name}] {shown(self.input)} -> {shown(self.output)}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What became of one step; `result` is None where its output was current, and `why` says why it ran or did not."""
+
+    name: str
+    output: Path
+    why: str
+    result: Any = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that `--json` promises; the first is the name of the stage."""
+        result = {"output": str(self.output)} if self.result is None else self.result.to_json()
+        return {self.name: result, "name": self.name, "ran": self.result is not None, "why": self.why, "result": result}
+
+    def summary(self) -> str:
+        """The stage's own summary, or that there was nothing to do."""
+        said = f"{shown(self.output)}: {self.why}" if self.result is None else self.result.summary()
+        return f"[{self.name}]\n{said}"
 
 
 @dataclass
 class ExperimentResult:
-    """The result of every stage, in the order they ran."""
+    """What became of every step, in their order."""
 
     config: Path
-    steps: list[tuple[str, Any]]
+    steps: list[Step]
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
-        return {"config": str(self.config), "steps": [{name: step.to_json()} for name, step in self.steps]}
+        return {"config": str(self.config), "steps": [step.to_json() for step in self.steps]}
 
     def summary(self) -> str:
-        """Every stage's own summary."""
-        return "\n\n".join(f"[{name}]\n{step.summary()}" for name, step in self.steps)
+        """Every step's own summary."""
+        return "\n\n".join(step.summary() for step in self.steps)
 
 
-def run(config: str | Path, *, force: bool = False) -> ExperimentResult:
-    """Run the stages of `config`; the whole file is checked before the first one starts."""
-    config = Path(config)
-    steps = read_experiment(config)
-    return ExperimentResult(config, [(name, STAGES[name].run(force=force, **options)) for name, options in steps])
+def run(config: str | Path, *, force: bool = False, progress: bool = False) -> ExperimentResult:
+    """Run the steps of `config`; a model that was made by the same settings on the same data is left as it is.
+
+    `force` trains every model again; features are never discarded. Raises as the stages do, with the step's name.
+    """
+    return ExperimentResult(Path(config), list(run_steps(config, force=force, progress=progress)))
 
 
-def read_experiment(config: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The stages of a file with their options; raises `SettingsError` for what no stage knows."""
+def run_steps(
+    config: str | Path,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    watch: Callable[[str], None] = lambda heading: None,
+) -> Iterator[Step]:
+    """What `run` does, step by step; `watch` is told the heading of a step as it begins.
+
+    The whole file, and whether what it names can be written, is checked before the first step starts.
+    """
+    planned = read_experiment(Path(config))
+    for step in planned:
+        with _named(step):
+            _refuse_other(step, force=force)
+    for step in planned:
+        watch(step.heading())
+        with _named(step):
+            yield _run_step(step, force=force, progress=progress)
+
+
+def _run_step(step: Planned, *, force: bool, progress: bool) -> Step:
+    why = "cached features are brought up to date" if step.stage.inputs is None else "it was not there"
+    if step.stage.inputs is not None and force:
+        why = "it was asked for with --force"
+    elif step.stage.inputs is not None and _exists(step.output):
+        if recorded_request(step.output) == request_of(
+            step.name, step.settings, step.stage.inputs(step.input, step.settings)
+        ):
+            _refuse_damaged(step.output)
+            return Step(step.name, step.output, "up to date, made by the same settings on the same data")
+        raise OutputExistsError(
+            f"{step.output} was trained on other data than {step.input} holds today; give --force to train every model "
+            "again, or another output"
+        )
+    result = step.stage.run(step.input, step.output, force=force, progress=progress, **_rest(step))
+    return Step(step.name, step.output, why, result)
+
+
+def _rest(step: Planned) -> dict[str, Any]:
+    return {key: value for key, value in step.options.items() if key not in (step.stage.takes, "output")}
+
+
+def _exists(output: Path) -> bool:
+    return output.exists() and not (output.is_dir() and not any(output.iterdir()))
+
+
+def _refuse_other(step: Planned, *, force: bool) -> None:
+    """Raise `OutputExistsError` where a model is there that other settings made: now, not after hours of work."""
+    if step.stage.inputs is None or force or not _exists(step.output):
+        return
+    found = recorded_request(step.output) or {}
+    if (found.get("command"), found.get("settings")) != (step.name, chosen_settings(step.settings)):
+        raise OutputExistsError(
+            f"{step.output} exists already and was made by other settings; give --force to train every model again, or "
+            "another output"
+        )
+
+
+def _refuse_damaged(output: Path) -> None:
+    """What is called up to date can be opened."""
+    from pipeline.artifact import load_model
+
+    try:
+        load_model(output)
+    except ModelError as error:
+        raise ModelError(f"{error}; give --force to train every model again") from None
+
+
+@contextmanager
+def _named(step: Planned) -> Iterator[None]:
+    """Errors say in which step they came."""
+    try:
+        yield
+    except RecipeMismatchError as error:
+        error.args = (f"[{step.place} {step.name}] {error} (a run discards no features: pipeline extract does)",)
+        raise
+    except PipelineError as error:
+        error.args = (f"[{step.place} {step.name}] {error}",)
+        raise
+
+
+def read_experiment(config: Path) -> list[Planned]:
+    """The steps of a file; raises `SettingsError` for what no stage knows."""
     try:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{config} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{config} is not TOML: {error}") from None
-    steps = [
-        (name, _checked(config, name, options))
-        for name, table in tables.items()
-        for options in (table if isinstance(table, list) else [table])
+    named = [
+        (name, options) for name, table in tables.items() for options in (table if isinstance(table, list) else [table])
     ]
-    if not steps:
+    if not named:
         raise SettingsError(f"{config} names no stage; known: {', '.join(STAGES)}")
-    return steps
+    return [
+        _checked(config, Planned(name, f"{number}/{len(named)}", options))
+        for number, (name, options) in enumerate(named, 1)
+    ]
 
 
-def _checked(config: Path, name: str, options: Any) -> dict[str, Any]:
-    """`options` of stage `name`, as they stand in the file, once its settings accept them."""
-    stage = STAGES[name]
-    for key in (stage.takes, "output"):
-        if not isinstance(options, dict) or key not in options:
-            raise SettingsError(f"{config}: [{name}] needs {key} = ...")
-    stage.settings.of({key: value for key, value in options.items() if key not in (stage.takes, "output")})
-    return dict(options)
+def _checked(config: Path, step: Planned) -> Planned:
+    """The step, once its settings accept what the file says."""
+    for key in (step.stage.takes, "output"):
+        value = step.options.get(key) if isinstance(step.options, dict) else None
+        if value is None:
+            raise SettingsError(f"{config}: [{step.name}] needs {key} = ...")
+        if not isinstance(value, str) or "\0" in value:
+            raise SettingsError(f"{config}: [{step.name}] {key} = {value!r} is no path; give text")
+    step.stage.settings.of(_rest(step))
+    return step

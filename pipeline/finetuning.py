@@ -46,6 +46,7 @@ from pipeline.network import (
 )
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
+from pipeline.provenance import fingerprint_images, request_of, start_files
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.weights import digest
 from pipeline.wording import plural
@@ -134,6 +135,7 @@ def finetune(
     view = make_view(settings, start.base)
     manifest = read_manifest(source, settings)
     log_remarks(manifest)
+    inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
     target = choose_target(manifest, name=start.target, classes=start.classes)
     network = make_network(start, target, settings)
     pictures = read_pictures(
@@ -145,7 +147,7 @@ def finetune(
         progress=progress,
     )
     examples = split_examples(manifest, target, pictures, settings)
-    run = Run(start, network, examples, pictures, settings)
+    run = Run(start, network, examples, pictures, settings, inputs=inputs)
     with run.feeder:
         history = run.train(view, progress=progress)
         parts = run.judge(progress=progress)
@@ -269,8 +271,11 @@ class Run:
         examples: Examples,
         pictures: Pictures,
         settings: FinetuneSettings,
+        *,
+        inputs: str,
     ) -> None:
         self._start = start
+        self._inputs = inputs
         self._examples = examples
         self._pictures = pictures
         self._settings = settings
@@ -383,6 +388,7 @@ class Run:
             predictions=list(predictions(manifest, examples, parts)),
             plots=pictures,
             save_base=(lambda path: write_base(base, path)) if tuned else None,
+            request=request_of("finetune", self._settings, self._inputs),
             replace=replace_old,
         )
 

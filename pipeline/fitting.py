@@ -29,6 +29,7 @@ from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
 from pipeline.progress import progress as progress_bar
+from pipeline.provenance import request_of
 from pipeline.registry import nearest
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
@@ -119,6 +120,7 @@ def fit_head(
             chosen=result.chosen,
             predictions=lesson.predictions(trained.head, scored),
             plots=drawn.pictures,
+            request=request_of("fit-head", settings, opened.fingerprint),
             replace=force,
         )
     return result

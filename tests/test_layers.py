@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 LIBRARY = (
     *("errors", "terminal", "registry", "wording", "files", "progress", "environment", "interruption"),
     *("config", "prescan", "pixels", "augment", "devices", "memory"),
-    *("sources", "manifest", "metrics", "loading"),
+    *("sources", "manifest", "provenance", "metrics", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
 )
