@@ -108,6 +108,17 @@ def test_few_rows_and_absent_classes_are_said(trained: Trained, tmp_path: Path) 
     ]
 
 
+def test_what_is_left_out_of_a_folder_is_told(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photos(tmp_path / "ants", 2)
+    (tmp_path / "ants/a.heic").touch()
+    (tmp_path / "bees").mkdir()
+    evaluate(trained.linear, tmp_path)
+    assert "left out 1 file: 1 .heic" in caplog.text
+    assert "left out 1 class folder without images: 'bees'" in caplog.text
+
+
 def test_images_without_labels_cannot_be_scored(trained: Trained, tmp_path: Path) -> None:
     write_photos(tmp_path / "flat", 3)
     with pytest.raises(SourceError, match="no target 'class'"):

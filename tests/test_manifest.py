@@ -537,6 +537,10 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photos.csv"
     path.write_bytes("image,y\né.jpg,1\n".encode("latin-1"))
     assert "is not UTF-8 at byte 8" in refusal(path)
+    path.write_bytes("image,y\n中文.jpg,1\n".encode("gbk"))
+    assert "is not UTF-8 at byte 8: save it with that encoding" in refusal(path)
+    path.write_bytes("image,y\na.jpg,1\n".encode("utf-16"))
+    assert "is not UTF-8 at byte 0 (it looks like UTF-16): save it" in refusal(path)
 
 
 def test_absolute_paths_inside_the_image_root_are_fine(tmp_path: Path) -> None:

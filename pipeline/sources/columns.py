@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.sources.records import WHOLE_NUMBER, Target, class_target, counted
+from pipeline.sources.records import WHOLE_NUMBER, Target, class_target, counted, shown
 from pipeline.wording import plural
 
 Kind = Literal["class", "number"]
@@ -43,12 +43,14 @@ def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Cal
     notes: list[str] = []
     if kind is None:
         kind = _guess_kind(name, list(known.values()))
-        notes = list(_doubts(name, known, kind, place))
+        notes = list(_doubts(shown(name), known, kind, place))
     if kind == "number":
         return Target(name, _numbers(name, cells, known, place), notes=tuple(notes))
     words = Counter(cell for cell in cells if cell and cell.lower() in MISSING)
     if words:
-        notes.append(f"{name}: cells that say nothing count as unknown ({counted(words)}); rename a class of that name")
+        notes.append(
+            f"{shown(name)}: cells that say nothing count as unknown ({counted(words)}); rename a class of that name"
+        )
     target = class_target(name, [known.get(row) for row in range(len(cells))])
     return replace(target, notes=(*target.notes, *notes))
 

@@ -241,7 +241,7 @@ def _easily_confused(target: str, names: Sequence[str]) -> Iterator[str]:
     if groups:
         more = f", and {len(groups) - 1} more like that" if len(groups) > 1 else ""
         alike_names = ", ".join(map(repr, groups[0]))
-        yield f"{target}: {alike_names} are {len(groups[0])} classes{more}; spell them alike if they are one"
+        yield f"{shown(target)}: {alike_names} are {len(groups[0])} classes{more}; spell them alike if they are one"
 
 
 def _class_order(label: str) -> tuple[int, int, str]:

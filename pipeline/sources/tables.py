@@ -96,11 +96,13 @@ def load_csv(source: Path) -> Table:
     """Read delimited text with a header line: comma, semicolon, tab or bar; UTF-8, with or without a BOM."""
     name = shown(source)
     try:
-        text = source.read_bytes().decode("utf-8-sig")
+        data = source.read_bytes()
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise SourceError(f"cannot read {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise SourceError(f"{name} is not UTF-8 at byte {error.start}: save it with that encoding") from error
+        kind = " (it looks like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise SourceError(f"{name} is not UTF-8 at byte {error.start}{kind}: save it with that encoding") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]

@@ -121,3 +121,10 @@ def test_many_classes_are_described_by_the_largest() -> None:
         "classes": {f"c{number}": number + 1 for number in range(30)},
     }
     assert target_of(LENGTHS).to_json() == {"kind": "number", "known": 400}
+
+
+def test_notes_are_one_line_whatever_the_names() -> None:
+    target = column_target("two\nlines", [*LENGTHS, "x\ny", "NA"], None, lambda row: f"line {row}")
+    notes = [*target.notes, target.describe(), *column_target("a\nb", ["X\n", "x\n", "-"], None, str).notes]
+    assert len(notes) == 5
+    assert not any("\n" in note for note in notes)

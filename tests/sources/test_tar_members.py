@@ -123,6 +123,7 @@ def test_sizes_in_base_256_and_in_pax_headers_and_signed_checksums(tmp_path: Pat
 def hostile() -> Iterator[tuple[str, bytes, str]]:
     """What it is, the tar, and what is said of it."""
     yield "negative size", header("a.jpg", size=base_256(-512)) + END, "is not a number"
+    yield "back to the start", header("a.jpg") + header("b.jpg", size=base_256(-1024)) + END, "is not a number"
     yield "negative size of a link", header("a.jpg", b"1", base_256(-(2**90))) + END, "is not a number"
     yield "size of 2 ** 80", header("a.jpg", size=base_256(2**80)) + END, "cut short"
     yield "digits without end", pax(b"1" * 200_000) + header() + END, "is damaged"
