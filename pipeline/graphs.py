@@ -104,16 +104,21 @@ def graph_key(base: Base, network: FeatureNetwork) -> str:
 
 
 def cache_folder() -> Path:
-    """Where graphs are kept: ``$PIPELINE_CACHE``, else the user's cache folder."""
-    given = os.environ.get("PIPELINE_CACHE")
-    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(given) if given else Path(user) / "cached-feature-pipeline"
+    """Where graphs are kept: ``$PIPELINE_CACHE``, else the user's cache folder; `OSError` where there is none."""
+    if given := os.environ.get("PIPELINE_CACHE"):
+        return Path(given)
+    if user := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user) / "cached-feature-pipeline"
+    try:
+        return Path.home() / ".cache" / "cached-feature-pipeline"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home folder; name a folder with PIPELINE_CACHE") from None
 
 
 def read_cached(key: str) -> bytes | None:
     """The graph kept under `key`; None where there is none, or where its bytes are not those that were kept."""
-    path = _path(key)
     try:
+        path = _path(key)
         content = path.read_bytes()
         os.utime(path)
     except OSError:

@@ -233,6 +233,19 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert graphs.cache_folder() == Path.home() / ".cache" / "cached-feature-pipeline"
 
 
+def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("PIPELINE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)  # a container's number that no table of users has
+    graphs.keep_cached("key", b"graph")
+    assert graphs.read_cached("key") is None
+    keep_size("key", Size(8, 100))
+    assert read_size("key") is None
+
+
 def test_the_cache_forgets_what_was_used_longest_ago(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "KEPT_BYTES", 250)
     for age, key in ((300, "old"), (200, "middle")):
