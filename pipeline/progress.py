@@ -19,6 +19,8 @@ from typing import Any, Protocol, TextIO
 
 #: Seconds between two lines where there is no terminal.
 EVERY = 10.0
+#: From less than this share nothing is foretold.
+LEAST_SHARE = 0.03
 
 #: What hears which share of some work is done, from 0 to 1, and what is being done now.
 Watch = Callable[[float, str], None]
@@ -138,7 +140,7 @@ class _Lines:
 
 
 def _time_left(elapsed: float, share: float) -> str:
-    return f", about {elapsed * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
+    return f", about {elapsed * (1 - share) / share:.0f} s left" if LEAST_SHARE <= share < 1 else ""
 
 
 @contextmanager
