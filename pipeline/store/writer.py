@@ -186,6 +186,8 @@ class StoreWriter:
     @property
     def dropped(self) -> int:
         """How many images with features in earlier files have neither their id nor their content in this one."""
+        if not self._origins:
+            return 0
         ids, contents = set(self._own.file.column("id").tolist()), {digest.tobytes() for digest in self._own.sha256}
         return len(
             {
