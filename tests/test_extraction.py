@@ -351,7 +351,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, number: sig
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
     assert child.returncode == status, said
-    assert "the same command again" in said
+    assert "the same command goes on from there" in said
     assert "Traceback" not in said
     assert not (tmp_path / "f.h5").exists()
     done = _done(partial)
