@@ -31,5 +31,5 @@ def load_head(folder: Path, config: Mapping[str, Any]) -> Head:
     """The head whose `save` wrote into `folder` and gave `config`, with its `name`. Raises `ModelError`."""
     try:
         return HEADS[str(config.get("name"))].load(folder, config)
-    except (KeyError, TypeError, SettingsError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SettingsError) as error:
         raise ModelError(f"{folder}: the description of its head is damaged: {error}") from None

@@ -9,28 +9,41 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError
 from pipeline.heads.contract import Head, Task
-
-FILE = "head.safetensors"
+from pipeline.heads.tensors import Tensors, write_tensors
 
 
 class AffineHead(Head):
     """Scores are features (n, D) times `weight` (C, D) plus `bias` (C,); one output for numbers.
 
-    Standardisation is folded into both, so that they take features as the base gives them.
+    Standardisation is folded into both, so that they take features as the base gives them. The bias is in double
+    precision: that of numbers which vary little around a large one would otherwise lose what varies.
     """
 
     weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    bias: NDArray[np.float64]
 
     @classmethod
-    def from_weights(cls, weight: NDArray[np.float32], bias: NDArray[np.float32], *, task: Task) -> Self:
+    def from_weights(cls, weight: NDArray[np.floating], bias: NDArray[np.floating], *, task: Task) -> Self:
         """A head that was trained elsewhere."""
         head = cls(task)
-        head.weight = np.ascontiguousarray(weight, dtype=np.float32)
-        head.bias = np.ascontiguousarray(bias, dtype=np.float32)
+        head.place(Tensors.trained({"weight": weight, "bias": bias}))
         return head
+
+    def place(self, tensors: Tensors) -> None:
+        """Take weight and bias, trained or loaded."""
+        self.weight = tensors.take("weight", (1 if self.task == "numbers" else None, None), np.float32)
+        self.bias = tensors.take("bias", (len(self.weight),), np.float64)
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return int(self.weight.shape[1])
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or 1."""
+        return len(self.weight)
 
     def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits (n, C), or values (n,)."""
@@ -46,31 +59,5 @@ class AffineHead(Head):
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
         """What `save` wrote."""
         head = cls.restore(config)
-        tensors = read_tensors(folder, ("weight", "bias"))
-        head.weight, head.bias = tensors["weight"], tensors["bias"]
-        if head.weight.ndim != 2 or head.bias.shape != head.weight.shape[:1]:
-            raise ModelError(f"{folder / FILE}: weight {head.weight.shape} and bias {head.bias.shape} do not fit")
+        head.place(Tensors.read(folder))
         return head
-
-
-def write_tensors(folder: Path, tensors: Mapping[str, NDArray[np.generic]]) -> None:
-    """Write head.safetensors."""
-    from safetensors.numpy import save_file
-
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / FILE)
-
-
-def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Read head.safetensors; raises `ModelError` where it is missing, damaged or of other content."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = folder / FILE
-    try:
-        tensors: dict[str, NDArray[Any]] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; train the head again") from None
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise ModelError(f"{path} holds no {missing[0]!r}; train the head again")
-    return tensors

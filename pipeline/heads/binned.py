@@ -15,14 +15,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError
-from pipeline.heads.affine import FILE
 from pipeline.heads.basis import Basis, make_basis
 from pipeline.heads.calibration import fit_sharpness, softmax
 from pipeline.heads.contract import TOO_FEW, Head, Problem, Search, Task
 from pipeline.heads.criterion import Best
 from pipeline.heads.linear import LinearHead, fit_all, search_logistic, solver_device
 from pipeline.heads.logistic import Fits
+from pipeline.heads.tensors import FILE, Tensors
 
 #: Ranges that are tried, each with about as many rows as any other.
 BINS = (2, 3, 5, 8)
@@ -65,7 +64,7 @@ class BinnedHead(Head):
         weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start))
         self.classifier = LinearHead.from_weights(weight, bias, task="classes")
         self.classifier.sharpness = trial.sharpness()
-        self.values = _means(problem, trial.coded.y)
+        self._keep(_means(problem, trial.coded.y))
         return search
 
     def _learn_the_mean(self, problem: Problem, folds: Codes | None) -> Search:
@@ -73,11 +72,14 @@ class BinnedHead(Head):
         one = np.zeros(len(problem.y), dtype=np.int64)
         nothing = np.zeros((1, problem.rows.shape[1]), dtype=np.float32)
         self.classifier = LinearHead.from_weights(nothing, nothing[:, 0], task="classes")
-        self.values = _means(problem, one)
+        self._keep(_means(problem, one))
         if folds is None:
             return Search(chosen={"bins": 1}, notices=[TOO_FEW])
         of_others = np.concatenate([_means(problem, one, folds != fold) for fold in range(int(folds.max()) + 1)])
         return Search(chosen={"bins": 1}, scores=of_others[folds])
+
+    def _keep(self, values: Array) -> None:
+        self.values = Tensors.trained({"ranges": values}).take("ranges", (self.classifier.outputs,), np.float64)
 
     def decision(self, features: NDArray[np.floating]) -> Array:
         """Values (n,)."""
@@ -96,10 +98,19 @@ class BinnedHead(Head):
         """What `save` wrote."""
         head = cls.restore(config)
         head.classifier = LinearHead.load(folder, config["classifier"])
-        head.values = np.array(config["values"], dtype=np.float64)
-        if head.values.shape != head.classifier.bias.shape:
-            raise ModelError(f"{folder / FILE} has {len(head.classifier.bias)} ranges, not {len(head.values)}")
+        values = {"ranges": np.asarray(config["values"], dtype=np.float64)}
+        head.values = Tensors(values, str(folder / FILE)).take("ranges", (head.classifier.outputs,), np.float64)
         return head
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return self.classifier.dimensions
+
+    @property
+    def outputs(self) -> int:
+        """One number."""
+        return 1
 
 
 def bins(y: Array, count: int) -> Codes:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import ModelError
 from pipeline.heads.binned import BinnedHead
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.linear import LinearHead
@@ -85,4 +86,17 @@ class BlendHead(Head):
         """What `save` wrote."""
         head = cls.restore(config)
         head.members = {one["name"]: MEMBERS[one["name"]].load(folder / one["name"], one) for one in config["members"]}
+        shapes = {(member.task, member.dimensions, member.outputs) for member in head.members.values()}
+        if [task for task, *_ in shapes] != [head.task]:
+            raise ModelError(f"{folder}: the heads of the blend do not fit each other; train it again")
         return head
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return next(iter(self.members.values())).dimensions
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or 1."""
+        return next(iter(self.members.values())).outputs

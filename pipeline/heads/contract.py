@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FitSettings
-from pipeline.errors import HeadError
+from pipeline.errors import HeadError, ModelError
 from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
 from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import ArrayRows, Rows, block_length
@@ -25,6 +25,9 @@ from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
 
 Task = Literal["classes", "numbers"]
+
+#: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
+LARGEST_NUMBER = 1e30
 
 TOO_FEW = "too few examples to hold any back: settings are defaults, nothing is calibrated"
 
@@ -103,7 +106,30 @@ class Problem:
                 return None
         if distinct < 3:
             return None
-        return make_folds(self.y, self.groups, folds=min(count, distinct), seed=seed)
+        folds = make_folds(self.y, self.groups, folds=min(count, distinct), seed=seed)
+        return folds if self.known(folds).any() else None
+
+    def known(self, folds: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask (n,) of the images that a model without their fold can be judged by.
+
+        It has to know their class, and another one to tell it from.
+        """
+        if self.classes is None:
+            return np.ones(len(folds), dtype=bool)
+        count = np.zeros((int(folds.max()) + 1, self.classes), dtype=np.int64)
+        np.add.at(count, (folds, self.y), 1)
+        outside = count.sum(axis=0) - count  # (folds, classes)
+        several = (outside > 0).sum(axis=1) > 1
+        return np.asarray((outside[folds, self.y] > 0) & several[folds])
+
+    def refuse_unlearnable(self) -> None:
+        """Raise `HeadError` where there are no two classes, or numbers too large or too alike for a head."""
+        if len(self.y) == 0:
+            raise HeadError("there is no row to train on")
+        if self.classes is not None and (self.y == self.y[0]).all():
+            raise HeadError("all rows are of one class; a head needs two classes to tell apart")
+        if self.classes is None:
+            refuse_extremes(self.y)
 
 
 @dataclass
@@ -145,6 +171,7 @@ class Head(ABC):
 
     def fit(self, problem: Problem, folds: NDArray[np.int64] | None = None) -> Self:
         """Search, train on all of `problem`, calibrate. `folds` (n,) are those of `problem.folds` unless given."""
+        problem.refuse_unlearnable()
         if folds is None:
             folds = problem.folds(self.settings.cv, self.settings.seed)
         self.search = self.train(problem, folds)
@@ -156,6 +183,16 @@ class Head(ABC):
     @abstractmethod
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Choose settings by `folds` (defaults where None) and train on all rows with them."""
+
+    @property
+    @abstractmethod
+    def dimensions(self) -> int:
+        """D, the features of a row."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """C, the number of classes, or 1 for numbers."""
 
     @abstractmethod
     def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -179,7 +216,9 @@ class Head(ABC):
         return self.probabilities(self.decisions(features))
 
     def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """`decision`, and its mean over the views of features (n, V, D)."""
+        """`decision`, and its mean over the views of features (n, V, D). Raises `ModelError` for another D."""
+        if features.shape[-1] != self.dimensions:
+            raise ModelError(f"head {self.name!r} takes {self.dimensions} features a row, not {features.shape[-1]}")
         if features.ndim == 3:
             rows, views, dimensions = features.shape
             raw = self.decision(features.reshape(rows * views, dimensions))
@@ -230,7 +269,10 @@ class Head(ABC):
         settings = FitSettings.of({"coverage": config.get("interval_coverage", 0.9)})
         head = cls(config["task"], settings)
         head.sharpness = float(config.get("sharpness", 1.0))
-        head.interval_half_width = config.get("interval_half_width")
+        half = config.get("interval_half_width")
+        head.interval_half_width = None if half is None else float(half)
+        if not (0 < head.sharpness < np.inf and 0 <= (head.interval_half_width or 0) < np.inf):
+            raise ValueError(f"sharpness is {head.sharpness}, interval_half_width is {head.interval_half_width}")
         return head
 
     def _calibrate(self, problem: Problem) -> None:
@@ -247,6 +289,21 @@ class Head(ABC):
             self.search.notices.append(
                 f"{int(seen.sum())} rows are too few for a prediction interval of {self.settings.coverage:.0%}"
             )
+
+
+def refuse_extremes(y: NDArray[np.floating]) -> None:
+    """Raise `HeadError` where numbers (n,) are too large for a head, or vary too little."""
+    largest = float(np.abs(y).max())
+    if not largest <= LARGEST_NUMBER:
+        raise HeadError(
+            f"a number to learn is {largest:.3g}, and heads learn up to {LARGEST_NUMBER:g}; take another unit"
+        )
+    spread = float(np.ptp(y))
+    if 0 < spread < 1 / LARGEST_NUMBER:
+        raise HeadError(
+            f"the numbers to learn differ by {spread:.3g}, and heads tell {1 / LARGEST_NUMBER:g} apart; "
+            "take another unit"
+        )
 
 
 def problem_of(

@@ -9,10 +9,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError
-from pipeline.heads.contract import Problem, Search
+from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.estimators import FILE, EstimatorHead, known_elsewhere, scaler_of
+from pipeline.heads.estimators import FILE, Estimator
+from pipeline.heads.standard import Standard
+from pipeline.heads.tensors import Tensors, write_tensors
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25, 45)
 METRICS = ("cosine", "euclidean")
@@ -24,48 +25,97 @@ DOUBT = 0.02
 Found = NDArray[np.float64]
 
 
-class KnnHead(EstimatorHead):
+class KnnHead(Head):
     """The vote, or the mean, of the nearest training rows among standardised features."""
 
     name = "knn"
     cost = 2.0
-    estimators = ("KNeighborsClassifier", "KNeighborsRegressor")
+
+    #: Number of classes, None for numbers.
+    classes: int | None = None
+
+    standard: Standard
+    #: Standardised training rows (n, D), their class codes or numbers (n,), and how much each counts (n,).
+    rows: NDArray[np.float32]
+    targets: NDArray[Any]
+    row_weights: NDArray[np.float64]
+    #: Keys as those of `DEFAULT`.
+    setting: dict[str, Any]
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Look up the neighbours of each fold once a metric; every setting is a vote among them."""
-        from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-        from sklearn.pipeline import make_pipeline
-
-        scaler = scaler_of(problem.standard())
-        features = scaler.transform(problem.rows.array()).astype(np.float32)
+        standard = problem.standard()
+        features = standard.divide(problem.rows.array())
         self.classes = problem.classes
         search = Search(chosen=DEFAULT) if folds is None else self._search(problem, folds, features)
-        kind = KNeighborsRegressor if problem.classes is None else KNeighborsClassifier
-        machine = kind(algorithm="brute", **search.chosen).fit(features, problem.row_y)
-        machine.row_weights_ = problem.row_weights  # saved with it
-        self.pipeline = make_pipeline(scaler, machine)
+        kept: dict[str, Any] = {"mean": standard.mean, "scale": standard.scale, "rows": features}
+        kept |= {"targets": problem.row_y, "row_weights": problem.row_weights}
+        self.place(Tensors.trained(kept), search.chosen)
         return search
+
+    def place(self, tensors: Tensors, setting: Mapping[str, Any]) -> None:
+        """Take scaler, rows and targets, trained or loaded, and the `setting` of the vote."""
+        mean = tensors.take("mean", (None,), np.float64)
+        self.standard = Standard(mean, tensors.divisors("scale", mean.shape))
+        self.rows = tensors.take("rows", (None, len(mean)), np.float32)
+        count = len(self.rows)
+        self.targets = tensors.take("targets", (count,), np.float64 if self.classes is None else np.int64)
+        self.row_weights = tensors.take("row_weights", (count,), np.float64)
+        tensors.require((self.row_weights > 0).all(), "row_weights holds what is not positive")
+        self.setting = {"n_neighbors": int(setting["n_neighbors"])} | {
+            key: setting[key] for key in ("metric", "weights")
+        }
+        fits = self.setting["metric"] in METRICS and self.setting["weights"] in VOTES
+        tensors.require(fits, f"{self.setting} is no setting of this head")
+        tensors.require(
+            1 <= self.setting["n_neighbors"] <= count, f"{count} rows have no {setting['n_neighbors']} nearest"
+        )
+        if self.classes is not None:
+            within = self.targets.min() >= 0 and self.targets.max() < self.classes
+            tensors.require(within, f"targets holds what is none of {self.classes} classes")
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return len(self.standard.mean)
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or 1."""
+        return self.classes or 1
 
     def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logarithms of votes (n, C), or means (n,)."""
-        standard = self.pipeline[0].transform(np.asarray(features, dtype=np.float32))
-        machine = self.pipeline[1]
-        distances, neighbours = machine.kneighbors(standard.astype(np.float32))
-        known = machine._y if self.classes is None else machine.classes_[machine._y]
-        voices = _voices(distances, machine.weights, machine.row_weights_[neighbours])
-        return _vote(known[neighbours], voices, self.classes)
+        asked = self.standard.divide(features)
+        distances, neighbours = _nearest(self.rows, asked, self.setting["metric"], self.setting["n_neighbors"])
+        voices = _voices(distances, self.setting["weights"], self.row_weights[neighbours])
+        return _vote(self.targets[neighbours], voices, self.classes)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Scaler and rows in head.safetensors."""
+        arrays: dict[str, Any] = {"mean": self.standard.mean, "scale": self.standard.scale, "rows": self.rows}
+        write_tensors(folder, arrays | {"targets": self.targets, "row_weights": self.row_weights})
+        return self.config() | {"classes": self.classes, "setting": self.setting}
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
-        head = super().load(folder, config)
-        if not hasattr(head.pipeline[1], "row_weights_"):
-            raise ModelError(f"{folder / FILE} has no weights of its rows; train the head again")
+        """What `save` wrote, or that of version 0.1.0 in head.skops."""
+        head = cls.restore(config)
+        head.classes = None if head.task == "numbers" else int(config["classes"])
+        if "setting" in config:
+            head.place(Tensors.read(folder), config["setting"])
+            return head
+        old = Estimator.read(
+            folder / FILE, ("KNeighborsRegressor" if head.classes is None else "KNeighborsClassifier",)
+        )
+        kept = {"mean": old.scaler.get("mean_"), "scale": old.scaler.get("scale_"), "rows": old.learned["_fit_X"]}
+        kept |= {"targets": _old_targets(old), "row_weights": old.learned.get("row_weights_")}
+        head.place(Tensors(kept, str(old.path)), old.learned)
         return head
 
     def _search(self, problem: Problem, folds: NDArray[np.int64], features: NDArray[np.float32]) -> Search:
         row_folds = np.repeat(folds, problem.views)
-        best = Best(problem, folds, known_elsewhere(problem, folds))
+        best = Best(problem, folds, problem.known(folds))
         table = []
         for metric in METRICS:
             distances, nearest = _neighbours(features, row_folds, metric)
@@ -85,18 +135,35 @@ def _neighbours(
     features: NDArray[np.float32], folds: NDArray[np.int64], metric: str
 ) -> tuple[Found, NDArray[np.int64]]:
     """Distances and positions (n, k) of the nearest rows outside each row's fold, nearest first."""
-    from sklearn.neighbors import NearestNeighbors
-
     fewest = int(min((folds != fold).sum() for fold in np.unique(folds)))
     count = min(max(NEIGHBOURS), fewest)
     distances = np.empty((len(folds), count))
     positions = np.empty((len(folds), count), dtype=np.int64)
     for fold in np.unique(folds):
         held, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        index = NearestNeighbors(n_neighbors=count, metric=metric, algorithm="brute").fit(features[rest])
-        distances[held], nearest = index.kneighbors(features[held])
+        distances[held], nearest = _nearest(features[rest], features[held], metric, count)
         positions[held] = rest[nearest]
     return distances, positions
+
+
+def _nearest(
+    rows: NDArray[np.float32], asked: NDArray[np.float32], metric: str, count: int
+) -> tuple[Found, NDArray[np.int64]]:
+    """Distances and positions (m, count) of the `rows` nearest to each of those `asked` (m, D), nearest first."""
+    from sklearn.neighbors import NearestNeighbors  # by comparing all, in blocks of bounded memory
+
+    return NearestNeighbors(n_neighbors=count, metric=metric, algorithm="brute").fit(rows).kneighbors(asked)  # type: ignore[no-any-return]
+
+
+def _old_targets(old: Estimator) -> NDArray[Any]:
+    """Class codes or numbers (n,) of the rows of a scikit-learn estimator, which may be forged."""
+    targets = np.asarray(old.learned["_y"])
+    if "classes_" not in old.learned:
+        return targets
+    classes = np.asarray(old.learned["classes_"])
+    if targets.dtype.kind != "i" or targets.min(initial=0) < 0:
+        raise ValueError("its targets are no classes")
+    return np.asarray(classes[targets])
 
 
 def _voices(distances: Found, votes: str, weights: Found) -> Found:

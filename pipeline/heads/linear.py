@@ -17,6 +17,7 @@ from pipeline.heads.criterion import measure
 from pipeline.heads.logistic import Fits, LogisticBatch, fold_weights
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
+from pipeline.heads.tensors import Tensors
 
 #: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
@@ -48,7 +49,8 @@ class LinearHead(AffineHead):
         else:
             device = solver_device(self.settings.device)
             weight, bias, search = fit_logistic(problem, standard, folds, device=device)
-        self.weight, self.bias = standard.fold(weight, bias)
+        weight, bias = standard.fold(weight, bias)
+        self.place(Tensors.trained({"weight": weight, "bias": bias}))
         return search
 
     def _by_steps(
@@ -130,11 +132,12 @@ def search_penalty(
     row_folds = np.repeat(folds, problem.views)
     weights = fold_weights(problem.row_weights, row_folds)
     batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0, folds=row_folds)
-    known = batch.present[folds, problem.y]  # a fold cannot score a class it has no example of
+    known = problem.known(folds)
     search = Search()
     if not known.all():
         search.notices.append(
-            f"{int((~known).sum())} training rows are the only ones of their class and have no part in the search"
+            f"{int((~known).sum())} training rows have no part in the search: "
+            "without their fold, no row of their class or of another one is left"
         )
     fits = best = batch.start()
     least, worse = np.inf, 0

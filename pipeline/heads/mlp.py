@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.heads.affine import read_tensors, write_tensors
 from pipeline.heads.basis import LARGEST_DECOMPOSITION
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.rows import Rows
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
+from pipeline.heads.tensors import Tensors, write_tensors
 
 #: What is tried: the strongest pays where most of the target is noise, the weakest where next to nothing is.
 DECAYS = (1.0, 10.0, 40.0)
@@ -95,13 +95,14 @@ class MlpHead(Head):
 
     name = "mlp"
     cost = 20.0
+    layers: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Train all folds and decays side by side, then all rows with the best decay for the best epochs."""
         standard = problem.standard()
         offset, unit = 0.0, 1.0
         if problem.classes is None:
-            offset, unit = float(problem.y.mean()), float(problem.y.std())
+            offset, unit = float(problem.y.mean()), float(problem.y.std()) or 1.0
         targets = problem.row_y if problem.classes else (problem.row_y - offset) / unit
         coordinates = Coordinates(problem.rows, standard)
         plan = self._plan(problem.rows.shape[0])
@@ -112,13 +113,26 @@ class MlpHead(Head):
         lesson = Lesson.of(problem, coordinates.of_all(), targets)
         inner, inner_bias, outer, outer_bias = train_on_all(plan, lesson, search.chosen)
         hidden, hidden_bias = standard.fold(coordinates.standard_weights(inner).T, inner_bias)
-        self.layers = (
-            hidden,
-            hidden_bias,
-            (outer.T * unit).astype(np.float32),
-            (outer_bias * unit + offset).astype(np.float32),
-        )
+        layers = (hidden, hidden_bias, outer.T * unit, outer_bias * unit + offset)
+        self.place(Tensors.trained(dict(zip(_NAMES, layers, strict=True))))
         return search
+
+    def place(self, tensors: Tensors) -> None:
+        """Take both layers, trained or loaded; biases are in double precision, as those of affine heads."""
+        hidden = tensors.take(_NAMES[0], (None, None), np.float32)
+        hidden_bias = tensors.take(_NAMES[1], (len(hidden),), np.float64)
+        output = tensors.take(_NAMES[2], (1 if self.task == "numbers" else None, len(hidden)), np.float32)
+        self.layers = hidden, hidden_bias, output, tensors.take(_NAMES[3], (len(output),), np.float64)
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return int(self.layers[0].shape[1])
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or 1."""
+        return len(self.layers[3])
 
     def _plan(self, rows: int) -> Plan:
         settings = self.settings
@@ -150,6 +164,5 @@ class MlpHead(Head):
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
         """What `save` wrote."""
         head = cls.restore(config)
-        tensors = read_tensors(folder, _NAMES)
-        head.layers = (tensors[_NAMES[0]], tensors[_NAMES[1]], tensors[_NAMES[2]], tensors[_NAMES[3]])
+        head.place(Tensors.read(folder))
         return head

@@ -20,6 +20,7 @@ from pipeline.heads.contract import Problem, Search
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.heads.symmetric import add_products, eigen, zero_products
+from pipeline.heads.tensors import Tensors
 
 PENALTIES = 50
 DEFAULT_PENALTY = 1.0
@@ -204,7 +205,8 @@ class RidgeHead(AffineHead):
         (weight,), (bias,) = whole.coefficients([search.chosen["alpha"]])
         if problem.classes == 2:  # one regression says both
             weight, bias = np.concatenate([-weight, weight]), np.concatenate([-bias, bias])
-        self.weight, self.bias = standard.fold(weight, bias)
+        weight, bias = standard.fold(weight, bias)
+        self.place(Tensors.trained({"weight": weight, "bias": bias}))
         return search
 
     def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:

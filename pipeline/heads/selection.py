@@ -139,7 +139,11 @@ def rank(
     contest = Contest(names, problem, folds, settings, course or Course(unwatched, 1.0))
     for fold in range(int(folds.max()) + 1):
         contest.play(fold)
-    return standings(problem, contest.scores, settings.seed)
+    played = np.flatnonzero(contest.played)
+    if len(played) < len(contest.played):
+        problem = problem.take(played)
+    scores = {name: said[played] for name, said in contest.scores.items()}
+    return standings(problem, scores, settings.seed)
 
 
 class Contest:
@@ -160,11 +164,15 @@ class Contest:
         self._settings = settings
         shape = (len(problem.y),) if problem.classes is None else (len(problem.y), problem.classes)
         self.scores = {name: np.full(shape, np.nan) for name in (*names, PROCEDURE)}
+        self.played = np.zeros(len(problem.y), dtype=bool)
 
     def play(self, fold: int) -> None:
-        """Train every head on the other folds and score it on `fold`."""
+        """Train every head on the other folds and score it on `fold`; nothing where those are all of one class."""
         problem = self._problem
         inside = problem.take(np.flatnonzero(self._folds != fold))
+        if problem.classes is not None and (inside.y == inside.y[0]).all():
+            return
+        self.played |= self._folds == fold
         outside = np.flatnonzero(self._folds == fold)
         heads = self._trained(inside, on=f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, ")
         for name, head in heads.items():
@@ -247,7 +255,9 @@ def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[
         return np.asarray(-np.square(said - problem.y))
     if scores is None:
         return np.zeros(len(problem.y))
-    return np.asarray((np.nan_to_num(scores, nan=-np.inf).argmax(axis=1) == problem.y).astype(np.float64))
+    scored = ~np.isnan(scores).any(axis=1)
+    right = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1) == problem.y
+    return np.asarray((right & scored).astype(np.float64))
 
 
 def _resampled(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.estimators import known_elsewhere
 
 #: Epochs without a smaller loss of any setting after which the search ends.
 PATIENCE = 6
@@ -164,7 +163,7 @@ def search_epochs(
     members = [np.flatnonzero(row_folds != fold) for _ in plan.decays for fold in range(count)]
     decay = torch.tensor([decay for decay in plan.decays for _ in range(count)])
     curves: dict[float, list[dict[str, Any]]] = {decay: [] for decay in plan.decays}
-    best = Best(problem, folds, known_elsewhere(problem, folds), progress=PROGRESS)
+    best = Best(problem, folds, problem.known(folds), progress=PROGRESS)
     for epoch, (stack, train_loss) in enumerate(train_stack(plan, lesson, members, decay), start=1):
         held = _held_out(stack, lesson, row_folds, count)
         for place, decay_value in enumerate(plan.decays):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.contract import Problem, Search
+from pipeline.heads.calibration import ABSENT
+from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.estimators import EstimatorHead, known_elsewhere, scaler_of, widened
+from pipeline.heads.estimators import FILE, Estimator
+from pipeline.heads.machines import Machine, machine_of
+from pipeline.heads.parallel import in_threads
+from pipeline.heads.standard import Standard
+from pipeline.heads.tensors import Tensors, write_tensors
 from pipeline.progress import Steps
 
 #: Rows and classes up to which kernels are tried; beyond, the linear solver needs no Gram matrix.
@@ -24,6 +31,9 @@ RBF_C = (0.3, 1.0, 3.0, 10.0, 30.0)
 RBF_GAMMA = (0.1, 0.3, 1.0)
 #: Of numbers, in standard deviations of the target.
 EPSILON = 0.1
+#: Steps after which the linear solver gives up.
+STEPS = 20000
+UNFINISHED = f"the linear support vector machine has not converged within {STEPS} steps; head linear does"
 
 Folds = NDArray[np.int64]
 
@@ -42,71 +52,118 @@ class Setting:
         return shown if self.gamma is None else {**shown, "gamma": self.gamma}
 
 
-class SvmHead(EstimatorHead):
-    """SVC and SVR with a linear or RBF kernel; LinearSVC and LinearSVR where rows are too many for a kernel."""
+class SvmHead(Head):
+    """SVC and SVR with a linear or RBF kernel; LinearSVC and LinearSVR where rows are too many for a kernel.
+
+    What they learned is kept as arrays in head.safetensors.
+    """
 
     name = "svm"
     cost = 20.0
-    estimators = ("SVC", "LinearSVC", "SVR", "LinearSVR")
 
     #: Numbers are learned in standard deviations from the mean.
     offset, unit = 0.0, 1.0
+    #: Number of classes of the problem; more than the machine knows where some have no example.
+    classes: int | None = None
+
+    standard: Standard
+    #: Classes that the machine has examples of, in rising order; none for numbers.
+    known: NDArray[np.int64]
+    machine: Machine
 
     def train(self, problem: Problem, folds: Folds | None) -> Search:
         """Cross-validate every setting, then train the best on all rows."""
-        from sklearn.pipeline import make_pipeline
-
-        scaler = scaler_of(problem.standard())
-        features = scaler.transform(problem.rows.array()).astype(np.float64)
+        standard = problem.standard()
+        features = standard.divide(problem.rows.array()).astype(np.float64)
         self.classes = problem.classes
         if problem.classes is None:
             self.offset, self.unit = float(problem.y.mean()), float(problem.y.std()) or 1.0
         best = Setting("linear", 1 / features.shape[1])
         search = Search(chosen=best.to_json())
-        if folds is not None:
-            search, best = self._search(problem, folds, features)
-        machine = self._machine(best, kernels=self._affords_kernels(problem))
-        machine.fit(features, self._targets(problem), sample_weight=problem.row_weights)
-        self.pipeline = make_pipeline(scaler, machine)
+        with _own_words():
+            if folds is not None:
+                search, best = self._search(problem, folds, features)
+            machine = self._machine(best, kernels=self._affords_kernels(problem))
+            machine.fit(features, self._targets(problem), sample_weight=problem.row_weights)
+        if _unfinished(machine):
+            search.notices.append(UNFINISHED)
+        kept = {"mean": standard.mean, "scale": standard.scale, **_learned(type(machine).__name__, vars(machine))}
+        self.place(Tensors.trained(kept), _settings(type(machine).__name__, vars(machine)))
         return search
+
+    def place(self, tensors: Tensors, settings: Mapping[str, Any]) -> None:
+        """Take scaler and machine, trained or loaded; `settings` are those of the machine."""
+        mean = tensors.take("mean", (None,), np.float64)
+        self.standard = Standard(mean, tensors.divisors("scale", mean.shape))
+        self.known = np.zeros(0, dtype=np.int64)
+        if self.classes is not None:
+            self.known = tensors.take("known", (None,), np.int64)
+            rising = len(self.known) > 1 and (np.diff(self.known) > 0).all()
+            within = rising and self.known[0] >= 0 and self.known[-1] < self.classes
+            tensors.require(within, f"the classes it knows are not some of {self.classes} in rising order")
+        tensors.require(len(mean) > 0, "mean is empty")
+        groups = max(len(self.known), 1)
+        self.machine = machine_of(tensors, settings, dimensions=len(mean), groups=groups)
+
+    @property
+    def dimensions(self) -> int:
+        """Features of a row."""
+        return len(self.standard.mean)
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or 1."""
+        return self.classes or 1
 
     def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Signed distances (n, C), or values (n,)."""
-        standard = self.pipeline[0].transform(np.asarray(features, dtype=np.float32)).astype(np.float64)
-        return self._said_by(self.pipeline[1], standard)
+        said = self.machine.decide(self.standard.divide(features))
+        if self.classes is None:
+            return said * self.unit + self.offset
+        return _widened(said, self.known, self.classes)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """The pipeline, and the unit of numbers."""
-        return super().save(folder) | {"offset": self.offset, "unit": self.unit}
+        """Scaler and machine in head.safetensors."""
+        arrays: dict[str, NDArray[Any]] = {"mean": self.standard.mean, "scale": self.standard.scale}
+        if self.classes is not None:
+            arrays["known"] = self.known
+        write_tensors(folder, arrays | self.machine.arrays())
+        shared = {"classes": self.classes, "offset": self.offset, "unit": self.unit}
+        return self.config() | shared | {"machine": self.machine.settings()}
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
-        head = super().load(folder, config)
-        head.offset, head.unit = config["offset"], config["unit"]
+        """What `save` wrote, or that of version 0.1.0 in head.skops."""
+        head = cls.restore(config)
+        head.classes = None if head.task == "numbers" else int(config["classes"])
+        head.offset, head.unit = float(config["offset"]), float(config["unit"])
+        if "machine" in config:
+            head.place(Tensors.read(folder), config["machine"])
+            return head
+        old = Estimator.read(folder / FILE, ("SVR", "LinearSVR") if head.classes is None else ("SVC", "LinearSVC"))
+        kept = {"mean": old.scaler.get("mean_"), "scale": old.scaler.get("scale_"), **_learned(old.kind, old.learned)}
+        head.place(Tensors(kept, str(old.path)), _settings(old.kind, old.learned))
         return head
 
     def _search(self, problem: Problem, folds: Folds, features: NDArray[np.float64]) -> tuple[Search, Setting]:
-        from joblib import Parallel, delayed
-
         row_folds = np.repeat(folds, problem.views)
         gram = features @ features.T if self._affords_kernels(problem) else None
         families = self._families(problem, features.shape[1])
-        tasks = [(family, fold) for family in families for fold in range(int(folds.max()) + 1)]
-        parallel = Parallel(n_jobs=_jobs(self.settings.jobs), prefer="threads")  # libsvm lets go of the lock
-        steps = Steps(problem.watch, sum(len(family) for family, _ in tasks), "fit")
-        said = parallel(
-            delayed(self._fold_scores)(problem, row_folds == fold, family, features, gram, steps)
-            for family, fold in tasks
-        )
-        best = Best(problem, folds, known_elsewhere(problem, folds))
+        known = problem.known(folds)
+        count = int(folds.max()) + 1
+        asked = [(family, fold) for family in families for fold in range(count)]
+        steps = Steps(problem.watch, sum(len(family) for family, _ in asked), "fit")
+        calls = [
+            partial(self._fold_scores, problem, row_folds == fold, family, features, gram, steps)
+            for family, fold in asked
+        ]
+        said = iter(in_threads(calls, jobs=self.settings.jobs))  # libsvm lets go of the lock
+        best = Best(problem, folds, known)
         table = []
         for family in families:
+            of_folds = [next(said) for _ in range(count)]
             for place, setting in enumerate(family):
-                scores = _gathered(
-                    {fold: said[tasks.index((family, fold))][place] for fold in range(int(folds.max()) + 1)},
-                    row_folds,
-                )
+                scores = _gathered([fold[place] for fold in of_folds], row_folds)
                 table.append({**setting.to_json(), **best.offer(setting.to_json(), problem.per_image(scores))})
         return Search(table, best.setting, best.scores), Setting(**best.setting)
 
@@ -119,8 +176,13 @@ class SvmHead(EstimatorHead):
         gram: NDArray[np.float64] | None,
         steps: Steps,
     ) -> list[NDArray[np.float64]]:
-        """Scores of the rows `held` for every C of a `family`, whose kernel matrix is made once."""
+        """Scores of the rows `held` for every C of a `family`, whose kernel matrix is made once.
+
+        NaN where the others are all of one class, which no machine can be trained on.
+        """
         train, y, weights = ~held, self._targets(problem), problem.row_weights
+        if self.classes is not None and (y[train] == y[train][0]).all():
+            return [np.full((int(held.sum()), self.classes), np.nan)] * len(family)
         if gram is None:
             left, right = features[train], features[held]
         else:
@@ -150,8 +212,8 @@ class SvmHead(EstimatorHead):
         numbers = self.task == "numbers"
         if not kernels:
             if numbers:
-                return svm.LinearSVR(C=setting.C, epsilon=EPSILON, random_state=self.settings.seed, max_iter=20000)
-            return svm.LinearSVC(C=setting.C, random_state=self.settings.seed, max_iter=20000)
+                return svm.LinearSVR(C=setting.C, epsilon=EPSILON, random_state=self.settings.seed, max_iter=STEPS)
+            return svm.LinearSVC(C=setting.C, random_state=self.settings.seed, max_iter=STEPS)
         kernel = "precomputed" if precomputed else setting.kernel
         options: dict[str, Any] = {"C": setting.C, "kernel": kernel, "gamma": setting.gamma or "scale"}
         return svm.SVR(epsilon=EPSILON, **options) if numbers else svm.SVC(**options)
@@ -162,7 +224,7 @@ class SvmHead(EstimatorHead):
     def _said_by(self, machine: Any, features: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.classes is None:
             return np.asarray(machine.predict(features) * self.unit + self.offset)
-        return widened(machine.decision_function(features), machine.classes_, self.classes)
+        return _widened(machine.decision_function(features), machine.classes_, self.classes)
 
 
 def _kernel(
@@ -181,12 +243,62 @@ def _kernel(
     return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
 
 
-def _gathered(parts: dict[int, NDArray[np.float64]], folds: Folds) -> NDArray[np.float64]:
+def _gathered(parts: list[NDArray[np.float64]], folds: Folds) -> NDArray[np.float64]:
+    """Scores of all rows from those of the rows of each fold."""
     out = np.empty((len(folds), *parts[0].shape[1:]))
-    for fold, scores in parts.items():
+    for fold, scores in enumerate(parts):
         out[folds == fold] = scores
     return out
 
 
-def _jobs(asked: str | int) -> int:
-    return int(asked) if asked != "auto" else len(os.sched_getaffinity(0))
+def _widened(scores: NDArray[np.floating], known: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
+    """Scores (n, C) of all classes from those of the `known` ones, in one column for two classes."""
+    if scores.ndim == 1:
+        scores = np.stack([-scores, scores], axis=1)
+    if len(known) == classes:
+        return scores.astype(np.float64)
+    out = np.full((len(scores), classes), ABSENT)
+    out[:, known] = scores
+    return out
+
+
+def _learned(kind: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a machine from the attributes of a scikit-learn estimator, which may be forged."""
+    known = {"known": attributes.get("classes_")} if kind.endswith("SVC") else {}
+    if kind.startswith("Linear"):
+        return {
+            **known,
+            "weight": np.atleast_2d(attributes["coef_"]),
+            "intercept": np.atleast_1d(attributes["intercept_"]),
+        }
+    vectors = attributes["support_vectors_"]
+    return {
+        **known,
+        "vectors": vectors,
+        "counts": attributes["_n_support"] if known else np.array([len(vectors)]),
+        "coefficients": attributes["dual_coef_"],
+        "intercept": attributes["intercept_"],
+    }
+
+
+def _settings(kind: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a machine from the attributes of a scikit-learn estimator."""
+    if kind.startswith("Linear"):
+        return {"kind": "linear"}
+    return {"kind": "kernel", "kernel": attributes["kernel"], "gamma": attributes["_gamma"]}
+
+
+def _unfinished(machine: Any) -> bool:
+    """Whether the linear solver gave up; libsvm has no limit."""
+    return bool(machine.max_iter == STEPS and machine.n_iter_ >= STEPS)
+
+
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """Keep scikit-learn from warning of many classes, which are meant, and of what is a notice of the search."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        yield

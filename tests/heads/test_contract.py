@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickletools
-import zipfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from examples import blobs, line
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from pipeline.config import FitSettings
-from pipeline.errors import HeadError, ModelError
-from pipeline.heads import HEADS, Head, load_head, problem_of
+from pipeline.errors import HeadError, ModelError, PipelineError
+from pipeline.heads import HEADS, Head, Search, load_head, problem_of
 from pipeline.heads.folds import make_folds
 
 PAIRS = [(name, task) for name in HEADS for task in HEADS[name].learns]
@@ -46,14 +48,44 @@ def test_learns(heads, name, task):
         assert np.square(said - y[240:]).mean() < 0.6 * y[240:].var()
 
 
+def arrays(value: Any, path: str = "") -> dict[str, NDArray[Any]]:
+    """Every array that a head holds, by where it is; those of its search are not asked when it scores."""
+    if isinstance(value, np.ndarray):
+        return {path: value}
+    if isinstance(value, Search | FitSettings):
+        return {}
+    value = getattr(value, "__dict__", value)
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple | list) else ()
+    return {name: array for key, one in inner for name, array in arrays(one, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_a_trained_head_is_laid_out_in_memory_as_a_loaded_one(heads, name, task, tmp_path):
+    """Products of other types, or in another order, call other kernels of BLAS, which may round otherwise."""
+    head = heads[name, task]
+    again = load_head(tmp_path, json.loads(json.dumps({"name": name, **head.save(tmp_path)})))
+    trained, loaded = arrays(head), arrays(again)
+    assert trained
+    assert trained.keys() == loaded.keys()
+    for where, array in trained.items():
+        other = loaded[where]
+        assert array.dtype == other.dtype, where
+        assert array.strides == other.strides, where
+        assert array.flags.c_contiguous, where
+        assert array.flags == other.flags, where
+        np.testing.assert_array_equal(array, other, err_msg=where)
+
+
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_saves_and_loads_the_same(heads, name, task, tmp_path):
     head = heads[name, task]
     config = json.loads(json.dumps({"name": name, **head.save(tmp_path)}))
     again = load_head(tmp_path, config)
     features, _ = data(task, 50, seed=1)
+    # Exact: the same calls on arrays of one layout, which the test above asserts.
     np.testing.assert_array_equal(again.scores(features), head.scores(features))
     assert again.task == task
+    assert (again.dimensions, again.outputs) == (head.dimensions, head.outputs) == (24, 3 if task == "classes" else 1)
     assert again.sharpness == head.sharpness
     assert again.interval_half_width == head.interval_half_width
 
@@ -62,24 +94,21 @@ def test_saves_and_loads_the_same(heads, name, task, tmp_path):
 def test_writes_no_pickle(heads, name, task, tmp_path):
     heads[name, task].save(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {file.suffix for file in files} <= {".safetensors", ".skops"}
+    assert {file.name for file in files} == {"head.safetensors"}
     assert len(files) == len(getattr(heads[name, task], "members", "1"))
-    for content in (content for file in files for content in _contents(file)):
+    for file in files:
         with pytest.raises((ValueError, IndexError, UnicodeDecodeError)):
-            list(pickletools.genops(content))
-
-
-def _contents(file: Path) -> list[bytes]:
-    if file.suffix != ".skops":
-        return [file.read_bytes()]
-    with zipfile.ZipFile(file) as archive:
-        return [archive.read(name) for name in archive.namelist()]
+            list(pickletools.genops(file.read_bytes()))
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_same_seed_same_head(heads, name, task):
+    """Not to the last bit: BLAS may round otherwise where an array begins elsewhere in memory, and solvers go on until
+    the gradient has shrunk to 1e-7 of itself, wherever that is."""
     features, _ = data(task, 50, seed=1)
-    np.testing.assert_array_equal(trained(name, task).scores(features), heads[name, task].scores(features))
+    again = trained(name, task)
+    assert again.search.chosen == heads[name, task].search.chosen
+    np.testing.assert_allclose(again.scores(features), heads[name, task].scores(features), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
@@ -212,9 +241,139 @@ def test_more_dimensions_than_rows(name, task):
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_features_that_are_not_finite_are_refused(name, task):
     features, y = data(task, 40)
-    features[3, 4] = np.nan
-    with pytest.raises((HeadError, ValueError), match="NaN"):
-        HEADS[name](task, QUICK).fit(problem_of(features, y))
+    for value in (np.nan, np.inf, -np.inf):
+        features[3, 4] = value
+        with pytest.raises(HeadError, match="NaN"):
+            HEADS[name](task, QUICK).fit(problem_of(features, y))
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@pytest.mark.parametrize("size", [1e31, 1e200, 1.7e308, np.inf])
+def test_numbers_that_are_too_large_are_refused(name, size):
+    features, y = line(40, 24)
+    y[::2] = size
+    with pytest.raises(HeadError, match=r"heads learn up to 1e\+30; take another unit"):
+        HEADS[name]("numbers", QUICK).fit(problem_of(features, y))
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_numbers_that_hardly_differ_are_refused(name):
+    features, y = line(40, 24)
+    with pytest.raises(HeadError, match="tell 1e-30 apart; take another unit"):
+        HEADS[name]("numbers", QUICK).fit(problem_of(features, y * 1e-40))
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_the_unit_of_numbers_makes_no_difference(heads, name, unit):
+    """rtol: training rounds in single precision, and the decay of mlp knows no unit but the standard deviation."""
+    features, y = line(240, 24)
+    fresh, _ = line(50, 24, seed=1)
+    said = HEADS[name]("numbers", QUICK).fit(problem_of(features, y * unit)).predict(fresh)
+    np.testing.assert_allclose(said / unit, heads[name, "numbers"].predict(fresh), rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+def test_numbers_that_vary_little_around_a_large_one(name):
+    """Times in seconds since 1970: a bias in single precision would be off by a minute."""
+    features, y = line(240, 24)
+    said = HEADS[name]("numbers", QUICK).fit(problem_of(features, y + 1.7e9)).predict(features)
+    assert np.square(said - 1.7e9 - y).mean() < 0.6 * y.var()
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 12])
+def test_few_or_equal_numbers(name, rows):
+    for y in (np.full(rows, 7.0), np.arange(rows, dtype=np.float64)):
+        features, _ = line(rows, 24)
+        head = HEADS[name]("numbers", QUICK).fit(problem_of(features, y))
+        said = head.predict(features)
+        assert np.isfinite(said).all()
+        if y[0] == y[-1]:
+            np.testing.assert_allclose(said, y[0], atol=1e-3)
+
+
+FEW = [(30, 1), (30, 2), (2, 2), (3, 1), (2, 1), (1, 1), (1,) * 5, (2,) * 5, (6, 1, 1, 1)]
+
+
+def few(counts: tuple[int, ...]) -> tuple[Any, Any]:
+    y = np.repeat(np.arange(len(counts)), counts)
+    return (np.random.default_rng(0).normal(size=(len(y), 12)) + 3 * y[:, None]).astype(np.float32), y
+
+
+@pytest.mark.parametrize("counts", FEW, ids=str)
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_few_rows_of_a_class(name, counts):
+    """Warnings are errors here, so none of scikit-learn's is seen either."""
+    features, y = few(counts)
+    head = HEADS[name]("classes", QUICK).fit(problem_of(features, y))
+    said = head.scores(features)
+    assert np.isfinite(said).all()
+    assert said.shape == (len(y), len(counts))
+    assert 0 < head.sharpness < 1e4
+
+
+@pytest.mark.parametrize("cv", [2, 5, 20])
+def test_a_fold_that_leaves_one_class_judges_nothing(cv):
+    """To say the only class that is left is no merit: it would make any head look sure."""
+    _, y = few((30, 1))
+    problem = problem_of(np.zeros((31, 3), np.float32), y)
+    folds = problem.folds(cv, 13)
+    assert folds is not None
+    assert (problem.known(folds) == (folds != folds[30])).all()
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_one_class_is_refused(name):
+    features, y = few((9,))
+    with pytest.raises(HeadError, match="a head needs two classes"):
+        HEADS[name]("classes", QUICK).fit(problem_of(features, y, classes=2))
+
+
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_rows_of_other_dimensions_are_refused(heads, name, task):
+    with pytest.raises(ModelError, match="takes 24 features a row, not 25"):
+        heads[name, task].scores(np.zeros((3, 25), np.float32))
+
+
+DAMAGES: dict[str, Callable[[NDArray[Any]], NDArray[Any] | None]] = {
+    "missing": lambda _: None,
+    "cut": lambda array: array[:-1],
+    "empty": lambda array: array[:0],
+    "deeper": lambda array: array[None],
+    "flat": lambda array: array.reshape(-1, 1, 1),
+    "NaN": lambda array: np.full(array.shape, np.nan),
+    "huge": lambda array: np.full(array.shape, -(2**62)) if array.dtype.kind == "i" else np.full(array.shape, -np.inf),
+    "truth": lambda array: array > 0,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_forged_arrays_are_refused(heads, name, task, damage, tmp_path):
+    """Whatever a file holds, nothing is multiplied or handed to a library that does not fit."""
+    config = {"name": name, **heads[name, task].save(tmp_path)}
+    for file in tmp_path.rglob("head.safetensors"):
+        tensors = load_file(file)
+        for tensor, array in tensors.items():
+            forged = {key: other for key, other in tensors.items() if key != tensor}
+            if (bad := DAMAGES[damage](array)) is not None:
+                forged[tensor] = np.ascontiguousarray(bad)
+            save_file(forged, file)
+            with pytest.raises(ModelError):
+                load_head(tmp_path, config)
+        save_file(tensors, file)
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, -1, 0, float("nan"), float("inf"), 10**400, 10**12])
+@pytest.mark.parametrize(("name", "task"), PAIRS)
+def test_forged_settings_are_refused_or_do_no_harm(heads, name, task, value, tmp_path):
+    config = {"name": name, **heads[name, task].save(tmp_path)}
+    features, _ = data(task, 5)
+    for key in config:
+        with contextlib.suppress(PipelineError):
+            head = load_head(tmp_path, {**config, key: value})
+            assert head.outputs > 3 or np.isfinite(head.scores(features)).all()
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)

@@ -7,7 +7,6 @@ import pytest
 from examples import line
 
 from pipeline.config import FitSettings
-from pipeline.errors import ModelError
 from pipeline.heads import HEADS, problem_of
 from pipeline.heads.knn import KnnHead
 
@@ -23,12 +22,10 @@ def test_a_row_of_weight_two_votes_as_two_rows(task):
     weights = random.integers(1, 4, 40)
     copies = np.repeat(np.arange(40), weights)
     head = KnnHead(task, SETTINGS).fit(problem_of(features, y, sample_weight=weights))
-    machine = head.pipeline[1]
-    machine.n_neighbors = 40
+    head.setting["n_neighbors"] = 40
     weighted = head.decision(features[:5])
-    machine.row_weights_ = np.ones(len(copies))
-    machine.n_neighbors = len(copies)
-    machine.fit(head.pipeline[0].transform(features)[copies], y[copies])
+    head.rows, head.targets, head.row_weights = head.rows[copies], head.targets[copies], np.ones(len(copies))
+    head.setting["n_neighbors"] = len(copies)
     np.testing.assert_allclose(head.decision(features[:5]), weighted, rtol=1e-6)
 
 
@@ -43,11 +40,3 @@ def test_the_search_counts_weights_too():
     assert np.abs(weighted.search.scores - y)[~wrong].mean() < 3
     assert np.abs(plain.search.scores - y)[~wrong].mean() > 8
     assert weighted.search.notices == []
-
-
-def test_a_file_without_weights_is_refused(tmp_path):
-    head = KnnHead("numbers", SETTINGS).fit(problem_of(*line(40, 4)))
-    del head.pipeline[1].row_weights_
-    config = head.save(tmp_path)
-    with pytest.raises(ModelError, match="no weights of its rows; train the head again"):
-        KnnHead.load(tmp_path, config)

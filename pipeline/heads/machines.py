@@ -1,0 +1,148 @@
+"""What a trained support vector machine says, from its arrays alone: no library is given them unchecked.
+
+Kernel machines of several classes ask one machine for each pair and count votes, as scikit-learn's SVC does;
+confidences only part classes of as many votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.heads.rows import BLOCK_FLOATS
+from pipeline.heads.tensors import Tensors
+
+Array = NDArray[np.float64]
+Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LinearMachine:
+    """Standardised features (n, D) times `weight` (K, D) plus `intercept` (K,)."""
+
+    weight: Array
+    intercept: Array
+
+    @classmethod
+    def of(cls, tensors: Tensors, *, dimensions: int, groups: int) -> LinearMachine:
+        """Checked arrays for `groups` classes, 1 for numbers."""
+        outputs = groups if groups > 2 else 1
+        return cls(
+            tensors.take("weight", (outputs, dimensions), np.float64),
+            tensors.take("intercept", (outputs,), np.float64),
+        )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `of` takes."""
+        return {"weight": self.weight, "intercept": self.intercept}
+
+    def settings(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"kind": "linear"}
+
+    def decide(self, features: Single) -> Array:
+        """Scores (n, K), or (n,) of one output."""
+        out = features.astype(np.float64) @ self.weight.T + self.intercept
+        return out[:, 0] if len(self.weight) == 1 else out
+
+
+@dataclass(frozen=True)
+class KernelMachine:
+    """Kernel values of features and `vectors` (S, D), times coefficients.
+
+    `vectors` are those of one class after the other, `counts` (G,) of each; of numbers they are all of one group. A
+    vector has a `coefficients` (max(G - 1, 1), S) against each other class, a pair an `intercept`. `gamma` is of the
+    RBF kernel, None for the linear one.
+    """
+
+    vectors: Single
+    counts: NDArray[np.int64]
+    coefficients: Array
+    intercept: Array
+    gamma: float | None
+
+    @classmethod
+    def of(cls, tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> KernelMachine:
+        """Checked arrays for `groups` classes, 1 for numbers."""
+        gamma = None if settings["kernel"] == "linear" else float(settings["gamma"])
+        tensors.require(settings["kernel"] in ("linear", "rbf"), f"{settings['kernel']!r} is no kernel")
+        tensors.require(gamma is None or 0 < gamma < np.inf, f"gamma is {gamma}")
+        counts = tensors.take("counts", (groups,), np.int64)
+        vectors = tensors.take("vectors", (None, dimensions), np.float32)
+        tensors.require(counts.min() >= 0, "counts holds what is negative")
+        tensors.require(sum(counts.tolist()) == len(vectors), f"counts do not sum to {len(vectors)} vectors")
+        pairs = max(groups * (groups - 1) // 2, 1)
+        coefficients = tensors.take("coefficients", (max(groups - 1, 1), len(vectors)), np.float64)
+        return cls(vectors, counts, coefficients, tensors.take("intercept", (pairs,), np.float64), gamma)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `of` takes."""
+        return {
+            "vectors": self.vectors,
+            "counts": self.counts,
+            "coefficients": self.coefficients,
+            "intercept": self.intercept,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"kind": "kernel", "kernel": "linear" if self.gamma is None else "rbf", "gamma": self.gamma}
+
+    def decide(self, features: Single) -> Array:
+        """Votes (n, G), or signed distances or numbers (n,) where there is one output; a block of rows at a time."""
+        vectors = self.vectors.astype(np.float64)
+        length = max(BLOCK_FLOATS // max(vectors.shape), 64)
+        blocks = range(0, max(len(features), 1), length)
+        return np.concatenate([self._decide(features[start : start + length], vectors) for start in blocks])
+
+    def _decide(self, features: Single, vectors: Array) -> Array:
+        kernel = self._kernel(features.astype(np.float64), vectors)
+        if len(self.counts) <= 2:
+            return np.asarray(kernel @ self.coefficients[0] + self.intercept[0])
+        return self._votes(self._pairs(kernel))
+
+    def _kernel(self, features: Array, vectors: Array) -> Array:
+        """Of features (n, D) and vectors (S, D), (n, S)."""
+        products = features @ vectors.T
+        if self.gamma is None:
+            return products
+        squares = np.einsum("nd,nd->n", features, features)[:, None] + np.einsum("sd,sd->s", vectors, vectors)
+        return np.asarray(np.exp(-self.gamma * np.maximum(squares - 2 * products, 0)))
+
+    def _pairs(self, kernel: Array) -> Array:
+        """Signed distances (n, pairs) from the boundary of each pair, positive on the side of its first class."""
+        ends = np.cumsum(self.counts)
+        spans = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        parts = [kernel[:, span] @ self.coefficients[:, span].T for span in spans]
+        pairs = combinations(range(len(spans)), 2)
+        sums = [parts[first][:, second - 1] + parts[second][:, first] for first, second in pairs]
+        return np.stack(sums, axis=1) + self.intercept
+
+    def _votes(self, pairs: Array) -> Array:
+        """Votes (n, G), and as less than half of one the sum of signed distances."""
+        votes = np.zeros((len(pairs), len(self.counts)))
+        confidence = np.zeros_like(votes)
+        for place, (first, second) in enumerate(combinations(range(len(self.counts)), 2)):
+            wins = pairs[:, place] >= 0
+            votes[:, first] += wins
+            votes[:, second] += ~wins
+            confidence[:, first] += pairs[:, place]
+            confidence[:, second] -= pairs[:, place]
+        return np.asarray(votes + confidence / (3 * (np.abs(confidence) + 1)))
+
+
+Machine = LinearMachine | KernelMachine
+
+
+def machine_of(
+    tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int
+) -> LinearMachine | KernelMachine:
+    """The machine whose `arrays` and `settings` these are. Raises the tensors' error where they do not fit."""
+    if settings["kind"] == "linear":
+        return LinearMachine.of(tensors, dimensions=dimensions, groups=groups)
+    return KernelMachine.of(tensors, settings, dimensions=dimensions, groups=groups)
