@@ -1,7 +1,7 @@
 """The trained model on disk: a folder that `load_model` turns back into the same base, transform and head.
 
     model.json          format, base and recipe, head, classes or target, metrics, versions
-    head.safetensors    or head.skops; nothing in the folder is ever unpickled
+    head.safetensors    or the head.skops of version 0.1.0; nothing in the folder is ever unpickled
     base.safetensors    only where the base was fine-tuned
     metrics.json  predictions.csv  plots/*.png
 
@@ -165,6 +165,11 @@ def load_model(folder: str | Path, *, weights: str | None = None, device: str = 
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{folder / 'model.json'} is damaged: {where}: {first['msg']}") from None
+    named = 1 if record.classes is None else len(record.classes)
+    if (head.task, head.outputs) != (record.task, named) or (record.classes is None) != (record.task == "numbers"):
+        raise ModelError(
+            f"{folder}: a head of {head.outputs} {head.task} does not fit {named} {record.task}; train it again"
+        )
     if record.recipe.pixels != pixels.POLICY_VERSION:
         raise ModelError(
             f"{folder} was trained under pixel policy {record.recipe.pixels}, this version reads pixels under "

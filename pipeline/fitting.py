@@ -22,7 +22,7 @@ from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
-from pipeline.heads.contract import Head, Problem, Task
+from pipeline.heads.contract import Head, Problem, Task, refuse_extremes
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
@@ -162,6 +162,7 @@ class Lesson:
                 )
         split = split_store(store, target, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
+        refuse_unscorable(target, split, where=str(store.path))
         return cls(store, settings, target, layers, split, FeatureTable(store, layers))
 
     def problem(self) -> Problem:
@@ -293,6 +294,18 @@ def refuse_unlearnable(target: Target, train: Indices, *, where: str) -> None:
             f"every training row of {where} has the same {target.name!r}, {only}; a head needs two classes, or numbers "
             "that differ"
         )
+
+
+def refuse_unscorable(target: Target, split: Split, *, where: str) -> None:
+    """Raise `HeadError` where a part to score the head on is empty, or has numbers that no score can hold."""
+    for rows in split.held_out.values():
+        if not len(rows):
+            raise HeadError(
+                f"{where} has no row to hold out: each is the only one of its {target.name!r}; a head needs two "
+                "images of a class at least to be scored; --val 0 holds out none"
+            )
+    if target.names is None:
+        refuse_extremes(target.values[np.concatenate(list(split.parts.values()))])
 
 
 def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.float64]:

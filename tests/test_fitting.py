@@ -543,3 +543,74 @@ def test_a_share_beside_a_split_of_the_file_is_said_to_have_no_say(store, tmp_pa
     result = fit_head(store, tmp_path / "model", target="kind", val=0)
     assert result.metrics["val"]["n"] == 80
     assert any("val=0 has no say" in notice for notice in result.notices)
+
+
+# --- few rows, and numbers beyond all bounds
+
+QUICK: dict[str, Any] = {"epochs": 3, "hidden": 8}
+
+
+def few(path: Path, *counts: int) -> Path:
+    """A file with so many rows of each class."""
+    y = np.repeat(np.arange(len(counts)), counts)
+    X = np.random.default_rng(0).normal(size=(len(y), 12)) + 3 * y[:, None]
+    names = tuple(f"kind {number}" for number in range(len(counts)))
+    return write_store(path, {"avgpool": X.astype(np.float32)}, names=names, kind=y)
+
+
+@pytest.mark.parametrize("counts", [(30, 1), (30, 2), (2, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("head", ["linear", "svm", "ridge", "knn", "mlp", "blend", "auto"])
+def test_few_images_of_a_class_train_every_head(tmp_path, head, counts):
+    found = fit_head(few(tmp_path / "f.h5", *counts), tmp_path / "m", head=head, **QUICK)
+    assert 0 <= found.metrics["val"]["accuracy"] <= 1
+    assert all(np.isfinite(entry["loss"]) for entry in found.ranking)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1,) * 5, (1,) * 1000], ids=len)
+@pytest.mark.parametrize("head", ["linear", "svm", "ridge", "knn", "mlp", "blend", "auto"])
+def test_one_image_of_each_class_is_told_before_anything_is_trained(tmp_path, head, counts):
+    with pytest.raises(HeadError, match="no row to hold out: each is the only one of its 'kind'; a head needs two"):
+        fit_head(few(tmp_path / "f.h5", *counts), tmp_path / "m", head=head)
+
+
+@pytest.mark.parametrize("head", ["ridge", "svm", "knn", "mlp", "binned", "blend", "regressor", "auto"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_few_numbers_train_or_are_told(tmp_path, head, rows):
+    X = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+    path = write_store(tmp_path / "f.h5", {"avgpool": X}, length=np.arange(rows, dtype=np.float64))
+    try:
+        found = fit_head(path, tmp_path / "m", head=head, **QUICK)
+    except HeadError as error:
+        assert rows < 5
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+    else:
+        assert np.isfinite(found.metrics["val"]["mae"])
+
+
+@pytest.mark.parametrize("head", ["ridge", "svm", "knn", "mlp", "binned", "blend", "regressor", "auto"])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_numbers_that_no_square_holds_are_told(tmp_path, head, part):
+    X, _ = clouds(60)
+    y = X[:, 0].astype(np.float64)
+    splits = np.array(["train"] * 40 + ["val"] * 20)
+    y[np.flatnonzero(splits == part)[0]] = 1e200
+    path = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=splits, length=y)
+    with pytest.raises(HeadError, match=r"is 1e\+200, and heads learn up to 1e\+30"):
+        fit_head(path, tmp_path / "m", head=head, **QUICK)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("head", ["linear", "svm", "knn", "mlp"])
+def test_twice_gives_the_same(store, tmp_path, head):
+    """Metrics to 1e-6, not to the last bit: BLAS may round otherwise where an array begins elsewhere in memory."""
+    one, two = (fit_head(store, tmp_path / name, head=head, target="kind", **QUICK) for name in ("one", "two"))
+    assert one.chosen == pytest.approx(two.chosen)
+    assert one.metrics["val"]["confusion"] == two.metrics["val"]["confusion"]
+    for part in ("train", "val", "cv"):
+        assert one.metrics[part]["log_loss"] == pytest.approx(two.metrics[part]["log_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1000, 10**20])
+def test_threads_are_some(store, tmp_path, jobs):
+    with pytest.raises(SettingsError, match="give 1 to 256 threads, or auto"):
+        fit_head(store, tmp_path / "m", head="svm", target="kind", jobs=jobs)

@@ -102,8 +102,10 @@ class MlpHead(Head):
         standard = problem.standard()
         offset, unit = 0.0, 1.0
         if problem.classes is None:
-            offset, unit = float(problem.y.mean()), float(problem.y.std()) or 1.0
-        targets = problem.row_y if problem.classes else (problem.row_y - offset) / unit
+            offset, unit = float(problem.y.mean()), float(problem.y.std())
+        targets = (
+            problem.row_y if problem.classes else (problem.row_y - offset) / (unit or 1.0)
+        )  # where all are equal, the offset is all there is to say
         coordinates = Coordinates(problem.rows, standard)
         plan = self._plan(problem.rows.shape[0])
         search = Search(chosen={**DEFAULT, "epochs": min(DEFAULT["epochs"], plan.epochs)})

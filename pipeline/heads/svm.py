@@ -137,6 +137,8 @@ class SvmHead(Head):
         head = cls.restore(config)
         head.classes = None if head.task == "numbers" else int(config["classes"])
         head.offset, head.unit = float(config["offset"]), float(config["unit"])
+        if not (np.isfinite(head.offset) and np.isfinite(head.unit)):
+            raise ValueError(f"offset is {head.offset}, unit is {head.unit}")
         if "machine" in config:
             head.place(Tensors.read(folder), config["machine"])
             return head

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickletools
 from collections.abc import Callable
 from typing import Any
 
@@ -91,14 +90,12 @@ def test_saves_and_loads_the_same(heads, name, task, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
-def test_writes_no_pickle(heads, name, task, tmp_path):
+def test_writes_arrays_alone(heads, name, task, tmp_path):
     heads[name, task].save(tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {file.name for file in files} == {"head.safetensors"}
     assert len(files) == len(getattr(heads[name, task], "members", "1"))
-    for file in files:
-        with pytest.raises((ValueError, IndexError, UnicodeDecodeError)):
-            list(pickletools.genops(file.read_bytes()))
+    assert all(load_file(file) for file in files)
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
