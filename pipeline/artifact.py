@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import pixels
-from pipeline.config import Recipe
+from pipeline.config import MAX_PIXELS, Recipe
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
 from pipeline.files import atomic_write, publish_folder
@@ -152,7 +152,14 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(table.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def load_model(folder: str | Path, *, weights: str | None = None, device: str = "auto", engine: str = "auto") -> Model:
+def load_model(
+    folder: str | Path,
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> Model:
     """Open a model folder; the base itself is loaded when it is first needed.
 
     `weights` names a file with the base's weights where the one recorded has moved. Raises `ModelError`.
@@ -175,7 +182,7 @@ def load_model(folder: str | Path, *, weights: str | None = None, device: str = 
             f"{folder} was trained under pixel policy {record.recipe.pixels}, this version reads pixels under "
             f"policy {pixels.POLICY_VERSION}; extract and train again"
         )
-    return Model(folder, record, head, weights=weights, device=device, engine=engine)
+    return Model(folder, record, head, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,15 @@ class Model:
     """
 
     def __init__(
-        self, folder: Path, record: ModelRecord, head: Head, *, weights: str | None, device: str, engine: str
+        self,
+        folder: Path,
+        record: ModelRecord,
+        head: Head,
+        *,
+        weights: str | None,
+        device: str,
+        engine: str,
+        max_pixels: int,
     ) -> None:
         self.folder = folder
         self.record = record
@@ -205,6 +220,7 @@ class Model:
         self._weights = weights
         self._device = device
         self._engine = engine
+        self._max_pixels = max_pixels
 
     @cached_property
     def base(self) -> Base:
@@ -246,7 +262,7 @@ class Model:
         from pipeline.shaping import shaper
 
         plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
-        return shaper(plain, self.base.transform)
+        return shaper(plain, self.base.transform, max_pixels=self._max_pixels)
 
     def features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""

@@ -21,7 +21,15 @@ from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 
 import click
 
-from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings, SourceSettings
+from pipeline.config import (
+    MAX_PIXELS,
+    MOST_PIXELS,
+    ExtractSettings,
+    FinetuneSettings,
+    FitSettings,
+    Settings,
+    SourceSettings,
+)
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
 from pipeline.terminal import lines_shown, shown
@@ -225,6 +233,13 @@ device_options = (
         default="auto",
         help="What runs the base.",
     ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1, MOST_PIXELS),
+        default=MAX_PIXELS,
+        show_default=True,
+        help="Pixels of the largest image decoded.",
+    ),
 )
 
 
@@ -317,6 +332,7 @@ def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path))
+@click.option("--source", help="Where its images are; else where the file says, if that is a file or a folder.")
 @click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, help="Rows to extract anew.")
 @click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True, help="Chooses those rows.")
 @running

@@ -101,6 +101,18 @@ def _described(annotation: Any, limits: Sequence[Any]) -> str:
     return f"{_KINDS[annotation]}, {said}" if said else _KINDS[annotation]
 
 
+#: Pixels of an image, unless max_pixels says otherwise: 8192 x 8192.
+MAX_PIXELS = 64 * 2**20
+#: What max_pixels may be: past this Pillow itself refuses.
+MOST_PIXELS = 2**29
+
+
+class ImageSettings(Settings):
+    """Which images are decoded."""
+
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="Pixels of the largest image decoded.")
+
+
 class SourceSettings(Settings):
     """How the images and their labels are found."""
 
@@ -120,7 +132,7 @@ class BaseSettings(Settings):
     size: int | None = Field(None, ge=1, le=4096, description="Pixels of the input's shorter side, not the base's own.")
 
 
-class ExtractSettings(SourceSettings, BaseSettings):
+class ExtractSettings(SourceSettings, BaseSettings, ImageSettings):
     """Stage one: images to features."""
 
     layer: Names = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
@@ -153,7 +165,7 @@ class ExtractSettings(SourceSettings, BaseSettings):
         return self
 
 
-class FinetuneSettings(SourceSettings, BaseSettings):
+class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
 
     head: str | None = Field(None, description="Model folder of a fitted linear head to start from, with its base.")

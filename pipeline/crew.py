@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bases import Base, base_of
-from pipeline.config import Recipe
+from pipeline.config import MAX_PIXELS, Recipe
 from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
 from pipeline.engines import Engine, make_engine
 from pipeline.errors import EngineError, PipelineError, SettingsError
@@ -48,6 +48,7 @@ class Work:
     compile: bool = False
     batch_size: int | Literal["auto"] = "auto"
     memory: float | Literal["auto"] = "auto"
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Solo:
             threads=threads,
         )
         self._views = recipe.views + 1
-        self._shape = shaper(recipe, base.transform)
+        self._shape = shaper(recipe, base.transform, max_pixels=work.max_pixels)
         self._threads = threads
         self.timings = Timings()
         self.name = self._engine.name

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline import metrics, plots
 from pipeline.artifact import Model, joined, load_model, write_rows
-from pipeline.config import SourceSettings
+from pipeline.config import MAX_PIXELS, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
 from pipeline.manifest import Target, log_remarks, read_manifest
@@ -65,6 +65,7 @@ def evaluate(
     weights: str | None = None,
     device: str = "auto",
     engine: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     progress: bool = False,
     **options: Any,
 ) -> EvaluateResult:
@@ -77,7 +78,7 @@ def evaluate(
     """
     if output is not None:
         _refuse_existing(Path(output), force=force)
-    loaded = load_model(model, weights=weights, device=device, engine=engine)
+    loaded = load_model(model, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
     if is_store(source):
         labelled = _from_store(loaded, source, split)
     else:

@@ -106,6 +106,7 @@ def read_pictures(
     *,
     workers: int,
     max_bad: float,
+    max_pixels: int,
     progress: bool,
 ) -> Pictures:
     """Read every image whose target is known. Raises `SourceError` where too many of them are bad."""
@@ -113,7 +114,7 @@ def read_pictures(
     records = [manifest.records[row] for row in np.flatnonzero(known)]
     if not records:
         raise SourceError(f"{manifest.source}: no image has a known {target.name!r}; there is nothing to learn")
-    pictures = Pictures(records, transform)
+    pictures = Pictures(records, transform, max_pixels=max_pixels)
     with progress_bar(len(records), "reading", show=progress) as bar:
         pictures.read(bar, workers=workers)
     bad = {manifest.records[row].id: error.reason for row, error in sorted(pictures.bad.items())}

@@ -297,6 +297,7 @@ def computing(job: Job) -> Iterator[Computer]:
         compile=settings.compile,
         batch_size=settings.batch_size,
         memory=settings.memory,
+        max_pixels=settings.max_pixels,
     )
     devices = device_names(settings.device)
     if len(devices) > 1:
@@ -415,6 +416,7 @@ def environment_of(settings: ExtractSettings, computer: Computer) -> dict[str, A
         "weights": weights,
         "seed": settings.seed,
         "source": settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),
+        "max_pixels": settings.max_pixels,
         "engine": computer.name,
         "device": computer.device,
         **machine(),

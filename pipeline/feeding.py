@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipeline import pixels
 from pipeline.augment import View, view_rng
+from pipeline.config import MAX_PIXELS
 from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.inputs import InputTransform
@@ -42,10 +43,13 @@ class Pictures:
     `whole` is the decoded image, `shaped` what the base sees of it: uint8 (H, W, 3) both.
     """
 
-    def __init__(self, records: Sequence[Record], transform: InputTransform, *, room: int = ROOM) -> None:
+    def __init__(
+        self, records: Sequence[Record], transform: InputTransform, *, room: int = ROOM, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self._records = {record.index: record for record in records}
         self._transform = transform
         self._room = room
+        self._limits = pixels.Limits(max_pixels=max_pixels)
         self._whole: dict[int, Pixels] = {}
         self._shaped: dict[int, Pixels] = {}
         self.sha256: dict[int, bytes] = {}
@@ -82,7 +86,7 @@ class Pictures:
         return self._transform.shape(Image.fromarray(self.whole(index))) if kept is None else kept
 
     def _decode(self, data: bytes, sha256: bytes) -> Pixels:
-        return np.asarray(pixels.decode(data, refuse=self._transform.refuse_thin))[None]
+        return np.asarray(pixels.decode(data, self._limits, refuse=self._transform.refuse_thin))[None]
 
     def _keep(self, where: dict[int, Pixels], index: int, image: Pixels) -> None:
         if image.nbytes <= self._room:
@@ -97,7 +101,7 @@ class Pictures:
             raise SourceError(f"{record.id} went away while the network was trained ({error})") from None
         if digest_bytes(data) != self.sha256[index]:
             raise SourceError(f"{record.id} was changed while the network was trained; start again")
-        return np.asarray(pixels.decode(data))
+        return np.asarray(pixels.decode(data, self._limits))
 
 
 class Feeder:

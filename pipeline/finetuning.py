@@ -144,6 +144,7 @@ def finetune(
         start.base.transform,
         workers=threads(settings),
         max_bad=settings.max_bad,
+        max_pixels=settings.max_pixels,
         progress=progress,
     )
     examples = split_examples(manifest, target, pictures, settings)

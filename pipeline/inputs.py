@@ -22,6 +22,8 @@ Fit = Literal["shortest", "longest", "stretch"]
 
 #: Pixels that a side of the input may have.
 LARGEST = 8192
+#: Pixels that it may have in all: 4096 x 4096, since a recipe may come from a file of anybody.
+LARGEST_AREA = 2**24
 
 #: Pixels of a resized image that are all made, though only a crop is kept. More than these are thin images.
 RESIZED_WHOLE = 2**23
@@ -69,6 +71,8 @@ class InputTransform:
         for name, sides in (("resize", self.resize), ("crop", self.crop)):
             if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
                 raise BaseError(f"{name} of an input transform is two numbers from 1 to {LARGEST}, not {sides!r}")
+        if self.crop[0] * self.crop[1] > LARGEST_AREA:
+            raise BaseError(f"crop of an input transform is at most {LARGEST_AREA} pixels in all, not {self.crop!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
                 raise BaseError(f"{name} of an input transform is a number for each colour, not {values!r}")

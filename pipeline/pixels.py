@@ -36,6 +36,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline import prescan
+from pipeline.config import MAX_PIXELS, MOST_PIXELS
 from pipeline.errors import ImageError
 
 #: Part of the recipe. Raise it when the same bytes no longer give the same pixels.
@@ -72,10 +73,6 @@ _ORIENTATION_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"
 
 #: What Pillow raises on metadata that it cannot read. Such a file has no orientation; its pixels are fine.
 _BAD_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error)
-
-
-#: Pixels of an image unless --max-pixels says otherwise: 8192 x 8192.
-MAX_PIXELS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -228,9 +225,10 @@ def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
         raise _bad_image(data, kind, error, part="header") from error
     width, height = image.size
     if width * height > limits.max_pixels:
+        way_out = f"; --max-pixels {width * height} lets it in" if width * height <= MOST_PIXELS else ""
         raise ImageError(
             "too-large",
-            f"{width} x {height} pixels, the limit is {limits.max_pixels} in all",
+            f"{width} x {height} pixels, the limit is {limits.max_pixels} in all{way_out}",
         )
     if kind == "TIFF" and _largest_block(image) > limits.max_pixels:
         raise ImageError("too-large", f"a tile of {_largest_block(image)} pixels, more than the image needs")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
+from pipeline.config import MAX_PIXELS
 from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
 from pipeline.terminal import shown
@@ -42,6 +43,7 @@ def predict(
     weights: str | None = None,
     device: str = "auto",
     engine: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     progress: bool = False,
 ) -> PredictResult:
     """Run the model folder `model` on image files, or on all images of a folder.
@@ -49,7 +51,7 @@ def predict(
     Each prediction is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
     `error`. Raises `ModelError` where the model or its base cannot be loaded.
     """
-    loaded = load_model(model, weights=weights, device=device, engine=engine)
+    loaded = load_model(model, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
     manifest = from_paths(images)
     log_remarks(manifest)
     entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]

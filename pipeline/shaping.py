@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import augment, pixels
-from pipeline.config import Recipe
+from pipeline.config import MAX_PIXELS, Recipe
 from pipeline.engines import Engine
 from pipeline.inputs import InputTransform
 from pipeline.loading import Shape
 
 
-def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
+def shaper(recipe: Recipe, transform: InputTransform, *, max_pixels: int = MAX_PIXELS) -> Shape:
     """What makes the bytes of an image file into its views, uint8 (V, H, W, 3); raises `ImageError`.
 
     The plain view comes first. The random ones depend on the seed and the content of the file alone.
     """
     fast = recipe.decode == "fast"
+    limits = pixels.Limits(max_pixels=max_pixels)
     least = transform.least_size if fast else None
 
     def plain(image: Image.Image) -> NDArray[np.uint8]:
@@ -29,7 +30,7 @@ def shaper(recipe: Recipe, transform: InputTransform) -> Shape:
     view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
 
     def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
-        image = pixels.decode(data, at_least=least, refuse=None if fast else transform.refuse_thin)
+        image = pixels.decode(data, limits, at_least=least, refuse=None if fast else transform.refuse_thin)
         rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
         return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
 

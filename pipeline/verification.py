@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import pixels
 from pipeline.bases import base_of
-from pipeline.config import SourceSettings
+from pipeline.config import MAX_PIXELS, SourceSettings
 from pipeline.engines import make_engine
-from pipeline.errors import RecipeMismatchError, StoreDamagedError
+from pipeline.errors import RecipeMismatchError, SourceError, StoreDamagedError
 from pipeline.loading import Loaded, load
-from pipeline.manifest import read_manifest
+from pipeline.manifest import Record, read_manifest, shown
 from pipeline.shaping import forward, shaper
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
@@ -28,6 +29,7 @@ from pipeline.store.rows import RowFile
 #: How far a recomputed row may be off, relatively, by the type it is kept in and the arithmetic of the base:
 #: batch sizes and engines differ by 1e-5, half precision by its rounding.
 TOLERANCE = {"float32": 1e-4, "fp32": 1e-4, "float16": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
+RECIPE_VERSION = 1
 SPLITS = ("", "train", "val", "test")
 
 
@@ -63,16 +65,22 @@ class VerifyResult:
 def verify(
     path: str | Path,
     *,
+    source: str | None = None,
     recompute: int = 0,
     seed: int = 13,
     weights: str | None = None,
     engine: str = "auto",
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
 ) -> VerifyResult:
     """Check every block, row, status, id and label of a feature file or a folder of parts, and its HDF5 side.
 
     With `recompute`, so many rows, chosen by `seed`, are extracted from their images again; a row is off by the
-    largest difference of its features over the largest of them, and `TOLERANCE` says how much is a problem.
+    largest difference of its features over the largest of them, and `TOLERANCE` says how much is a problem. As many
+    rows without features are looked at again too: an image that is good today is a problem.
+
+    A file may name what it likes as its source, so only files and folders are read on its word; `source` is the word of
+    the caller, and says where the images are now. Nothing is downloaded.
 
     Damage is reported, not raised. Raises `StoreError` where there is no file; and where rows are recomputed
     `SourceError`, `BaseError` or `RecipeMismatchError` where source or base are not those of the file any more.
@@ -85,8 +93,11 @@ def verify(
         try:
             with FeatureStore.open(path) as store:
                 if recompute:
-                    again = Recomputation(store, weights=weights, engine=engine, device=device)
-                    again.compare(sample(store, recompute, seed), result)
+                    again = Recomputation(
+                        store, source=source, weights=weights, engine=engine, device=device, max_pixels=max_pixels
+                    )
+                    again.compare(sample(store.select(), recompute, seed), result)
+                    again.look_again(sample(np.flatnonzero(store.statuses > GOOD), recompute, seed), result)
         except StoreDamagedError as error:
             result.problems.append(str(error))
     return result
@@ -101,12 +112,25 @@ def _file_problems(path: Path) -> Iterator[str]:
         yield _without_place(str(error), path)
         return
     with file:
+        yield from _recipe_problems(file)
         yield from hdf5_differences(file)
         damaged = [line for name in file.header.columns for line in file.damaged_blocks(name)]
         yield from (_without_place(line, path) for line in damaged)
         if not damaged:
             yield from _row_problems(file)
             yield from _label_problems(file)
+
+
+def _recipe_problems(file: RowFile) -> Iterator[str]:
+    """What the recipe says that this version cannot vouch for."""
+    recipe = file.header.recipe
+    if recipe.version != RECIPE_VERSION:
+        yield f"its recipe is of version {recipe.version}, and this version of the package knows {RECIPE_VERSION} alone"
+    if recipe.pixels != pixels.POLICY_VERSION:
+        yield (
+            f"its pixels were read under policy {recipe.pixels}, and this version of the package knows"
+            f" {pixels.POLICY_VERSION} alone"
+        )
 
 
 def _without_place(message: str, path: Path) -> str:
@@ -156,17 +180,38 @@ def _name_rows(rows: NDArray[np.int64], what: str) -> Iterator[str]:
 # --- images again
 
 
-def sample(store: FeatureStore, count: int, seed: int) -> NDArray[np.int64]:
-    """At most `count` of the rows that have features, at random, in order."""
-    good = store.select()
-    return np.sort(np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False))
+def sample(rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """At most `count` of `rows`, at random, in order."""
+    return np.sort(np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False))
+
+
+def _source_of(store: FeatureStore, given: str | None) -> str:
+    """Where the images are; raises `SourceError` where only the file says so and it is no file and no folder."""
+    if given is not None:
+        return given
+    if not Path(store.source).exists():
+        raise SourceError(
+            f"{store.path} was made from {shown(store.source)}, which is no file or folder here, and what a file names"
+            " is not fetched; say where its images are with --source"
+        )
+    return store.source
 
 
 class Recomputation:
     """The extraction that made a store, once more, for some of its rows."""
 
-    def __init__(self, store: FeatureStore, *, weights: str | None, engine: str, device: str) -> None:
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        source: str | None,
+        weights: str | None,
+        engine: str,
+        device: str,
+        max_pixels: int,
+    ) -> None:
         recipe, made_with = store.recipe, store.environment
+        self._source = _source_of(store, source)
         base = base_of(recipe, weights or made_with["weights"], seed=made_with["seed"])
         if base.digest != recipe.weights:
             raise RecipeMismatchError(
@@ -174,30 +219,46 @@ class Recomputation:
                 f" {weights or made_with['weights']} are {base.digest[:12]}; give the right file with --weights FILE"
             )
         self._store = store
-        self._shape = shaper(recipe, base.transform)
+        self._shape = shaper(recipe, base.transform, max_pixels=max_pixels)
         self._engine = make_engine(
             base, recipe.layers, recipe.pool, engine=engine, device=device, precision=recipe.precision
         )
-        self._manifest = read_manifest(store.source, SourceSettings.of(made_with["source"]))
+        self._manifest = read_manifest(self._source, SourceSettings.of(made_with["source"]))
 
     def compare(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
         """Extract `rows` again, and put into `result` how far they are off and what is wrong with their images."""
         store = self._store
-        records = {record.id: record for record in self._manifest.records}
-        present = [row for row in rows.tolist() if store.ids[row] in records]
-        for row in sorted(set(rows.tolist()) - set(present)):
-            result.problems.append(f"{store.ids[row]} is not in {store.source} any more; extract again")
-        for batch in load([replace(records[store.ids[row]], index=row) for row in present], self._shape):
+        records = self._records(rows)
+        for row in sorted(set(rows.tolist()) - {record.index for record in records}):
+            result.problems.append(f"{store.ids[row]} is not in {self._source} any more; extract again")
+        for batch in load(records, self._shape):
             same = [loaded for loaded in batch if self._same_content(loaded, result)]
             if same:
                 self._compare_features(same, result)
 
+    def look_again(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
+        """Decode the images of `rows`, which have no features, and put into `result` those that are good today."""
+        store = self._store
+        for batch in load(self._records(rows), self._shape):
+            for loaded in batch:
+                if loaded.error is None:
+                    result.problems.append(
+                        f"{store.ids[loaded.index]} in {self._source} is kept as {store.reasons[loaded.index]}"
+                        " and is good today; extract again with --rehash"
+                    )
+
+    def _records(self, rows: NDArray[np.int64]) -> list[Record]:
+        """Those of the source that `rows` are of, with the row as their index."""
+        records = {record.id: record for record in self._manifest.records}
+        ids = [(row, self._store.ids[row]) for row in rows.tolist()]
+        return [replace(records[name], index=row) for row, name in ids if name in records]
+
     def _same_content(self, loaded: Loaded, result: VerifyResult) -> bool:
-        where = f"{self._store.ids[loaded.index]} in {self._store.source}"
+        where = f"{self._store.ids[loaded.index]} in {self._source}"
         if loaded.sha256 is not None and loaded.sha256 != self._store.sha256[loaded.index].tobytes():
-            result.problems.append(f"{where} was changed after it was extracted; extract again")
+            result.problems.append(f"{where} was changed after it was extracted; extract again with --rehash")
         elif loaded.error is not None:
-            result.problems.append(f"{where} is bad now, {loaded.error}; extract again")
+            result.problems.append(f"{where} is bad now, {loaded.error}; extract again with --rehash")
         else:
             return True
         return False

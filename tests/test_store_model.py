@@ -132,12 +132,12 @@ class StoreMachine(RuleBasedStateMachine):
         return hashlib.sha256((self.images / name).read_bytes()).digest()
 
     def _known_contents(self) -> set[bytes]:
-        """What no run may compute again: contents of rows that are final, in a finished or unfinished file."""
+        """What no run may compute again: contents of rows that have features, in a finished or unfinished file."""
         known: set[bytes] = set()
         for path in self.path, self.path.with_name("F.h5.partial"):
             if path.exists():
                 with h5py.File(path) as file:
-                    known |= {row.tobytes() for row in file["source/sha256"][:][file["status"][:] > 0]}
+                    known |= {row.tobytes() for row in file["source/sha256"][:][file["status"][:] == 1]}
         return known
 
     # --- what holds at any time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import pytest
 from cheap import extract as cheap_extract
 from cheap import manifest_of, open_writer, write_images
 from pictures import write_photos
+from PIL import Image
 
 from pipeline.errors import BaseError, OutputExistsError, RecipeMismatchError, SourceError, StoreError
 from pipeline.extraction import extract
-from pipeline.manifest import Target
+from pipeline.manifest import FileImage, Manifest, Record, Target
 from pipeline.merging import merge
-from pipeline.store import FeatureStore, Part, Source
+from pipeline.store import FeatureStore, LayerSpec, Part, Source
 from pipeline.verification import relative_difference, verify
 
 OPTIONS: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded", "layer": ("avgpool",)}
+LAYER = LayerSpec("avgpool", (512,))
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,136 @@ def test_merge_does_not_overwrite(tmp_path: Path) -> None:
     assert merge([tmp_path / "parts"], tmp_path / "M.h5", force=True).rows == 4
     assert listing(tmp_path) == ["M.h5", "images", "parts"]
     assert cheap_extract(manifest, tmp_path / "M.h5") == []
+
+
+# --- bad rows, and what a file says of itself
+
+
+def store_with_a_bad_row(root: Path, reason: str) -> Path:
+    """Four good photos of which the store keeps the second as bad, as one moment without memory makes it."""
+    from pipeline.manifest import read_manifest
+    from pipeline.store import StoreWriter
+
+    write_photos(root / "photos" / "a", 4)
+    path = extract(root / "photos", root / "F.h5", **OPTIONS).store
+    with FeatureStore.open(path) as store:
+        features, recipe, environment, layers = store.features("avgpool"), store.recipe, store.environment, [LAYER]
+        sources = [
+            Source(int(size), int(mtime_ns), digest.tobytes())
+            for size, mtime_ns, digest in zip(store.sizes, store.mtimes_ns, store.sha256, strict=True)
+        ]
+    path.unlink()
+    manifest = read_manifest(root / "photos")
+    with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe, environment=environment) as writer:
+        writer.write([0, 2, 3], {"avgpool": features[[0, 2, 3]]}, [sources[0], *sources[2:]])
+        writer.fail(1, reason, sources[1])
+        writer.publish()
+    return path
+
+
+def test_a_bad_row_whose_image_is_good_today_is_named_and_rehash_mends_it(tmp_path: Path) -> None:
+    path = store_with_a_bad_row(tmp_path, "too-large")
+    assert verify(path).ok
+    problems = verify(path, recompute=4).problems
+    assert len(problems) == 1
+    assert "a/001.jpg" in problems[0]
+    assert "is kept as too-large and is good today; extract again with --rehash" in problems[0]
+    assert extract(tmp_path / "photos", path, rehash=True, **OPTIONS).bad == {}
+    assert verify(path, recompute=4).ok
+
+
+@pytest.mark.parametrize("change", ["touch", "copy"])
+def test_a_content_that_was_bad_once_is_looked_at_again(tmp_path: Path, change: str) -> None:
+    path = store_with_a_bad_row(tmp_path, "too-large")
+    photo = tmp_path / "photos" / "a" / "001.jpg"
+    if change == "touch":
+        os.utime(photo, ns=(1, 1))
+    else:
+        shutil.copy(photo, photo.with_name("copy.jpg"))
+    bad = extract(tmp_path / "photos", path, **OPTIONS).bad
+    assert bad == ({} if change == "touch" else {"a/001.jpg": "too-large"})
+
+
+def test_one_moment_without_memory_is_tried_again(tmp_path: Path) -> None:
+    path = store_with_a_bad_row(tmp_path, "unreadable")
+    assert extract(tmp_path / "photos", path, **OPTIONS).bad == {}
+
+
+def test_copies_of_a_bad_image_are_bad_in_the_same_run(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "a", 2)
+    for name in ("x.jpg", "y.jpg", "z.jpg"):
+        (tmp_path / "photos" / "a" / name).write_bytes(b"no photo")
+    result = extract(tmp_path / "photos", tmp_path / "F.h5", max_bad=1.0, **OPTIONS)
+    assert result.bad == dict.fromkeys(("a/x.jpg", "a/y.jpg", "a/z.jpg"), "not-an-image")
+
+
+def test_another_limit_of_pixels_looks_at_too_large_images_again(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "a", 3)
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "photos" / "a" / "large.png")
+    store = tmp_path / "F.h5"
+    assert extract(tmp_path / "photos", store, max_pixels=50_000, **OPTIONS).bad == {"a/large.png": "too-large"}
+    assert extract(tmp_path / "photos", store, max_pixels=50_000, **OPTIONS).computed == 0
+    again = extract(tmp_path / "photos", store, **OPTIONS)
+    assert (again.bad, again.computed) == ({}, 1)
+    assert extract(tmp_path / "photos", store, max_pixels=50_000, **OPTIONS).computed == 0
+    assert verify(store, recompute=4, max_pixels=50_000).problems[0].endswith("extract again with --rehash")
+
+
+def test_an_image_changed_at_equal_size_and_time_is_named_with_what_helps(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "a", 3)
+    photo = tmp_path / "photos" / "a" / "001.jpg"
+    store = extract(tmp_path / "photos", tmp_path / "F.h5", **OPTIONS).store
+    before = photo.stat()
+    photo.write_bytes(photo.read_bytes()[:-3] + b"x\xff\xd9")
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (problem,) = verify(store, recompute=3).problems
+    assert problem.endswith("was changed after it was extracted; extract again with --rehash")
+    extract(tmp_path / "photos", store, rehash=True, **OPTIONS)
+    assert verify(store, recompute=3).ok
+
+
+def forged(path: Path, **changes: Any) -> Path:
+    """The store with other values in its header, under a right checksum."""
+    with FeatureStore.open(path) as store:
+        features, recipe, environment = store.features("avgpool"), store.recipe, store.environment
+    out = path.with_name("forged.h5")
+    recipe = recipe.model_copy(update=changes.pop("recipe", {}))
+    manifest = Manifest(changes.pop("source"), [Record(0, "a.jpg", FileImage("a.jpg"), "")], {})
+    from pipeline.store import StoreWriter
+
+    with StoreWriter.open(
+        out, manifest=manifest, layers=[LayerSpec("avgpool", (512,))], recipe=recipe, environment=environment
+    ) as writer:
+        writer.write([0], {"avgpool": features[:1]}, [Source(1, 1, b"1" * 32)])
+        writer.publish()
+    return out
+
+
+def test_a_source_that_only_the_file_names_is_not_fetched(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "F.h5", tmp_path / "F.h5")
+    target = tmp_path / "downloads"
+    store = forged(tmp_path / "F.h5", source=f"torchvision:FakeData?root={target}&download=true&size=1")
+    with pytest.raises(SourceError, match=r"is not fetched; say where its images are with --source"):
+        verify(store, recompute=1)
+    assert not target.exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(made / "photos", moved)
+    shutil.rmtree(tmp_path / "gone", ignore_errors=True)
+    assert verify(tmp_path / "F.h5", recompute=7, source=str(moved)).ok
+
+
+def test_what_this_version_cannot_vouch_for_is_a_problem(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "F.h5", tmp_path / "F.h5")
+    store = forged(tmp_path / "F.h5", source="photos", recipe={"version": 99, "pixels": 99})
+    problems = " ".join(verify(store).problems)
+    assert "its recipe is of version 99" in problems
+    assert "under policy 99" in problems
+
+
+def test_a_recipe_of_absurd_size_is_refused(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "F.h5", tmp_path / "F.h5")
+    with FeatureStore.open(tmp_path / "F.h5") as opened:
+        transform = {**opened.recipe.transform, "crop": [8192, 8192], "resize": [8192, 8192]}
+    store = forged(tmp_path / "F.h5", source=str(made / "photos"), recipe={"transform": transform})
+    with pytest.raises(BaseError, match="crop of an input transform is at most"):
+        verify(store, recompute=1)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe
+from pipeline.config import MAX_PIXELS, Recipe
 from pipeline.errors import (
     BAD_IMAGE,
     ImageError,
@@ -29,6 +29,7 @@ from pipeline.store.rows import RowFile, row_checksums, runs
 RETRIED = tuple(FIRST_BAD + BAD_IMAGE.index(reason) for reason in ("missing", "unreadable"))
 #: In the environment of a file that was begun anew though there was another.
 FORCED = "forced"
+TOO_LARGE = FIRST_BAD + BAD_IMAGE.index("too-large")
 UNKNOWN = -1  # size and time of a file that is not there
 
 
@@ -71,18 +72,22 @@ class Origin:
     mtime_ns: NDArray[np.int64]
     sha256: NDArray[np.uint8]
     status: NDArray[np.uint8]
+    #: Bad rows with these statuses are looked at again.
+    retried: tuple[int, ...] = RETRIED
 
     @classmethod
     def finished(cls, file: RowFile) -> Self:
         """A published file, its columns checked. Raises `StoreDamagedError`."""
         names = ("source/size", "source/mtime_ns", "source/sha256", "status")
-        return cls(file, *(file.column(name) for name in names))
+        size, mtime_ns, sha256, status = (file.column(name) for name in names)
+        return cls(file, size, mtime_ns, sha256, status)
 
     @classmethod
     def unfinished(cls, file: RowFile) -> Self:
         """A file that is being written: rows that are not what was committed count as pending."""
         names = ("source/size", "source/mtime_ns", "source/sha256", "status")
-        return cls(file, *(file.raw(name) for name in names))
+        size, mtime_ns, sha256, status = (file.raw(name) for name in names)
+        return cls(file, size, mtime_ns, sha256, status)
 
     @classmethod
     def blank(cls, file: RowFile) -> Self:
@@ -122,7 +127,7 @@ class Origin:
         status = self.status[rows]
         there = seen.status[places] == 0
         same = (self.size[rows] == seen.size[places]) & (self.mtime_ns[rows] == seen.mtime_ns[places])
-        unchanged = there & same & ~np.isin(status, RETRIED)
+        unchanged = there & same & ~np.isin(status, self.retried)
         still_away = ~there & (status == seen.status[places])
         return np.asarray(self.final[rows] & (unchanged | still_away))
 
@@ -141,6 +146,11 @@ class Origin:
         strange = [key not in known and (size, mtime) not in stamps for key, size, mtime in mine]
         return int(np.count_nonzero((self.status == GOOD) & strange))
 
+    def has_limit_of(self, environment: dict[str, Any]) -> bool:
+        """Whether images were too large here where they are too large in `environment`."""
+        mine = self.file.header.environment
+        return bool(mine.get("max_pixels", MAX_PIXELS) == environment.get("max_pixels", MAX_PIXELS))
+
     def all_up_to_date(self, seen: Seen) -> bool:
         """Whether every row is final and describes the image file that is there now."""
         rows = np.arange(self.file.header.rows)
@@ -155,8 +165,10 @@ class Origin:
         )
 
     def contents(self) -> Iterator[tuple[bytes, int]]:
-        """sha256 and row of every final row whose content is known."""
-        for row in np.flatnonzero(self.final & self.sha256.any(axis=1)).tolist():
+        """sha256 and row of every row that has features. A bad image is looked at again: it may have been one moment
+        without memory, or an older version, that found it bad.
+        """
+        for row in np.flatnonzero((self.status == GOOD) & self.sha256.any(axis=1)).tolist():
             yield self.sha256[row].tobytes(), row
 
 
@@ -223,10 +235,15 @@ class Start:
     def of(cls, request: Request, earlier: Earlier, seen: Seen, *, rehash: bool) -> Self:
         """What `earlier` files are good for."""
         published, partial = earlier.published, earlier.partial
+        environment = request.header.environment
+        for origin in (published, partial):
+            if origin and not origin.has_limit_of(environment):
+                origin.retried = (*RETRIED, TOO_LARGE)
         if not rehash:
             if published and request.is_met_by(published.file) and published.all_up_to_date(seen):
                 return cls(published, [partial] if partial else [], settled=True)
-            if partial and request.is_met_by(partial.file) and partial.may_go_on(seen):
+            goes_on = partial and request.is_met_by(partial.file) and partial.has_limit_of(environment)
+            if partial and goes_on and partial.may_go_on(seen):
                 return cls(partial, [published] if published else [])
         return cls(None, [origin for origin in (partial, published) if origin])
 

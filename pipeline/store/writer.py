@@ -70,6 +70,7 @@ class StoreWriter:
         self._broken = False
         self._contents: dict[bytes, tuple[Origin, int]] | None = None
         self._contents_lock = threading.Lock()
+        self._found_bad: dict[bytes, int] = {}  # contents that this very run could not use, and a row of each
         self.reused = int(own.final.sum())
 
     @classmethod
@@ -201,7 +202,8 @@ class StoreWriter:
         )
 
     def knows(self, sha256: bytes) -> bool:
-        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file.
+        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file, or found bad
+        by this very run.
 
         May be asked by any thread.
         """
@@ -213,6 +215,8 @@ class StoreWriter:
                 everyone = (*self._origins, self._own)
                 self._contents = {key: (origin, row) for origin in everyone for key, row in origin.contents()}
             found = self._contents.get(sha256)
+            if found is None and sha256 in self._found_bad:
+                found = self._own, self._found_bad[sha256]
         if found is None:
             return None
         origin, row = found
@@ -247,6 +251,7 @@ class StoreWriter:
         for layer in layers:
             layer[status != GOOD] = np.nan
         self._put(rows, layers, status=status, **_as_arrays(sources))
+        self._remember_bad(rows)
 
     def fail(self, index: int, reason: str, source: Source | None = None) -> None:
         """Keep a row without features, for a reason of `BAD_IMAGE`. Its features read as NaN."""
@@ -255,6 +260,7 @@ class StoreWriter:
         nothing = [np.full((1, *header.columns[layer].shape[1:]), np.nan) for layer in header.layers]
         status = np.array([FIRST_BAD + BAD_IMAGE.index(reason)], np.uint8)
         self._put(row, nothing, status=status, **_as_arrays([source]))
+        self._remember_bad(row)
 
     def adopt(self, index: int, source: Source) -> None:
         """Give a row what another row has that was made from the same content. Ask `knows` first."""
@@ -314,8 +320,14 @@ class StoreWriter:
         self._staged_bytes += len(indices) * self._own.file.header.feature_bytes
         with self._contents_lock:
             if self._contents is not None:
-                for index in indices.tolist():
+                for index in indices[self._own.status[indices] == GOOD].tolist():
                     self._contents[self._own.sha256[index].tobytes()] = (self._own, index)
+
+    def _remember_bad(self, indices: NDArray[np.int64]) -> None:
+        own = self._own
+        with self._contents_lock:
+            for index in indices[(own.status[indices] != GOOD) & own.sha256[indices].any(axis=1)].tolist():
+                self._found_bad[own.sha256[index].tobytes()] = index
 
     # --- making it last
 
