@@ -29,7 +29,7 @@ def manifest_of(*targets: Target, folder: Path = Path("nowhere"), splits: tuple[
 
 
 def look(manifest: Manifest, target: Target, **options: Any) -> Pictures:
-    options = {"workers": 1, "max_bad": 0.1, "progress": False, **options}
+    options = {"workers": 1, "max_bad": 0.1, "max_pixels": 2**26, "progress": False, **options}
     return read_pictures(manifest, target, TRANSFORM, **options)
 
 
