@@ -83,7 +83,7 @@ def test_characters_that_some_font_has_are_drawn_in_it() -> None:
 
 
 def test_a_fallback_font_takes_over_where_the_first_has_no_glyph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """STIX has double-struck letters of mathematics that the small font before it has not."""
+    """The small font of TeX has no Cyrillic letters; the one after it has."""
     monkeypatch.setattr(plots, "FONTS", ("cmr10",))
     assert plots.spelled("Ж") == "\\u0416"
     monkeypatch.setattr(plots, "FONTS", ("cmr10", "no such font", "DejaVu Sans"))
