@@ -12,9 +12,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -102,6 +104,10 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+#: Of Linux's renameat2.
+_CURRENT_FOLDER, _EXCHANGE = -100, 2
+
+
 # --- whole or absent
 
 
@@ -155,29 +161,117 @@ def publish_folder(path: Path, *, last: str = "model.json", replace: bool = Fals
     does not.
 
     `last` is the file that makes the folder what it is: the block must write it, and `replace` only ever
-    replaces a folder that holds one. A kill leaves the old folder or the new one under `path`, never a part
-    of either; at worst a hidden `.NAME.*.tmp` stays beside it.
+    replaces a folder that holds one. A kill leaves the old folder or the new one under `path`, never a part of
+    either (where the system cannot exchange two names, `heal` may have to put the old one back). What it leaves
+    beside `path` is removed by the next call. An `OSError` names `path`.
     Raises `OutputExistsError` where `path` exists and may not be replaced.
     """
     refuse_existing(path, last=last, replace=replace)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _hidden(path, "tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary, old = _hidden(path, "tmp"), _hidden(path, "old.tmp")
+    with named(path, instead_of=temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        _remove_folder(temporary)
+        temporary.mkdir()
+    with _held(temporary):
+        try:
+            yield temporary
+            if not (temporary / last).is_file():
+                raise ValueError(f"nothing wrote {last} into {temporary}")
+            with named(path, instead_of=temporary):
+                _sync_tree(temporary)
+                refuse_existing(path, last=last, replace=replace)
+                _swap_in(temporary, path, old)
+        finally:
+            _remove_folder(temporary)
+            heal(path)
+            if path.exists():
+                _remove_folder(old)
+
+
+def heal(path: Path) -> None:
+    """Put the old folder back where a kill came between the two renames of a replacement.
+
+    A folder that a living process holds is left to it, and one that may not be renamed stays where it is.
+    """
+    if path.exists() or path.is_symlink():
+        return
+    for old in _leftovers(path, "old.tmp"):
+        with contextlib.suppress(OSError), _held(old) as free:
+            if free and not path.exists():
+                rename(old, path)
+                return
+
+
+def _sweep(path: Path) -> None:
+    """Remove what dead processes left beside `path`."""
+    for left in _leftovers(path, "tmp"):
+        with contextlib.suppress(OSError), _held(left) as free:
+            if free:
+                _remove_folder(left)
+
+
+def _leftovers(path: Path, what: str) -> list[Path]:
+    """Folders beside `path` whose names are those of `_hidden`, of whichever process."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(old\.)?tmp")
     try:
-        yield temporary
-        if not (temporary / last).is_file():
-            raise ValueError(f"nothing wrote {last} into {temporary}")
-        _sync_tree(temporary)
-        refuse_existing(path, last=last, replace=replace)
-        _swap_in(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        beside = sorted(path.parent.iterdir())
+    except OSError:
+        return []
+    fitting = (one for one in beside if pattern.fullmatch(one.name) and one.name.endswith(what))
+    return [one for one in fitting if one.is_dir() and not one.is_symlink()]
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder while the block runs, and say whether that was possible: False where another process holds it.
+
+    The lock dies with its process on whichever machine it runs, which the number of a process does not tell.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = _is_named(descriptor, folder)
+        except OSError:  # held, or a file system without locks, where nobody can tell
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _remove_folder(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def require_room(path: Path, size: int) -> None:
+    """Raise `OSError` unless the disk that `path` will be on has `size` bytes left: call it before hours of work."""
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(
+            errno.ENOSPC, f"{size / 2**20:.1f} MB are needed and {free / 2**20:.1f} MB are left on its disk", str(path)
+        )
+
+
+def read_regular(path: Path, *, most: int) -> bytes:
+    """The content of a file of `most` bytes at most. Raises `OSError` for anything else, and waits for nothing.
+
+    Links are followed; a pipe, a device or a folder is refused without being read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that are read", str(path))
+        return file.read(most)
 
 
 def refuse_existing(path: Path, *, last: str, replace: bool) -> None:
     """Raise `OutputExistsError` where `publish_folder` would: call it before hours of work, not after."""
+    heal(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not replace:
@@ -194,14 +288,32 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(parent))
 
 
-def _swap_in(temporary: Path, path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()):
-        old = _hidden(path, "old.tmp")
-        path.rename(old)
+def _swap_in(temporary: Path, path: Path, old: Path) -> None:
+    """Give `path` to the folder `temporary`; what was there has another name then, `temporary` or `old`."""
+    if not path.is_dir() or not any(path.iterdir()):
         rename(temporary, path)
-        shutil.rmtree(old)
-    else:
-        rename(temporary, path)
+    elif not exchange(temporary, path):
+        with _held(path):  # until the new one is there, nobody puts the old one back
+            path.rename(old)
+            rename(temporary, path)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change names in one step and for good; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:  # an old C library
+        return False
+    if renameat2(_CURRENT_FOLDER, os.fsencode(one), _CURRENT_FOLDER, os.fsencode(other), _EXCHANGE):
+        number = ctypes.get_errno()
+        if number in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):  # an old kernel, or a file system without it
+            return False
+        raise OSError(number, os.strerror(number), str(other))
+    sync_folder(other.parent)
+    return True
 
 
 # --- one writer at a time

@@ -169,16 +169,17 @@ def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings)
             raise SettingsError(f"{flag} has no meaning for a source of kind {name}{ways_out}")
 
 
-def from_paths(paths: Sequence[str | os.PathLike[str]]) -> Manifest:
-    """Images one by one, in the order given and under the names given, for prediction.
+def from_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Manifest:
+    """Images one by one, or a single one, in the order given and under the names given, for prediction.
 
     A folder stands for all the images below it, in the order of their names. No layout is asked of it.
 
     >>> [record.id for record in from_paths(["b.jpg", "a.jpg"]).records]
     ['b.jpg', 'a.jpg']
     """
+    named = [paths] if isinstance(paths, str | os.PathLike) else paths
     notes: list[str] = []
-    names = [name for path in paths for name in _files_of(os.fspath(path), notes)]
+    names = [name for path in named for name in _files_of(os.fspath(path), notes)]
     records = [Record(index, as_id(name), FileImage(name), "") for index, name in enumerate(names)]
     if not records:
         raise SourceError("no image is named")

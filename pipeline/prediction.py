@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class PredictResult:
 
 def predict(
     model: str | Path,
-    images: Sequence[str | Path],
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     top: int = 5,
     csv: str | Path | None = None,
@@ -46,7 +47,7 @@ def predict(
     max_pixels: int = MAX_PIXELS,
     progress: bool = False,
 ) -> PredictResult:
-    """Run the model folder `model` on image files, or on all images of a folder.
+    """Run the model folder `model` on an image file, on several, or on all images of a folder.
 
     Each prediction is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
     `error`. Raises `ModelError` where the model or its base cannot be loaded.
@@ -54,15 +55,11 @@ def predict(
     loaded = load_model(model, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
     manifest = from_paths(images)
     log_remarks(manifest)
-    entries: list[dict[str, Any]] = [{"id": record.id} for record in manifest.records]
-    with progress_bar(len(entries), "predicting", show=progress) as bar:
-        for batch in loaded.embed(manifest.records):
-            if batch.indices:
-                for index, answer in zip(batch.indices, loaded.answers(batch.features, top=top), strict=True):
-                    entries[index].update(answer)
-            for index, error in batch.errors.items():
-                entries[index]["error"] = str(error)
-            bar.advance(len(batch))
+    entries: list[dict[str, Any]] = []
+    with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
+        for answers in loaded.answer_batches(manifest.records, top=top):
+            entries += answers
+            bar.advance(len(answers))
     if csv is not None:
         write_rows(Path(csv), [_row(entry, loaded.record.classes is None) for entry in entries])
     return PredictResult(entries)

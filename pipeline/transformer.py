@@ -176,9 +176,9 @@ class _Cache:
 
 
 def _images(X: Any) -> Sequence[Any]:
-    """The images of `X`, one by one; raises `SourceError` where it is none of what can be taken."""
+    """The images of `X`, one by one; a single path or picture is one. Raises `SourceError` where there is none."""
     if isinstance(X, str | os.PathLike | Image.Image):
-        raise SourceError(f"a list of images is wanted, not one {type(X).__name__}; put it in a list")
+        return [X]
     images = list(_unpacked(X))
     if not images:
         raise SourceError("there is no image")
