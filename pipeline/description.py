@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.artifact import load_model
+from pipeline.files import heal
 from pipeline.store import FeatureStore
 from pipeline.store.header import STATUS_NAMES
 from pipeline.terminal import shown
@@ -37,7 +38,8 @@ def info(path: str | Path) -> InfoResult:
     Raises `StoreError` or `ModelError` where `path` is none of these.
     """
     path = Path(path)
-    if (path / "model.json").is_file():
+    heal(path)
+    if (path / "model.json").exists():
         return InfoResult({"model": str(path), **load_model(path).record.model_dump(mode="json")})
     return InfoResult(describe_store(path))
 

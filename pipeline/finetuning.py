@@ -28,7 +28,7 @@ from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
 from pipeline.examples import Examples, choose_target, read_pictures, split_examples
 from pipeline.feeding import Batch, Feeder, Indices, Pictures
-from pipeline.files import refuse_existing
+from pipeline.files import refuse_existing, require_room
 from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
@@ -138,6 +138,8 @@ def finetune(
     inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
     target = choose_target(manifest, name=start.target, classes=start.classes)
     network = make_network(start, target, settings)
+    if start.tuned_by(settings):
+        require_room(Path(output), sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
     pictures = read_pictures(
         manifest,
         target,
@@ -188,6 +190,10 @@ class Start:
     classes: tuple[str, ...] | None = None
     weight: NDArray[np.floating] | None = None
     bias: NDArray[np.floating] | None = None
+
+    def tuned_by(self, settings: FinetuneSettings) -> bool:
+        """Whether the model needs weights of its own for the base."""
+        return self.record.fine_tuned or "head" not in settings.train
 
 
 def fresh_start(settings: FinetuneSettings) -> Start:
@@ -371,7 +377,7 @@ class Run:
         put_back(self._trainer.network, base)
         if not examples.names:
             head.interval_half_width = interval_half_width(parts["val"].said - parts["val"].truth, COVERAGE)
-        tuned = self._start.record.fine_tuned or "head" not in self._settings.train
+        tuned = self._start.tuned_by(self._settings)
         save_model(
             result.model,
             head=head,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
-from pipeline.errors import HeadError, SettingsError
+from pipeline.errors import HeadError, SettingsError, StoreDamagedError
 from pipeline.files import refuse_existing
 from pipeline.heads.contract import Head, Problem, Task, refuse_extremes
 from pipeline.heads.folds import Split, group_codes, split_rows
@@ -97,6 +97,7 @@ def fit_head(
     output = Path(output)
     refuse_existing(output, last="model.json", replace=force)
     with FeatureStore.open(store) as opened:
+        base = base_record(opened)
         lesson = Lesson.of(opened, settings)
         with progress_bar(100, "searching", show=progress) as bar:
             trained = train_head(settings.head, lesson.problem(), settings, watch=bar.reach)
@@ -108,11 +109,7 @@ def fit_head(
             output,
             head=trained.head,
             recipe=opened.recipe.model_copy(update={"layers": lesson.layers}),
-            base=BaseRecord(
-                name=opened.recipe.base,
-                weights=opened.environment["weights"],
-                seed=opened.environment["seed"],
-            ),
+            base=base,
             target=lesson.target.name,
             classes=lesson.target.names,
             metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
@@ -124,6 +121,16 @@ def fit_head(
             replace=force,
         )
     return result
+
+
+def base_record(store: FeatureStore) -> BaseRecord:
+    """Where the base that made the features comes from. Raises `StoreDamagedError` where the file does not say it."""
+    try:
+        weights, seed = store.environment["weights"], store.environment["seed"]
+        return BaseRecord(name=store.recipe.base, weights=weights, seed=seed)
+    except (KeyError, ValueError) as error:
+        cause = f"has no {error}" if isinstance(error, KeyError) else "is none that this program writes"
+        raise StoreDamagedError(f"{store.path}: the description of its base {cause}; extract again") from None
 
 
 # --- what is learned from what

@@ -108,7 +108,8 @@ def download(url: str, *, base: str, weights: str, file_name: str | None = None)
         except (OSError, RuntimeError) as error:
             raise BaseError(
                 f"weights {weights} of {base} are not here and cannot be downloaded ({first_line(error)}): "
-                f"get {url} and put it into {path.parent} as {path.name}, or give --weights FILE"
+                f"get {url} and put it into {path.parent} as {path.name}, or give --weights FILE, "
+                "or --base squeezenet1_1 --weights embedded, which is here"
             ) from None
     return read_state(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import torch
 from cheap import full_disk
 from conftest import Trained
+from pictures import write_photos
 from safetensors.torch import save_file
 
-from pipeline.artifact import load_model, write_rows
+from pipeline.artifact import checksum, load_model, plain_text, write_rows
 from pipeline.bases import load_base
 from pipeline.errors import ModelError, OutputExistsError
+from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
@@ -29,8 +32,9 @@ def model(trained: Trained, tmp_path: Path) -> Path:
 
 
 def change(model: Path, **changes: Any) -> None:
-    content = json.loads((model / "model.json").read_text())
-    (model / "model.json").write_text(json.dumps({**content, **changes}))
+    """Forge: what is changed has the checksum that belongs to it."""
+    content = {**json.loads((model / "model.json").read_text()), **changes}
+    (model / "model.json").write_text(json.dumps({**content, "checksum": checksum(content)}))
 
 
 def test_the_folder_holds_what_the_format_names(model: Path) -> None:
@@ -54,7 +58,7 @@ def test_a_model_answers_wherever_its_folder_is(model: Path, trained: Trained) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "has format version 2, this program reads 1; update the program or train again"),
+        ({"format_version": 3}, "has format version 3, this program reads up to 2; update the program or train again"),
         ({"format": "other"}, "does not describe a model of this program"),
         ({"task": "poems"}, "is damaged: task"),
         ({"stranger": 1}, "is damaged: stranger"),
@@ -106,7 +110,7 @@ def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path)
     image = [trained.photos / "val/ants/001.jpg"]
     before = predict(model, image).predictions
     (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(ModelError, match=r"its base cannot be loaded: .*w\.safetensors"):
+    with pytest.raises(ModelError, match=r"its base cannot be loaded: .*w\.safetensors.*give --weights FILE"):
         predict(model, image)
     assert predict(model, image, weights=str(tmp_path / "moved.safetensors")).predictions == before
 
@@ -150,3 +154,72 @@ def test_a_table_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     assert refused.value.filename == str(tmp_path / "t.csv")
     assert len((tmp_path / "t.csv").read_bytes().splitlines()) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+# --- of version 0.1.0, and of any later one
+
+OLD = Path(__file__).parent / "data" / "0.1.0"
+EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((OLD / "expected.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def old_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures that the models in tests/data/0.1.0 were trained on."""
+    root = tmp_path_factory.mktemp("old")
+    write_photos(root / "photos/ants", 6, first_seed=0, colour=(200, 60, 40))
+    write_photos(root / "photos/bees", 6, first_seed=100, colour=(40, 60, 200))
+    return root
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_model_of_the_first_version_opens_with_a_note_and_answers_the_same(
+    old_photos: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(OLD / name)
+    (said,) = caplog.messages
+    assert said.startswith(f"{OLD / name} was saved by version 0.1.0, without checksums")
+    answers = model.predict([old_photos / entry["id"] for entry in EXPECTED[name]])
+    for answer, expected in zip(answers, EXPECTED[name], strict=True):
+        if "value" in expected:
+            assert answer["value"] == pytest.approx(expected["value"], rel=1e-5)
+            assert answer["interval"] == pytest.approx(expected["interval"], rel=1e-5)
+        else:
+            assert answer["label"] == expected["label"]
+            for (label, score), (known, wanted) in zip(answer["top"], expected["top"], strict=True):
+                assert label == known
+                assert score == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(("store", "model"), [("classes", "classes-svm"), ("numbers", "numbers-ridge")])
+def test_a_feature_file_of_the_first_version_scores_models_old_and_new(store: str, model: str, tmp_path: Path) -> None:
+    before = evaluate(OLD / model, OLD / f"{store}.h5").metrics
+    fresh = fit_head(OLD / f"{store}.h5", tmp_path / "m", head=model.split("-")[1]).model
+    assert evaluate(fresh, OLD / f"{store}.h5").metrics["n"] == before["n"] == 12
+
+
+# --- what a notebook types
+
+
+def test_a_model_answers_for_paths_and_says_what_it_is(trained: Trained) -> None:
+    model = load_model(trained.linear)
+    image = trained.photos / "val/ants/000.jpg"
+    (alone,) = model.predict(image)
+    assert model.predict(str(image)) == [alone] == predict(trained.linear, [image]).predictions
+    assert alone["id"] == str(image)
+    both = model.predict([trained.photos / "gone.jpg", image], top=1)
+    assert [sorted(entry) for entry in both] == [["error", "id"], ["id", "label", "score", "top"]]
+    assert repr(model) == (
+        f"Model('{trained.linear}': head linear, classes ants, bees, base squeezenet1_1 with weights embedded)"
+    )
+    assert "head ridge, numbers of 'length'" in repr(load_model(trained.ridge))
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
+    names = ["=cmd|' /C calc'!A0", "+1", "-1.jpg", "@x", "\t=1", "\r=1", "'=1", "''+1", "'tis", "plain", "a=b"]
+    write_rows(tmp_path / "t.csv", [{"id": name, "score": -0.5} for name in names])
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [plain_text(row["id"]) for row in rows] == names
+    assert not [row["id"] for row in rows if row["id"][0] in "=+-@\t\r"]
+    assert {row["score"] for row in rows} == {"-0.5"}
+    assert [row["id"] for row in rows][-3:] == ["'tis", "plain", "a=b"]

@@ -21,9 +21,13 @@ from pipeline.files import (
     create,
     digest_bytes,
     digest_tensors,
+    heal,
     lock,
     publish_folder,
+    read_regular,
+    refuse_existing,
     rename,
+    require_room,
     reserve,
     sync,
     sync_data,
@@ -157,21 +161,90 @@ def test_a_folder_without_its_last_file_is_not_published(tmp_path: Path) -> None
     assert listing(tmp_path) == []
 
 
-def test_a_kill_leaves_no_half_folder(tmp_path: Path) -> None:
-    program = f"""
-import os, signal, pathlib
-from pipeline.files import publish_folder
-with publish_folder(pathlib.Path({str(tmp_path / "one")!r})) as folder:
-    (folder / "model.json").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
+#: Replaces a model; dies before step number argv[2] of those that touch the disk, or says how many there were.
+REPLACE = """
+import os, signal, sys
+from pathlib import Path
+from pipeline import files
+folder, kill_at, steps = Path(sys.argv[1]), int(sys.argv[2]), 0
+if sys.argv[3] == "renamed":
+    files.exchange = lambda one, other: False
+def heard(event, arguments):
+    global steps
+    changes = event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+    if changes and str(arguments[0]).startswith(str(folder.parent)):
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps += 1
+sys.addaudithook(heard)
+with files.publish_folder(folder, replace=True) as draft:
+    (draft / "plots").mkdir()
+    (draft / "plots" / "curve.png").write_text("new")
+    (draft / "model.json").write_text("new")
+print(steps)
 """
-    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
-    left = listing(tmp_path)
-    assert len(left) == 1
-    assert left[0].startswith(".one.")
-    assert left[0].endswith(".tmp")
-    write_model(tmp_path / "one", "whole")
-    assert (tmp_path / "one" / "model.json").read_text() == "whole"
+
+
+@pytest.mark.parametrize("way", ["exchanged", "renamed"])
+def test_a_kill_at_any_step_leaves_the_old_folder_or_the_new(tmp_path: Path, way: str) -> None:
+    def replaced(folder: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", REPLACE, str(folder), str(kill_at), way]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    write_model(tmp_path / "whole" / "one", "old")
+    steps = int(replaced(tmp_path / "whole" / "one", -1).stdout)
+    assert listing(tmp_path / "whole") == ["one"]
+    found = []
+    for step in range(steps):
+        path = tmp_path / str(step) / "one"
+        write_model(path, "old")
+        assert replaced(path, step).returncode == -signal.SIGKILL
+        heal(path)
+        found.append((path / "model.json").read_text())
+        assert (path / "plots" / "curve.png").read_text() == found[-1]
+        assert replaced(path, -1).returncode == 0
+        assert (path / "model.json").read_text() == "new"
+        assert listing(path.parent) == ["one"]
+    assert set(found) == {"old", "new"}
+
+
+def test_the_folder_of_a_living_process_is_left_to_it(tmp_path: Path) -> None:
+    path, left = tmp_path / "one", tmp_path / ".one.1.tmp"
+    with publish_folder(path) as draft:
+        command = [sys.executable, "-c", REPLACE, str(path), "-1", "exchanged"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert draft.is_dir()
+        (draft / "model.json").write_text("slow")
+        with pytest.raises(OutputExistsError):
+            refuse_existing(path, last="model.json", replace=False)
+        path.rename(tmp_path / "quick")
+    assert (path / "model.json").read_text() == "slow"
+    left.mkdir()
+    (tmp_path / ".one.tmp").mkdir()
+    (tmp_path / ".one.2.tmp").symlink_to(tmp_path / "quick")
+    write_model(path, "third", replace=True)
+    assert listing(tmp_path) == [".one.2.tmp", ".one.tmp", "one", "quick"]
+    assert (tmp_path / "quick" / "model.json").read_text() == "new"
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    assert read_regular(tmp_path / "file", most=5) == read_regular(tmp_path / "link", most=5) == b"12345"
+    for name in ("pipe", "zero", "."):
+        with pytest.raises(OSError, match="it is no regular file"):
+            read_regular(tmp_path / name, most=5)
+    with pytest.raises(OSError, match="it has 5 bytes, more than the 4 that are read"):
+        read_regular(tmp_path / "file", most=4)
+
+
+def test_a_disk_without_room_is_known_before(tmp_path: Path) -> None:
+    require_room(tmp_path / "not" / "there", 1)
+    with pytest.raises(OSError, match="MB are needed and") as refused:
+        require_room(tmp_path / "not" / "there", 1 << 60)
+    assert refused.value.filename == str(tmp_path / "not" / "there")
 
 
 def test_a_lock_is_for_one_and_names_its_holder(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_bad_images_are_named(fitted, photos, tmp_path):
 
 
 def test_what_is_no_list_of_images_is_refused(fitted):
-    with pytest.raises(SourceError, match="put it in a list"):
+    with pytest.raises(ImageError, match=r"one\.jpg does not exist"):
         fitted.transform("one.jpg")
     with pytest.raises(SourceError, match="no image"):
         fitted.transform([])
