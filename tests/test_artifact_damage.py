@@ -259,6 +259,7 @@ def assert_refused_or_answered(models: dict[str, Path], trained: Trained, root: 
     assert sum("refused" in line for line in lines) > count
 
 
+@pytest.mark.slow
 def test_forged_models_are_refused_in_one_line(models: dict[str, Path], trained: Trained, tmp_path: Path) -> None:
     assert_refused_or_answered(models, trained, tmp_path, seed=1, count=40)
 
