@@ -277,9 +277,7 @@ def load_model(
             before = now  # another model has taken this name meanwhile
 
 
-def _load(
-    folder: Path, text: bytes, *, weights: str | None, device: str, engine: str, max_pixels: int
-) -> Model:
+def _load(folder: Path, text: bytes, *, weights: str | None, device: str, engine: str, max_pixels: int) -> Model:
     path = folder / "model.json"
     content = _parsed(path, text)
     try:
