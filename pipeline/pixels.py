@@ -280,9 +280,10 @@ def _exif_of(image: Image.Image) -> bytes:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    white = Image.new("RGB", rgba.size, "white")
-    white.paste(rgba, mask=rgba)
+    white = Image.new("RGB", image.size, "white")
+    for top in range(0, image.height, 256):  # by strips: a third copy of a large image is 256 MB
+        strip = image.crop((0, top, image.width, min(image.height, top + 256))).convert("RGBA")
+        white.paste(strip, (0, top), mask=strip)
     return white
 
 
