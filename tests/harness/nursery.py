@@ -25,6 +25,8 @@ from typing import Any
 SYSTEM_CALLS = ("create", "reserve", "write_at", "sync_data", "sync", "rename", "remove", "sync_folder", "exchange")
 #: What Python tells an audit hook before it changes the disk.
 AUDITED = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+#: The status of a child that ended with an error that the command line does not know.
+TRACEBACK = 70
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -114,24 +116,21 @@ def _serve() -> None:
 
 
 def _child(order: dict[str, Any], say: int) -> None:
-    import click
-
-    from pipeline.cli import cli
-    from pipeline.errors import PipelineError
+    from pipeline.cli import main
 
     counter = Counter(order["watch"], order["kill_at"], torn=order["torn"])
-    status, said = 70, ""
+    status, said = TRACEBACK, ""
+    sys.argv = ["pipeline", *order["arguments"]]
+    out, errors = io.StringIO(), io.StringIO()
     try:
         counter.begin()
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            status = cli.main(order["arguments"], standalone_mode=False) or 0
-        said = out.getvalue()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            main()
     except SystemExit as leaving:
         status = int(leaving.code or 0)
-    except (PipelineError, click.ClickException) as error:
-        status, said = 1, f"{type(error).__name__}: {error}"
-    except Exception as error:  # noqa: BLE001  # a traceback, which no user should see
-        status, said = 70, f"{type(error).__name__}: {error}"
+        said = errors.getvalue() if status else out.getvalue()
+    except BaseException as error:  # a traceback, which no user should see
+        said = f"{type(error).__name__}: {error}"
     finally:
         os.write(say, f"{counter.steps}\n{said}".encode())
         os._exit(status)

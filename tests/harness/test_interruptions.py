@@ -1,7 +1,8 @@
-"""Every command that writes is killed at any moment: what is there is the old or the new, and the command goes on.
+"""Every command that writes is killed at any moment, and meets a full disk at any moment.
 
-Half of the kills come before a step on the disk, chosen among all steps of an undisturbed run (every third of them
-with half of a write done), half at a random time. PIPELINE_KILLS says how many there are for each command.
+What is there afterwards is the old or the new, never a part, and the same command goes on. Half of the kills come
+before a step on the disk, chosen among all steps of an undisturbed run (every third of them with half of a write done),
+half at a random time. PIPELINE_KILLS says how many kills, and how many sizes of the disk, there are for each command.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +70,8 @@ def model_state(folder: Path) -> State:
 
 
 def table_state(path: Path) -> State:
-    """The bytes of a table; None where there is none."""
-    return path.read_bytes() if path.exists() else None
+    """The text of a table without the place it is in; None where there is none."""
+    return path.read_text().replace(str(path.parent), "") if path.exists() else None
 
 
 CASES = {
@@ -175,6 +177,65 @@ def test_a_kill_leaves_the_old_or_the_new_and_the_command_goes_on(
         shutil.rmtree(folder)
     print(f"{name}: {KILLS} runs, {killed} killed, {whole.steps} steps on the disk")
     assert killed
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, whose size `mount` changes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0 or mount(place, size=1 << 26).returncode:
+        pytest.skip("mounting needs root and its permission")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def mount(place: Path, *, size: int, remount: bool = False) -> subprocess.CompletedProcess[bytes]:
+    """Mount a file system in memory of so many bytes, or give it another size."""
+    options = f"size={size}" + ",remount" * remount
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, check=remount)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_full_disk_leaves_the_old_or_the_new_and_the_command_goes_on(
+    name: str, nursery: Nursery, templates: dict[str, Path], disk: Path
+) -> None:
+    case, dice = CASES[name], random.Random(name)
+    folder = disk / "desk"
+    shutil.copytree(templates[case.template], folder)
+    old, before = case.state(folder / case.output), used(disk)
+    whole = nursery.run(in_folder(case, folder), watch=folder)
+    assert whole.status == 0, whole.said
+    new, listed, grown = case.state(folder / case.output), names(folder), used(disk) - before
+    refused = 0
+    for number in range(KILLS):
+        shutil.rmtree(folder)
+        shutil.copytree(templates[case.template], folder)
+        room = 0 if number == 0 else dice.randrange(max(grown, PAGE))
+        mount(disk, size=used(disk) // PAGE * PAGE + room // PAGE * PAGE, remount=True)
+        end = nursery.run(in_folder(case, folder), watch=folder)
+        assert end.status in (0, 1), end
+        if end.status == 1:
+            refused += 1
+            assert str(disk) in end.said, "the message names the file"
+            assert "\n" not in end.said.strip()
+        assert_old_or_new(case, folder, old, new)
+        mount(disk, size=1 << 26, remount=True)
+        assert run_again(nursery, case, folder).status == 0
+        assert case.state(folder / case.output) == new
+        assert names(folder) == listed
+    print(f"{name}: {KILLS} sizes of the disk, {refused} too small, {grown} bytes are needed")
+    assert refused
+
+
+#: Bytes that a file system in memory deals in.
+PAGE = 4096
+
+
+def used(disk: Path) -> int:
+    """Bytes that are taken."""
+    found = os.statvfs(disk)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
 def run_again(nursery: Nursery, case: Case, folder: Path) -> End:
