@@ -129,7 +129,7 @@ def _child(order: dict[str, Any], say: int) -> None:
     except SystemExit as leaving:
         status = int(leaving.code or 0)
         said = errors.getvalue() if status else out.getvalue()
-    except BaseException as error:  # a traceback, which no user should see
+    except BaseException as error:  # noqa: BLE001 - a traceback, which no user should see
         said = f"{type(error).__name__}: {error}"
     finally:
         os.write(say, f"{counter.steps}\n{said}".encode())
