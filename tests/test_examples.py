@@ -98,7 +98,7 @@ def parted(folder: Path, splits: tuple[str, ...], values: list[int] | None = Non
     return split_examples(manifest, target, look(manifest, target), FinetuneSettings.of({}))
 
 
-def test_the_sources_own_split_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_sources_own_split_counts(tmp_path: Path) -> None:
     write_photos(tmp_path, 9)
     examples = parted(
         tmp_path, ("train", "val", "train", "test", "train", "", "train", "val", "train"), [0, 1] + [1, 0] * 3 + [1]
@@ -108,15 +108,15 @@ def test_the_sources_own_split_counts(tmp_path: Path, caplog: pytest.LogCaptureF
         "test": [3],
         "train": [0, 2, 4, 6, 8],
     }
-    assert "1 rows of no split are left out" in caplog.text
+    assert examples.notices == ["1 row of no split left out"]
 
 
-def test_a_test_split_alone_is_what_epochs_are_judged_by(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_test_split_alone_is_what_epochs_are_judged_by(tmp_path: Path) -> None:
     write_photos(tmp_path, 6)
     examples = parted(tmp_path, ("", "test", "", "", "test", ""))
     assert examples.train.tolist() == [0, 2, 3, 5]
     assert examples.held_out["val"].tolist() == [1, 4]
-    assert "the test split is scored as val" in caplog.text
+    assert examples.notices == ["there is no val split: the test split is scored as val"]
 
 
 def test_without_a_split_each_class_gives_a_share(tmp_path: Path) -> None:
@@ -128,14 +128,12 @@ def test_without_a_split_each_class_gives_a_share(tmp_path: Path) -> None:
     assert again.held_out["val"].tolist() == examples.held_out["val"].tolist()
 
 
-def test_training_rows_with_the_content_of_a_held_out_one_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_rows_with_the_content_of_a_held_out_one_are_left_out(tmp_path: Path) -> None:
     write_photos(tmp_path, 6)
     (tmp_path / "000.jpg").write_bytes((tmp_path / "005.jpg").read_bytes())
     examples = parted(tmp_path, ("train", "train", "train", "train", "val", "val"))
     assert examples.train.tolist() == [1, 2, 3]
-    assert "1 training rows are left out: a held-out row has the same content" in caplog.text
+    assert examples.notices == ["1 training row left out: a held-out row has the same content"]
 
 
 def test_bad_rows_are_in_no_part(tmp_path: Path) -> None:

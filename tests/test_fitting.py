@@ -241,7 +241,7 @@ def test_a_training_row_with_the_content_of_a_held_out_one_is_left_out(tmp_path)
     store = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, contents=contents, kind=y)
     result = fit_head(store, tmp_path / "model", head="ridge")
     assert result.metrics["train"]["n"] == 155
-    assert "5 training rows are left out" in result.notices[0]
+    assert "5 training rows left out" in result.notices[0]
 
 
 def learned(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.wording import plural
+
 Codes = NDArray[np.int64]
 
 NOTHING_HELD_OUT = "no row is held out: what is measured is measured on training rows, out of fold where it says so"
@@ -94,7 +96,7 @@ def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, 
     notices = []
     if held_out:
         if len(train) and len(rest):
-            notices.append(f"{len(rest)} rows of no split are left out")
+            notices.append(f"{plural(len(rest), 'row')} of no split left out")
         train = train if len(train) else rest
     elif share == 0:
         return Split(train if len(train) else rows, {}, [NOTHING_HELD_OUT])
@@ -107,5 +109,5 @@ def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, 
         notices.append("there is no val split: the test split is scored as val")
     twins = np.isin(groups[train], groups[np.concatenate(list(held_out.values()))])
     if twins.any():
-        notices.append(f"{int(twins.sum())} training rows are left out: a held-out row has the same content")
+        notices.append(f"{plural(int(twins.sum()), 'training row')} left out: a held-out row has the same content")
     return Split(train[~twins], held_out, notices)
