@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import click
 
@@ -32,19 +32,10 @@ from pipeline.config import (
 )
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
+from pipeline.results import Result
 from pipeline.terminal import lines_shown, shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Result(Protocol):
-    """What every stage returns."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-
-    def summary(self) -> str:
-        """The same for a person."""
 
 
 class Group(click.Group):

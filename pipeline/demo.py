@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from pipeline.artifact import write_rows
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
+from pipeline.results import Result
 
 HELD_OUT = 0.25
 #: Digits are 8 x 8 with 17 grey levels; drawn this large, with a margin, they survive the base's centre crop.
@@ -26,22 +26,13 @@ SHOWN = 24
 
 
 @dataclass
-class DemoResult:
+class DemoResult(Result):
     """What the demo made and how good it is; `seconds` is the whole of it."""
 
     folder: Path
     images: int
     metrics: dict[str, dict[str, float]]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as a dictionary."""
-        return {
-            "folder": str(self.folder),
-            "images": self.images,
-            "metrics": self.metrics,
-            "seconds": round(self.seconds, 1),
-        }
+    seconds: float = field(metadata={"digits": 1})
 
     def summary(self) -> str:
         """What was made, and the commands that do it on the reader's own images."""

@@ -12,13 +12,14 @@ import numpy as np
 
 from pipeline.artifact import load_model
 from pipeline.files import heal
+from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.store.header import STATUS_NAMES
 from pipeline.terminal import shown
 
 
 @dataclass
-class InfoResult:
+class InfoResult(Result):
     """The description as one dictionary."""
 
     content: dict[str, Any]

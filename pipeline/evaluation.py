@@ -19,12 +19,13 @@ from pipeline.files import publish_folder, refuse_existing
 from pipeline.manifest import Target, log_remarks, read_manifest
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import nearest
+from pipeline.results import Result
 from pipeline.store import FeatureStore, is_store
 from pipeline.wording import plural
 
 
 @dataclass
-class EvaluateResult:
+class EvaluateResult(Result):
     """Scores over `rows` labelled rows; `bad` images have none. `output` is the folder that holds more, if any."""
 
     model: Path
@@ -34,18 +35,6 @@ class EvaluateResult:
     metrics: dict[str, Any]
     notices: list[str] = field(default_factory=list)
     output: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-        return {
-            "model": str(self.model),
-            "rows": self.rows,
-            "bad": self.bad,
-            "split": self.split,
-            "metrics": self.metrics,
-            "notices": self.notices,
-            "output": None if self.output is None else str(self.output),
-        }
 
     def summary(self) -> str:
         """The table of the metrics."""

@@ -26,6 +26,7 @@ from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Sett
 from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
 from pipeline.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
 from pipeline.registry import Registry
+from pipeline.results import Result
 from pipeline.terminal import shown
 
 # A stage is imported when its step is due: what is refused, or is current, waits for no import of torch.
@@ -117,13 +118,13 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Result):
     """What became of one step; `result` is None where its output was current, and `why` says why it ran or did not."""
 
     name: str
     output: Path
     why: str
-    result: Any = None
+    result: Result | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises; the first is the name of the stage."""
@@ -137,15 +138,11 @@ class Step:
 
 
 @dataclass
-class ExperimentResult:
+class ExperimentResult(Result):
     """What became of every step, in their order."""
 
     config: Path
     steps: list[Step]
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-        return {"config": str(self.config), "steps": [step.to_json() for step in self.steps]}
 
     def summary(self) -> str:
         """Every step's own summary."""

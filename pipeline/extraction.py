@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from pipeline.loading import Loaded, refuse_too_many_bad
 from pipeline.manifest import Manifest, Record, Target, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
+from pipeline.results import Result
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.terminal import shown
 
@@ -40,7 +41,7 @@ REHEARSED = 32
 
 
 @dataclass
-class ExtractResult:
+class ExtractResult(Result):
     """What a run of `extract` did.
 
     `bad` maps an id to its reason; `seconds` are by stage; `dropped` rows of an earlier file are not in this one.
@@ -52,7 +53,7 @@ class ExtractResult:
     bad: dict[str, str]
     computed: int
     reused: int
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(metadata={"digits": 3})
     engine: str
     device: str
     layers: dict[str, tuple[int, ...]]
@@ -67,22 +68,7 @@ class ExtractResult:
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
-        return {
-            "store": str(self.store),
-            "rows": self.rows,
-            "good": self.good,
-            "bad": len(self.bad),
-            "computed": self.computed,
-            "reused": self.reused,
-            "dropped": self.dropped,
-            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
-            "engine": self.engine,
-            "device": self.device,
-            "layers": {name: list(shape) for name, shape in self.layers.items()},
-            "bad_images": self.bad,
-            "targets": {name: target.to_json() for name, target in self.targets.items()},
-            "notes": self.notes,
-        }
+        return {**super().to_json(), "good": self.good, "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
         """What was done, how long it took, and every bad image."""
@@ -122,7 +108,7 @@ def advice(seconds: dict[str, float]) -> str:
 
 
 @dataclass
-class RehearseResult:
+class RehearseResult(Result):
     """What an extraction would take: `seconds` for rows to be `computed`, by a measurement on `sample` of them.
 
     Content that is known under other names is told only when it is read: `computed` is the most that it can be.
@@ -137,10 +123,6 @@ class RehearseResult:
     bad_in_sample: int
     computed: int
     reused: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
     def summary(self) -> str:
         """The same for a person."""

@@ -47,6 +47,7 @@ from pipeline.network import (
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import fingerprint_images, request_of, start_files
+from pipeline.results import Result
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.weights import digest
 from pipeline.wording import plural
@@ -63,7 +64,7 @@ COVERAGE = 0.9
 
 
 @dataclass
-class FinetuneResult:
+class FinetuneResult(Result):
     """What a run of `finetune` did. `metrics` are of the best epoch; `bad` maps an id to its reason."""
 
     model: Path
@@ -76,27 +77,12 @@ class FinetuneResult:
     best_epoch: int
     rows: dict[str, int]
     bad: dict[str, str]
-    seconds: float
+    seconds: float = field(metadata={"digits": 3})
     notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
-        return {
-            "model": str(self.model),
-            "head": self.head,
-            "target": self.target,
-            "layers": list(self.layers),
-            "metrics": self.metrics,
-            "chosen": self.chosen,
-            "epochs": [epoch.to_json() for epoch in self.epochs],
-            "best_epoch": self.best_epoch,
-            "cached": False,
-            "rows": self.rows,
-            "bad": len(self.bad),
-            "bad_images": self.bad,
-            "seconds": round(self.seconds, 3),
-            "notices": self.notices,
-        }
+        return {**super().to_json(), "cached": False, "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
         """Every epoch, the best one's metrics, and every bad image."""

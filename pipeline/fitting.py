@@ -31,6 +31,7 @@ from pipeline.manifest import Target
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import request_of
 from pipeline.registry import nearest
+from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class FitResult:
+class FitResult(Result):
     """A trained head: where it is, how good it is on which rows, and what was chosen for it."""
 
     model: Path
@@ -50,20 +51,6 @@ class FitResult:
     ranking: list[dict[str, Any]] = field(default_factory=list)
     compared_by: str = ""
     notices: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-        return {
-            "model": str(self.model),
-            "head": self.head,
-            "target": self.target,
-            "layers": list(self.layers),
-            "metrics": self.metrics,
-            "chosen": self.chosen,
-            "ranking": self.ranking,
-            "compared_by": self.compared_by,
-            "notices": self.notices,
-        }
 
     def summary(self) -> str:
         """For a person: held-out rows in full, the others in a line that says what they are."""

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import files
 from pipeline.errors import OutputExistsError, StoreDamagedError, StoreError
+from pipeline.results import Result
 from pipeline.store.header import Part
 from pipeline.store.origins import Origin, partial_path
 from pipeline.store.reader import FeatureStore
@@ -21,16 +21,12 @@ from pipeline.store.writer import StoreWriter, explained, usable_path
 
 
 @dataclass(frozen=True)
-class MergeResult:
+class MergeResult(Result):
     """What `merge` wrote."""
 
     store: Path
     parts: int
     rows: int
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-        return {"store": str(self.store), "parts": self.parts, "rows": self.rows}
 
     def summary(self) -> str:
         """One line."""

@@ -12,11 +12,12 @@ from pipeline.artifact import load_model, write_rows
 from pipeline.config import MAX_PIXELS
 from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
+from pipeline.results import Result
 from pipeline.terminal import shown
 
 
 @dataclass
-class PredictResult:
+class PredictResult(Result):
     """One entry an image, in the order asked: its answer, or why there is none."""
 
     predictions: list[dict[str, Any]]
@@ -25,10 +26,6 @@ class PredictResult:
     def all_bad(self) -> bool:
         """Whether not one image could be read."""
         return all("error" in entry for entry in self.predictions)
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
-        return {"predictions": self.predictions}
 
     def summary(self) -> str:
         """A line an image."""

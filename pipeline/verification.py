@@ -18,6 +18,7 @@ from pipeline.engines import make_engine
 from pipeline.errors import RecipeMismatchError, SourceError, StoreDamagedError
 from pipeline.loading import Loaded, load
 from pipeline.manifest import Record, read_manifest, shown
+from pipeline.results import Result
 from pipeline.shaping import forward, shaper
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
@@ -34,7 +35,7 @@ SPLITS = ("", "train", "val", "test")
 
 
 @dataclass
-class VerifyResult:
+class VerifyResult(Result):
     """What `verify` found: one line for each problem, and how far recomputed rows were off, relatively."""
 
     problems: list[str] = field(default_factory=list)
@@ -48,12 +49,7 @@ class VerifyResult:
 
     def to_json(self) -> dict[str, Any]:
         """The keys that `--json` promises."""
-        return {
-            "ok": self.ok,
-            "problems": self.problems,
-            "recomputed": self.recomputed,
-            "largest_difference": self.largest_difference,
-        }
+        return {"ok": self.ok, **super().to_json()}
 
     def summary(self) -> str:
         """The verdict, then one line a problem."""

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 
 #: A module, or a package as a whole, may import those that stand before it.
 LIBRARY = (
-    *("errors", "terminal", "registry", "wording", "files", "progress", "environment", "interruption"),
+    *("errors", "terminal", "registry", "results", "wording", "files", "progress", "environment", "interruption"),
     *("config", "prescan", "pixels", "augment", "devices", "memory"),
     *("sources", "manifest", "provenance", "metrics", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
