@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import pixels
-from pipeline.config import MAX_PIXELS, Recipe
+from pipeline.config import Recipe, RerunSettings
+from pipeline.devices import CoreThreads
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
 from pipeline.files import atomic_write, digest_bytes, heal, named, publish_folder, read_regular
@@ -252,24 +253,23 @@ def _cell(value: Any) -> Any:
 _FORMULA = re.compile("'*[=+\\-@\t\r\n]")
 
 
-def load_model(
-    folder: str | Path,
-    *,
-    weights: str | None = None,
-    device: str = "auto",
-    engine: str = "auto",
-    max_pixels: int = MAX_PIXELS,
-) -> Model:
+def load_model(folder: str | Path, **options: Any) -> Model:
     """Open a model folder, all of whose files are checked; the base itself is loaded when it is first needed.
 
-    `weights` names a file with the base's weights where the one recorded has moved. Raises `ModelError`.
+    `options` are the fields of `RerunSettings`: `weights` names a file with the base's weights where the one recorded
+    has moved, `device` and `engine` say what runs the base, ... Raises `ModelError`.
     """
+    return open_model(folder, RerunSettings.of(options))
+
+
+def open_model(folder: str | Path, settings: RerunSettings) -> Model:
+    """Open a model folder as `load_model` does, with options that are checked already."""
     folder = Path(folder)
     heal(folder)
     before = _read(folder)
     while True:
         try:
-            return _load(folder, before, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
+            return _load(folder, before, settings)
         except ModelError:
             now = _read(folder)
             if now == before:
@@ -277,7 +277,7 @@ def load_model(
             before = now  # another model has taken this name meanwhile
 
 
-def _load(folder: Path, text: bytes, *, weights: str | None, device: str, engine: str, max_pixels: int) -> Model:
+def _load(folder: Path, text: bytes, settings: RerunSettings) -> Model:
     path = folder / "model.json"
     content = _parsed(path, text)
     try:
@@ -298,7 +298,7 @@ def _load(folder: Path, text: bytes, *, weights: str | None, device: str, engine
         raise ModelError(
             f"{folder}: a head of {head.outputs} {head.task} does not fit {outputs} {record.task}; train it again"
         )
-    return Model(folder, record, head, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
+    return Model(folder, record, head, settings)
 
 
 def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) -> None:
@@ -349,24 +349,11 @@ class Model:
     `record` is the content of model.json, `head` the trained head.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        record: ModelRecord,
-        head: Head,
-        *,
-        weights: str | None,
-        device: str,
-        engine: str,
-        max_pixels: int,
-    ) -> None:
+    def __init__(self, folder: Path, record: ModelRecord, head: Head, settings: RerunSettings) -> None:
         self.folder = folder
         self.record = record
         self.head = head
-        self._weights = weights
-        self._device = device
-        self._engine = engine
-        self._max_pixels = max_pixels
+        self._settings = settings
 
     def __repr__(self) -> str:
         """Folder, head, what it answers, and its base."""
@@ -385,7 +372,7 @@ class Model:
         from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
 
         known = self.record.base
-        weights = known.weights if known.fine_tuned else self._weights or known.weights
+        weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
         tuned = self.folder / "base.safetensors" if known.fine_tuned else None
         try:
             base = base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
@@ -406,15 +393,7 @@ class Model:
         """What runs the base up to the layers that the head takes."""
         from pipeline.engines import make_engine
 
-        recipe = self.record.recipe
-        return make_engine(
-            self.base,
-            recipe.layers,
-            recipe.pool,
-            engine=self._engine,
-            device=self._device,
-            precision=recipe.precision,
-        )
+        return make_engine(self.base, self.record.recipe, self._settings, CoreThreads(self._settings.workers))
 
     @cached_property
     def shape(self) -> Shape:
@@ -422,7 +401,7 @@ class Model:
         from pipeline.shaping import shaper
 
         plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
-        return shaper(plain, self.base.transform, max_pixels=self._max_pixels)
+        return shaper(plain, self.base.transform, max_pixels=self._settings.max_pixels)
 
     def features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""

@@ -22,11 +22,10 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 import click
 
 from pipeline.config import (
-    MAX_PIXELS,
-    MOST_PIXELS,
     ExtractSettings,
     FinetuneSettings,
     FitSettings,
+    RerunSettings,
     Settings,
     SourceSettings,
 )
@@ -56,11 +55,13 @@ def cli() -> None:
     """
 
 
-def settings_options(settings: type[Settings]) -> Callable[[Command], Command]:
-    """One option for each field of `settings`; what is not given stays out, so that defaults stand in one place."""
+def settings_options(settings: type[Settings], *names: str) -> Callable[[Command], Command]:
+    """One option for each field of `settings`, or for those called `names`; what is not given stays out, so that
+    defaults stand in one place."""
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(settings.model_fields.items()):
+        for name in reversed(names or tuple(settings.model_fields)):
+            field = settings.model_fields[name]
             default = field.default
             shown = ",".join(default) if isinstance(default, tuple) else default
             text = f"{field.description}" + (f"  [default: {shown}]" if shown not in (None, "", False) else "")
@@ -215,30 +216,8 @@ def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool,
     tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 
 
-device_options = (
-    click.option("--weights", metavar="FILE", help="The base's weights, where the recorded file has moved."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option(
-        "--engine",
-        type=click.Choice(["auto", "torch", "onnxruntime"]),
-        default="auto",
-        help="What runs the base.",
-    ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(1, MOST_PIXELS),
-        default=MAX_PIXELS,
-        show_default=True,
-        help="Pixels of the largest image decoded.",
-    ),
-)
-
-
-def running(command: Command) -> Command:
-    """The options of commands that run a saved model."""
-    for option in reversed(device_options):
-        command = option(command)
-    return command
+#: The options of commands that run a recipe again.
+running = settings_options(RerunSettings, "weights", "device", "engine", "max_pixels")
 
 
 @cli.command()
@@ -262,7 +241,7 @@ def predict(
     from pipeline.prediction import predict as stage
 
     begin(quiet=quiet, verbose=verbose)
-    result = stage(model, images, top=top, csv=table, progress=not quiet, **options)
+    result = stage(model, images, top=top, csv=table, progress=not quiet, **given(options))
     tell(result, as_json=as_json)
     if result.all_bad:
         raise SystemExit(1)
@@ -333,7 +312,7 @@ def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: An
     from pipeline.verification import verify as stage
 
     begin(quiet=quiet, verbose=verbose)
-    result = stage(store, **options)
+    result = stage(store, **given(options))
     tell(result, as_json=as_json)
     if not result.ok:
         raise SystemExit(1)

@@ -113,6 +113,29 @@ class ImageSettings(Settings):
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="Pixels of the largest image decoded.")
 
 
+class EngineSettings(Settings):
+    """What runs a base, and on how much of the machine; features are the same within rounding, whatever it is."""
+
+    engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
+    batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")
+    memory: Literal["auto"] | Gigabytes = Field(
+        "auto", description="GB for forward passes; auto: half of what is free."
+    )
+    workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
+
+
+class RunSettings(EngineSettings, ImageSettings):
+    """How a recipe is run: on which images, and by what."""
+
+
+class RerunSettings(RunSettings):
+    """How the recipe of a model or of a feature file is run again."""
+
+    weights: str | None = Field(None, description="The base's weights, where the recorded file has moved.")
+
+
 class SourceSettings(Settings):
     """How the images and their labels are found."""
 
@@ -132,7 +155,11 @@ class BaseSettings(Settings):
     size: int | None = Field(None, ge=1, le=4096, description="Pixels of the input's shorter side, not the base's own.")
 
 
-class ExtractSettings(SourceSettings, BaseSettings, ImageSettings):
+class EvaluateSettings(RerunSettings, SourceSettings):
+    """Score a model on labelled images."""
+
+
+class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     """Stage one: images to features."""
 
     layer: Names = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
@@ -142,14 +169,7 @@ class ExtractSettings(SourceSettings, BaseSettings, ImageSettings):
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
-    engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps; several: cuda:0,cuda:1 or all.")
-    compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
-    batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")
-    memory: Literal["auto"] | Gigabytes = Field(
-        "auto", description="GB for forward passes; auto: half of what is free."
-    )
-    workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
     part: str | None = Field(None, description="K/N, the K-th of N parts of the rows.")
     rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")

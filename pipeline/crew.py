@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bases import Base, base_of
-from pipeline.config import MAX_PIXELS, Recipe
+from pipeline.config import ExtractSettings, Recipe, RunSettings
 from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
 from pipeline.engines import Engine, make_engine
 from pipeline.errors import EngineError, PipelineError, SettingsError
@@ -35,20 +35,6 @@ from pipeline.shaping import forward, shaper
 
 #: Loading ahead and computing ahead need so many chunks at hand before the first is reported, and one on its way.
 CHUNKS_OUT = BATCHES_AHEAD + 3
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every process of a crew does: all that `load_base` and `make_engine` need, and the recipe of the rows."""
-
-    weights: str
-    seed: int
-    recipe: Recipe
-    engine: str = "auto"
-    compile: bool = False
-    batch_size: int | Literal["auto"] = "auto"
-    memory: float | Literal["auto"] = "auto"
-    max_pixels: int = MAX_PIXELS
 
 
 @dataclass
@@ -111,22 +97,10 @@ def device_names(spec: str) -> list[str]:
 class Solo:
     """One device, computed on in this process while `threads` load what comes next."""
 
-    def __init__(self, base: Base, device: str, work: Work, threads: CoreThreads) -> None:
-        recipe = work.recipe
-        self._engine = make_engine(
-            base,
-            recipe.layers,
-            recipe.pool,
-            engine=work.engine,
-            device=device,
-            precision=recipe.precision,
-            compile=work.compile,
-            batch_size=work.batch_size,
-            memory=work.memory,
-            threads=threads,
-        )
+    def __init__(self, base: Base, recipe: Recipe, settings: RunSettings, threads: CoreThreads) -> None:
+        self._engine = make_engine(base, recipe, settings, threads)
         self._views = recipe.views + 1
-        self._shape = shaper(recipe, base.transform, max_pixels=work.max_pixels)
+        self._shape = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
         self._threads = threads
         self.timings = Timings()
         self.name = self._engine.name
@@ -171,19 +145,20 @@ class Solo:
 class Crew:
     """A process for each of `devices`; use it in a ``with`` block, which ends them.
 
-    >>> with Crew(["cuda:0", "cuda:1"], work) as crew:  # doctest: +SKIP
+    >>> with Crew(["cuda:0", "cuda:1"], recipe, settings) as crew:  # doctest: +SKIP
     ...     for done in crew.run(records):
     ...         writer.write([image.index for image in done.batch], ...)
     """
 
-    def __init__(self, devices: Sequence[str], work: Work) -> None:
+    def __init__(self, devices: Sequence[str], recipe: Recipe, settings: ExtractSettings) -> None:
         self.device = ",".join(devices)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         share = max(1, cores() // len(devices))
         self._workers = []
         for device in devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, device, work, share), daemon=True)
+            own = settings.model_copy(update={"device": device, "workers": share})
+            process = context.Process(target=_serve, args=(theirs, recipe, own), daemon=True)
             with nothing_imported_from_here():
                 process.start()
             theirs.close()
@@ -295,19 +270,19 @@ def nothing_imported_from_here() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
-def _serve(pipe: Connection, device: str, work: Work, share: int) -> None:
+def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
     """The life of one process: get ready, then a report for every chunk until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes; it ends this one
     try:
-        _compute(pipe, device, work, share)
+        _compute(pipe, recipe, settings)
     except PipelineError as error:
         pipe.send(_Failure(error))
 
 
-def _compute(pipe: Connection, device: str, work: Work, share: int) -> None:
-    base = base_of(work.recipe, work.weights, seed=work.seed)
-    with CoreThreads(share) as threads:
-        solo = Solo(base, device, work, threads)
+def _compute(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
+    base = base_of(recipe, settings.weights, seed=settings.seed)
+    with CoreThreads(settings.workers) as threads:
+        solo = Solo(base, recipe, settings, threads)
         pipe.send(_Ready(solo.name, solo.shapes, solo.batch_size))
         for done in solo.run(_records(pipe), batch_size=pipe.recv(), seen=_Met()):
             pipe.send(_Report(done, solo.timings, solo.seconds))

@@ -12,27 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.bases import Base, feature_network
 from pipeline.batching import Features, Pixels, fastest_size, in_halves
-from pipeline.config import Pool
+from pipeline.config import EngineSettings, Recipe
 from pipeline.devices import CoreThreads, pick_device
-from pipeline.errors import EngineError, SettingsError
+from pipeline.errors import EngineError
 from pipeline.graphs import graph_key, keep_size, read_size
 from pipeline.inputs import InputTransform
 from pipeline.memory import budget, taken
-from pipeline.registry import nearest
 from pipeline.runners import CompiledRunner, OnnxRunner, TorchRunner
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-ENGINES = ("auto", "torch", "onnxruntime")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Images that one core may be given at once, and images of a batch for each core, which keep all of them busy.
@@ -59,58 +57,37 @@ class Engine(Protocol):
         """uint8 (B, H, W, 3), any B, to one float32 array (B, ...) a layer."""
 
 
-def make_engine(
-    base: Base,
-    layers: Sequence[str],
-    pool: Pool = "none",
-    *,
-    engine: str = "auto",
-    device: str = "auto",
-    precision: str = "fp32",
-    compile: bool = False,
-    batch_size: int | Literal["auto"] = "auto",
-    memory: float | Literal["auto"] = "auto",
-    threads: CoreThreads | None = None,
-) -> Engine:
-    """What runs `base` up to `layers`, each pooled by `pool`.
+def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
+    """Make what runs `base` up to the layers of `recipe`, pooled and in the precision that it says.
 
-    `threads` are the cores to share with whoever decodes; an engine on a CPU takes its own without. With `batch_size`
-    auto it is measured, within `memory` GB (auto: half of what is free). `compile` is for GPUs. Raises `EngineError`
-    where `engine`, `device`, `precision` and `compile` do not go together, or where ONNX Runtime is asked for and
-    cannot run this base.
+    `threads` are the cores to share with whoever decodes. Where `settings` leave the batch size to us it is measured,
+    within their memory. Raises `EngineError` where engine, device, precision and compile do not go together, or where
+    ONNX Runtime is asked for and cannot run this base.
     """
-    _check(engine, ENGINES, "engine")
-    _check(precision, PRECISIONS, "precision")
-    place = pick_device(device)
-    if engine == "onnxruntime" and (place.type != "cpu" or precision != "fp32"):
+    place, precision = pick_device(settings.device), recipe.precision
+    if settings.engine == "onnxruntime" and (place.type != "cpu" or precision != "fp32"):
         raise EngineError(
             f"engine onnxruntime runs on the CPU in fp32, not on {place} in {precision}; use --engine torch"
         )
-    if compile and place.type == "cpu":
+    if settings.compile and place.type == "cpu":
         raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
-    network = feature_network(base, layers, pool)
-    room = budget(place, memory)
+    network = feature_network(base, recipe.layers, recipe.pool)
+    room, batch_size = budget(place, settings.memory), settings.batch_size
     if place.type != "cpu":
-        kind = CompiledRunner if compile else TorchRunner
+        kind = CompiledRunner if settings.compile else TorchRunner
         runner = kind(network, base.transform, place, PRECISIONS[precision])
         return GpuEngine(runner, network.shapes, base.transform, place, batch_size=batch_size, room=room)
-    threads = threads or CoreThreads()
     cpu: OnnxRunner | TorchRunner | None = None
-    if engine != "torch" and precision == "fp32":
+    if settings.engine != "torch" and precision == "fp32":
         try:
             cpu = OnnxRunner(base, network, cores=threads.count)
         except EngineError as error:
-            if engine == "onnxruntime":
+            if settings.engine == "onnxruntime":
                 raise EngineError(f"{base.name} cannot run in onnxruntime: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
     key = f"{graph_key(base, network)}-{cpu.name if cpu else 'torch'}-{precision}-{threads.count}"
     cpu = cpu or TorchRunner(network, base.transform, place, PRECISIONS[precision])
     return CpuEngine(cpu, network.shapes, base.transform, threads, batch_size=batch_size, room=room, key=key)
-
-
-def _check(name: str, known: Sequence[str] | dict[str, Any], kind: str) -> None:
-    if name not in known:
-        raise SettingsError(f"unknown {kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
 
 
 class CpuEngine:

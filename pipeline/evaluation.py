@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
-from pipeline.artifact import Model, joined, load_model, write_rows
-from pipeline.config import MAX_PIXELS, SourceSettings
+from pipeline.artifact import Model, joined, open_model, write_rows
+from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
 from pipeline.manifest import Target, log_remarks, read_manifest
@@ -51,27 +51,25 @@ def evaluate(
     output: str | Path | None = None,
     force: bool = False,
     split: str = "auto",
-    weights: str | None = None,
-    device: str = "auto",
-    engine: str = "auto",
-    max_pixels: int = MAX_PIXELS,
     progress: bool = False,
     **options: Any,
 ) -> EvaluateResult:
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
 
     `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits, else
-    all. `output` names a folder for metrics.json, predictions.csv and plots. Raises `SourceError` where no row has a
-    known label, `RecipeMismatchError` on features of another recipe, `OutputExistsError` where `output` exists and
-    `force` is not given.
+    all. `output` names a folder for metrics.json, predictions.csv and plots. `options` are the fields of
+    `EvaluateSettings`: `weights`, `device`, `target`, ... Raises `SourceError` where no row has a known label,
+    `RecipeMismatchError` on features of another recipe, `OutputExistsError` where `output` exists and `force` is not
+    given.
     """
     if output is not None:
         _refuse_existing(Path(output), force=force)
-    loaded = load_model(model, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
+    settings = EvaluateSettings.of(options)
+    loaded = open_model(model, settings)
     if is_store(source):
         labelled = _from_store(loaded, source, split)
     else:
-        labelled = _from_images(loaded, source, SourceSettings.of(options), split, progress)
+        labelled = _from_images(loaded, source, settings, split, progress)
     answered = Answered.of(loaded, labelled, source)
     part = metrics.PARTS.get(labelled.split, "all rows")
     found = answered.measure()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
-from pipeline.crew import Computer, Crew, Solo, Work, device_names
+from pipeline.crew import Computer, Crew, Solo, device_names
 from pipeline.devices import CoreThreads
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
@@ -271,23 +271,13 @@ class Job:
 def computing(job: Job) -> Iterator[Computer]:
     """What computes features, on one device or on several; its threads and processes end with the block."""
     settings = job.settings
-    work = Work(
-        settings.weights,
-        settings.seed,
-        job.recipe,
-        engine=settings.engine,
-        compile=settings.compile,
-        batch_size=settings.batch_size,
-        memory=settings.memory,
-        max_pixels=settings.max_pixels,
-    )
     devices = device_names(settings.device)
     if len(devices) > 1:
-        with Crew(devices, work) as crew:
+        with Crew(devices, job.recipe, settings) as crew:
             yield crew
     else:
         with CoreThreads(settings.workers) as threads:
-            yield Solo(job.base, devices[0], work, threads)
+            yield Solo(job.base, job.recipe, settings.model_copy(update={"device": devices[0]}), threads)
 
 
 class Run:

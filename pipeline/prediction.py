@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
-from pipeline.config import MAX_PIXELS
 from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
@@ -38,18 +37,16 @@ def predict(
     *,
     top: int = 5,
     csv: str | Path | None = None,
-    weights: str | None = None,
-    device: str = "auto",
-    engine: str = "auto",
-    max_pixels: int = MAX_PIXELS,
     progress: bool = False,
+    **options: Any,
 ) -> PredictResult:
     """Run the model folder `model` on an image file, on several, or on all images of a folder.
 
     Each prediction is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
-    `error`. Raises `ModelError` where the model or its base cannot be loaded.
+    `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, `max_pixels`, ... Raises `ModelError`
+    where the model or its base cannot be loaded.
     """
-    loaded = load_model(model, weights=weights, device=device, engine=engine, max_pixels=max_pixels)
+    loaded = load_model(model, **options)
     manifest = from_paths(images)
     log_remarks(manifest)
     entries: list[dict[str, Any]] = []

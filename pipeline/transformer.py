@@ -22,7 +22,8 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline import pixels
 from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
-from pipeline.config import Pool
+from pipeline.config import EngineSettings, Pool, Recipe
+from pipeline.devices import CoreThreads
 from pipeline.engines import Engine, make_engine
 from pipeline.errors import ImageError, RecipeMismatchError, SourceError
 from pipeline.files import digest_bytes
@@ -107,9 +108,22 @@ class _Runner:
     def __init__(self, extractor: FeatureExtractor) -> None:
         layers = (extractor.layer,) if isinstance(extractor.layer, str) else tuple(extractor.layer)
         self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed, size=extractor.size)
-        self._engine: Engine = make_engine(
-            self.base, layers, extractor.pool, engine=extractor.engine, device=extractor.device
+        recipe = Recipe(
+            base=extractor.base,
+            weights=self.base.digest,
+            layers=layers,
+            pool=extractor.pool,
+            transform=self.base.transform.describe(),
+            pixels=pixels.POLICY_VERSION,
+            decode="exact",
+            views=0,
+            augment=(),
+            seed=None,
+            precision="fp32",
+            dtype="float32",
         )
+        settings = EngineSettings.of({"engine": extractor.engine, "device": extractor.device})
+        self._engine: Engine = make_engine(self.base, recipe, settings, CoreThreads())
         self._batch_size = extractor.batch_size
         self.dimensions = sum(int(np.prod(shape)) for shape in self._engine.shapes)
         self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), extractor, layers, self.base)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline import pixels
 from pipeline.bases import base_of
-from pipeline.config import MAX_PIXELS, SourceSettings
+from pipeline.config import RerunSettings, SourceSettings
+from pipeline.devices import CoreThreads
 from pipeline.engines import make_engine
 from pipeline.errors import RecipeMismatchError, SourceError, StoreDamagedError
 from pipeline.loading import Loaded, load
@@ -64,10 +65,7 @@ def verify(
     source: str | None = None,
     recompute: int = 0,
     seed: int = 13,
-    weights: str | None = None,
-    engine: str = "auto",
-    device: str = "auto",
-    max_pixels: int = MAX_PIXELS,
+    **options: Any,
 ) -> VerifyResult:
     """Check every block, row, status, id and label of a feature file or a folder of parts, and its HDF5 side.
 
@@ -76,12 +74,13 @@ def verify(
     rows without features are looked at again too: an image that is good today is a problem.
 
     A file may name what it likes as its source, so only files and folders are read on its word; `source` is the word of
-    the caller, and says where the images are now. Nothing is downloaded.
+    the caller, and says where the images are now. Nothing is downloaded. `options` are the fields of `RerunSettings`:
+    `weights`, `engine`, `device`, `max_pixels`, ...
 
     Damage is reported, not raised. Raises `StoreError` where there is no file; and where rows are recomputed
     `SourceError`, `BaseError` or `RecipeMismatchError` where source or base are not those of the file any more.
     """
-    path = Path(path)
+    path, settings = Path(path), RerunSettings.of(options)
     result = VerifyResult()
     for part in part_paths(path) if path.is_dir() else [path]:
         result.problems += [f"{part}: {problem}" for problem in _file_problems(part)]
@@ -89,9 +88,7 @@ def verify(
         try:
             with FeatureStore.open(path) as store:
                 if recompute:
-                    again = Recomputation(
-                        store, source=source, weights=weights, engine=engine, device=device, max_pixels=max_pixels
-                    )
+                    again = Recomputation(store, settings, source=source)
                     again.compare(sample(store.select(), recompute, seed), result)
                     again.look_again(sample(np.flatnonzero(store.statuses > GOOD), recompute, seed), result)
         except StoreDamagedError as error:
@@ -196,29 +193,19 @@ def _source_of(store: FeatureStore, given: str | None) -> str:
 class Recomputation:
     """The extraction that made a store, once more, for some of its rows."""
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        source: str | None,
-        weights: str | None,
-        engine: str,
-        device: str,
-        max_pixels: int,
-    ) -> None:
+    def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
         recipe, made_with = store.recipe, store.environment
         self._source = _source_of(store, source)
-        base = base_of(recipe, weights or made_with["weights"], seed=made_with["seed"])
+        weights = settings.weights or made_with["weights"]
+        base = base_of(recipe, weights, seed=made_with["seed"])
         if base.digest != recipe.weights:
             raise RecipeMismatchError(
                 f"{store.path} was made with weights {recipe.weights[:12]} of {recipe.base}, and"
-                f" {weights or made_with['weights']} are {base.digest[:12]}; give the right file with --weights FILE"
+                f" {weights} are {base.digest[:12]}; give the right file with --weights FILE"
             )
         self._store = store
-        self._shape = shaper(recipe, base.transform, max_pixels=max_pixels)
-        self._engine = make_engine(
-            base, recipe.layers, recipe.pool, engine=engine, device=device, precision=recipe.precision
-        )
+        self._shape = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
+        self._engine = make_engine(base, recipe, settings, CoreThreads(settings.workers))
         self._manifest = read_manifest(self._source, SourceSettings.of(made_with["source"]))
 
     def compare(self, rows: NDArray[np.int64], result: VerifyResult) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files
+from pipeline.bases import Base
 from pipeline.config import Recipe
 from pipeline.errors import ImageError, PipelineError
 from pipeline.manifest import FileImage, Manifest, Record, Target
@@ -39,6 +40,12 @@ def recipe(**changes: Any) -> Recipe:
     fields |= {"transform": {"crop": 64}, "pixels": 1, "decode": "exact", "views": 0, "augment": ()}
     fields |= {"seed": None, "precision": "fp32", "dtype": "float32"}
     return Recipe.of({**fields, **changes})
+
+
+def recipe_for(base: Base, **changes: Any) -> Recipe:
+    """The recipe of the embeddings that `base` gives."""
+    fields = {"base": base.name, "weights": base.digest, "layers": ("avgpool",), "transform": base.transform.describe()}
+    return recipe(**{**fields, **changes})
 
 
 def write_images(folder: Path, count: int, *, first: int = 0) -> None:

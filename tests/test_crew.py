@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cheap import recipe_for
 from pictures import write_photos
 
 from pipeline.bases import Base, load_base
-from pipeline.config import Recipe
-from pipeline.crew import Crew, Done, Solo, Work, device_names, nothing_imported_from_here
+from pipeline.config import ExtractSettings
+from pipeline.crew import Crew, Done, Solo, device_names, nothing_imported_from_here
 from pipeline.devices import CoreThreads
 from pipeline.errors import BaseError, EngineError, ImageError, SettingsError
 from pipeline.manifest import Manifest, read_manifest
@@ -39,11 +40,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return read_manifest(folder)
 
 
-def work_for(base: Base, **changes: object) -> Work:
-    fields = {"base": base.name, "weights": base.digest, "layers": ("avgpool",), "pool": "none", "pixels": 1}
-    fields |= {"transform": base.transform.describe(), "decode": "exact", "views": 0, "augment": (), "seed": None}
-    recipe = Recipe.of({**fields, "precision": "fp32", "dtype": "float32"})
-    return Work(**{"weights": "embedded", "seed": 13, "recipe": recipe, "batch_size": 4, **changes})  # type: ignore[arg-type]
+def settings_for(**changes: object) -> ExtractSettings:
+    return ExtractSettings.of({"base": "squeezenet1_1", "weights": "embedded", "batch_size": 4, **changes})
 
 
 def by_index(results: Iterator[Done]) -> tuple[dict[int, np.ndarray], dict[int, str], list[int]]:
@@ -61,10 +59,10 @@ def by_index(results: Iterator[Done]) -> tuple[dict[int, np.ndarray], dict[int, 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(base: Base, photos: Manifest) -> None:
     with CoreThreads(2) as threads:
-        solo = Solo(base, "cpu", work_for(base), threads)
+        solo = Solo(base, recipe_for(base), settings_for(), threads)
         expected, _, _ = by_index(solo.run(photos.records))
     assert sorted(expected) == [row for row in range(30) if row != 5]
-    with Crew(["cpu", "cpu"], work_for(base)) as crew:
+    with Crew(["cpu", "cpu"], recipe_for(base), settings_for()) as crew:
         assert (crew.name, crew.device, crew.shapes) == ("onnxruntime", "cpu,cpu", [(512,)])
         features, errors, duplicates = by_index(crew.run(photos.records))
         assert crew.seconds > 0
@@ -81,13 +79,13 @@ def test_two_processes_compute_what_one_does(base: Base, photos: Manifest) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_fewer_images_than_processes_could_take(base: Base, photos: Manifest, count: int) -> None:
-    with Crew(["cpu", "cpu"], work_for(base)) as crew:
+    with Crew(["cpu", "cpu"], recipe_for(base), settings_for()) as crew:
         features, _, _ = by_index(crew.run(photos.records[:count]))
     assert sorted(features) == list(range(count))
 
 
 def test_a_process_that_dies_is_an_error_and_no_hang(base: Base, photos: Manifest) -> None:
-    with Crew(["cpu"], work_for(base)) as crew:
+    with Crew(["cpu"], recipe_for(base), settings_for()) as crew:
         results = crew.run(photos.records * 50)
         next(results)
         os.kill(crew._workers[0].process.pid or 0, signal.SIGKILL)
@@ -138,7 +136,7 @@ def test_the_path_of_other_processes_stays_as_it_was(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 def test_what_a_process_cannot_start_with_is_told_as_it_is(base: Base) -> None:
     with pytest.raises(BaseError, match=r"weights file gone.pt does not exist"):
-        Crew(["cpu"], work_for(base, weights="gone.pt"))
+        Crew(["cpu"], recipe_for(base), settings_for(weights="gone.pt"))
 
 
 def test_errors_of_images_travel_between_processes() -> None:

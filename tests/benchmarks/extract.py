@@ -142,10 +142,13 @@ def run_forward(photos: Path, base: str, weights: str, output: Path) -> float:
     import numpy as np
 
     from pipeline.bases import load_base
+    from pipeline.config import ExtractSettings
+    from pipeline.devices import CoreThreads
     from pipeline.engines import make_engine
+    from pipeline.extraction import recipe_of
 
-    loaded = load_base(base, weights)
-    engine = make_engine(loaded, ["avgpool"])
+    loaded, settings = load_base(base, weights), ExtractSettings.of({"base": base, "weights": weights})
+    engine = make_engine(loaded, recipe_of(settings, loaded), settings, CoreThreads())
     pixels = np.random.default_rng(13).integers(0, 256, (engine.batch_size, *loaded.transform.size, 3), dtype=np.uint8)
     engine(pixels)
     count = len(list(photos.glob("*.jpg")))
