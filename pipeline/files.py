@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -106,6 +107,8 @@ def sync_folder(path: Path) -> None:
 
 #: Of Linux's renameat2.
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
+#: How a folder is opened to be locked.
+_AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 # --- whole or absent
@@ -167,13 +170,13 @@ def publish_folder(path: Path, *, last: str = "model.json", replace: bool = Fals
     Raises `OutputExistsError` where `path` exists and may not be replaced.
     """
     refuse_existing(path, last=last, replace=replace)
-    temporary, old = _hidden(path, "tmp"), _hidden(path, "old.tmp")
-    with named(path, instead_of=temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        _remove_folder(temporary)
-        temporary.mkdir()
-    with _held(temporary):
+    number = secrets.randbits(48)  # that of the process would not do: in containers, all have the same
+    temporary, old = (path.with_name(f".{path.name}.{number}.{what}") for what in ("tmp", "old.tmp"))
+    with contextlib.ExitStack() as held:
+        with named(path, instead_of=temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path)
+            held.callback(os.close, _make_held(temporary))
         try:
             yield temporary
             if not (temporary / last).is_file():
@@ -212,7 +215,7 @@ def _sweep(path: Path) -> None:
 
 
 def _leftovers(path: Path, what: str) -> list[Path]:
-    """Folders beside `path` whose names are those of `_hidden`, of whichever process."""
+    """Folders beside `path` whose names are those of `publish_folder`, of whichever process."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(old\.)?tmp")
     try:
         beside = sorted(path.parent.iterdir())
@@ -222,13 +225,29 @@ def _leftovers(path: Path, what: str) -> list[Path]:
     return [one for one in fitting if one.is_dir() and not one.is_symlink()]
 
 
+def _make_held(folder: Path) -> int:
+    """Make a folder and lock it; returns its descriptor.
+
+    Another process that sweeps may take it for one of the dead before it is locked: then it is made again.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, _AS_FOLDER)
+            with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for whoever is removing it
+            if _is_named(descriptor, folder):
+                return descriptor
+            os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[bool]:
     """Lock a folder while the block runs, and say whether that was possible: False where another process holds it.
 
     The lock dies with its process on whichever machine it runs, which the number of a process does not tell.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    descriptor = os.open(folder, _AS_FOLDER)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

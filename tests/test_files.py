@@ -227,6 +227,44 @@ def test_the_folder_of_a_living_process_is_left_to_it(tmp_path: Path) -> None:
     assert (tmp_path / "quick" / "model.json").read_text() == "new"
 
 
+#: Makes a model once for each step that touches the disk; at that step, another process removes what the dead left.
+SWEPT = """
+import os, sys
+from pathlib import Path
+from pipeline import files
+root, sweep_at, steps = Path(sys.argv[1]), -1, 0
+def heard(event, arguments):
+    global steps
+    if event in ("open", "os.rename", "os.mkdir", "fcntl.flock") and sweep_at >= 0:
+        steps += 1
+        if steps == sweep_at + 1:
+            child = os.fork()
+            if not child:
+                steps = 10**6
+                try:
+                    files._sweep(root / str(sweep_at) / "one")
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+sys.addaudithook(heard)
+while steps > sweep_at:
+    sweep_at, steps = sweep_at + 1, 0
+    with files.publish_folder(root / str(sweep_at) / "one") as draft:
+        (draft / "model.json").write_text("whole")
+print(sweep_at)
+"""
+
+
+def test_a_folder_that_is_being_written_is_swept_away_at_no_step(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SWEPT, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 8
+    assert len(listing(tmp_path)) == int(done.stdout) + 1
+    for folder in tmp_path.iterdir():
+        assert listing(folder) == ["one"]
+        assert (folder / "one" / "model.json").read_text() == "whole"
+
+
 def test_only_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("file")
