@@ -15,6 +15,7 @@ A fine-tuned base is a weights file like any other, so a fine-tuned model and a 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -38,7 +39,7 @@ from pipeline.config import Recipe, RerunSettings
 from pipeline.devices import CoreThreads
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
-from pipeline.files import atomic_write, digest_bytes, heal, named, publish_folder, read_regular
+from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
 from pipeline.loading import Shape, load
 from pipeline.manifest import Record, from_paths
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 #: 1 had no checksums; what reads it alone says of 2 that it wants a newer version.
 FORMAT_VERSION = 2
 WITHOUT_CHECKSUMS = 1
-#: Bytes of model.json that are read at most: metrics of a hundred thousand classes are less.
+#: Bytes of model.json that are read at most, and so written: those of fifty thousand classes are less.
 LARGEST_RECORD = 2**25
 #: Bytes of one file of a head: all the rows that fit into memory, for the head that keeps them.
 LARGEST_HEAD_FILE = 2**33
@@ -156,8 +157,8 @@ def save_model(
     `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on.
     `request` says what was asked for, as `request_of` gives it.
     `save_base` writes the tuned weights to the file it is given, for a fine-tuned base only.
-    Raises `OutputExistsError` where `folder` exists, unless `replace`, and `ModelError` where it cannot be written;
-    what was there before stays then.
+    Raises `OutputExistsError` where `folder` exists, unless `replace`, and `ModelError` where it cannot be written, or
+    could not be opened again; what was there before stays then.
     """
     folder = Path(folder)
     with _saving(folder), publish_folder(folder, last="model.json", replace=replace) as draft:
@@ -186,7 +187,7 @@ def save_model(
             for name, figure in plots.items():
                 figure.savefig(draft / "plots" / f"{name}.png")
         content = record.model_dump(mode="json")
-        _write_json(draft / "model.json", {**content, "checksum": checksum(content)})
+        _write_record(draft / "model.json", {**content, "checksum": checksum(content)})
     return folder
 
 
@@ -217,8 +218,9 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def _measured(path: Path) -> FileRecord:
-    content = read_regular(path, most=LARGEST_HEAD_FILE)
-    return FileRecord(size=len(content), sha256=digest_bytes(content).hex())
+    with open_regular(path, most=LARGEST_HEAD_FILE) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return FileRecord(size=file.tell(), sha256=digest.hexdigest())
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -419,7 +421,10 @@ class Model:
             images = {loaded.index: loaded.pixels for loaded in batch if loaded.pixels is not None}
             errors = {loaded.index: loaded.error for loaded in batch if loaded.error is not None}
             features = self.features(np.concatenate(list(images.values()))) if images else np.empty((0, 0), np.float32)
-            yield Embedded(list(images), features, errors)
+            finite = np.isfinite(features).all(axis=1)
+            wrong = [index for index, right in zip(images, finite, strict=True) if not right]
+            errors |= {index: ImageError("non-finite", "what the base gives for it is no number") for index in wrong}
+            yield Embedded([index for index in images if index not in errors], features[finite], errors)
 
     def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
         """What the model says of image files, or of all images of a folder, in the order asked.
@@ -525,6 +530,18 @@ def _depth(content: Any) -> int:
     return depth
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write model.json, close together where it would be too large to be read again on lines of its own."""
+    _write_json(path, content)
+    if path.stat().st_size > LARGEST_RECORD:
+        _write_json(path, content, indent=None)
+    if (size := path.stat().st_size) > LARGEST_RECORD:
+        raise ModelError(
+            f"a model.json of {size >> 20} MB could not be opened again, {LARGEST_RECORD >> 20} MB are read; what was "
+            "there before is as it was: take fewer classes, or shorter names"
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
     with named(path):
-        path.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=indent, allow_nan=True) + "\n", encoding="utf-8")

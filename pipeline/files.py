@@ -273,8 +273,9 @@ def require_room(path: Path, size: int) -> None:
         )
 
 
-def read_regular(path: Path, *, most: int) -> bytes:
-    """The content of a file of `most` bytes at most. Raises `OSError` for anything else, and waits for nothing.
+@contextlib.contextmanager
+def open_regular(path: Path, *, most: int) -> Iterator[IO[bytes]]:
+    """A file of `most` bytes at most, to be read. Raises `OSError` for anything else, and waits for nothing.
 
     Links are followed; a pipe, a device or a folder is refused without being read.
     """
@@ -286,9 +287,15 @@ def read_regular(path: Path, *, most: int) -> bytes:
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that are read", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(most)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: Path, *, most: int) -> bytes:
+    """The content of such a file."""
+    with open_regular(path, most=most) as file:
+        return file.read(most)
 
 
 def refuse_existing(path: Path, *, last: str, replace: bool) -> None:

@@ -74,8 +74,10 @@ class InputTransform:
         if self.crop[0] * self.crop[1] > LARGEST_AREA:
             raise BaseError(f"crop of an input transform is at most {LARGEST_AREA} pixels in all, not {self.crop!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            if len(values) != 3 or not all(isinstance(value, int | float) and abs(value) <= 1e6 for value in values):
                 raise BaseError(f"{name} of an input transform is a number for each colour, not {values!r}")
+        if min(self.std) <= 0:
+            raise BaseError(f"std of an input transform is positive, not {self.std!r}")
 
     @property
     def size(self) -> tuple[int, int]:

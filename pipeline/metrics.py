@@ -42,22 +42,21 @@ def classification(truth: NDArray[Any], scores: NDArray[Any], names: Sequence[st
     truth = np.asarray(truth, dtype=np.int64)
     scores = np.asarray(scores, dtype=np.float64)
     predicted = scores.argmax(axis=1)
-    matrix = confusion(truth, predicted, len(names))
-    per_class = _per_class(matrix, names)
+    per_class = _per_class(truth, predicted, names)
     found: dict[str, Any] = {
         "n": len(truth),
         "accuracy": float((predicted == truth).mean()),
         "accuracy_interval": list(share_interval(int((predicted == truth).sum()), len(truth))),
-        "majority": float(matrix.sum(axis=1).max() / len(truth)),
+        "majority": float(np.bincount(truth).max() / len(truth)),
         "macro_f1": float(np.mean([one["f1"] for one in per_class.values() if one["support"]])),
         "absent": [name for name, one in per_class.items() if not one["support"]],
         "log_loss": log_loss(truth, scores),
         "ece": calibration_error(truth, scores),
         "per_class": per_class,
-        "confused": _worst(matrix, names),
+        "confused": _worst(truth, predicted, names),
     }
     if len(names) <= MATRIX_CLASSES:
-        found["confusion"] = matrix.tolist()
+        found["confusion"] = confusion(truth, predicted, len(names)).tolist()
     return found
 
 
@@ -165,8 +164,11 @@ def outliers(numbers: NDArray[Any], name: str) -> list[str]:
     ]
 
 
-def _per_class(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    hits, support, claimed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+def _per_class(
+    truth: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    right = truth[truth == predicted]
+    hits, support, claimed = (np.bincount(codes, minlength=len(names)) for codes in (right, truth, predicted))
     precision = hits / np.maximum(claimed, 1)
     recall = hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + claimed, 1)
@@ -181,8 +183,8 @@ def _per_class(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, dic
     }
 
 
-def _worst(matrix: NDArray[np.int64], names: Sequence[str]) -> list[list[Any]]:
-    mistakes = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:LISTED_CONFUSIONS]
-    pairs = [np.unravel_index(flat, matrix.shape) for flat in order]
-    return [[names[i], names[j], int(mistakes[i, j])] for i, j in pairs if mistakes[i, j]]
+def _worst(truth: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> list[list[Any]]:
+    wrong = truth != predicted
+    pairs, counts = np.unique(np.stack([truth[wrong], predicted[wrong]]), axis=1, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:LISTED_CONFUSIONS]
+    return [[names[i], names[j], int(counts[place])] for place, (i, j) in zip(most, pairs.T[most], strict=True)]

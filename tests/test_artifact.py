@@ -11,17 +11,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cheap import full_disk
+from cheap import full_disk, recipe
 from conftest import Trained
 from pictures import write_photos
 from safetensors.torch import save_file
 
-from pipeline.artifact import checksum, load_model, plain_text, write_rows
+from pipeline.artifact import (
+    BaseRecord,
+    DataRecord,
+    checksum,
+    load_model,
+    plain_text,
+    save_model,
+    write_rows,
+)
 from pipeline.bases import load_base
 from pipeline.errors import ModelError, OutputExistsError
 from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
+from pipeline.heads import LinearHead
+from pipeline.metrics import classification
 from pipeline.prediction import predict
 
 
@@ -154,6 +164,42 @@ def test_a_table_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     assert refused.value.filename == str(tmp_path / "t.csv")
     assert len((tmp_path / "t.csv").read_bytes().splitlines()) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def save(folder: Path, classes: list[str], *, replace: bool = False) -> Path:
+    """A model of a head that nobody trained, with metrics of four parts."""
+    random = np.random.default_rng(0)
+    truth, scores = random.integers(0, len(classes), 50), random.random((50, len(classes)))
+    found = classification(truth, scores, classes)
+    weight = random.random((len(classes), 3))
+    return save_model(
+        folder,
+        head=LinearHead.from_weights(weight, weight[:, 0], task="classes"),
+        recipe=recipe(),
+        base=BaseRecord(name="cheap", weights="none", seed=1),
+        target="class",
+        classes=classes,
+        metrics=dict.fromkeys(("val", "test", "cv", "train"), found),
+        data=DataRecord(source="nowhere", rows=50, fingerprint="0"),
+        replace=replace,
+    )
+
+
+@pytest.mark.parametrize("length", [20, 140])
+def test_a_model_of_thousands_of_classes_opens(tmp_path: Path, length: int) -> None:
+    """With long names, model.json has to be written close together."""
+    model = load_model(save(tmp_path / "m", [f"{number:0{length}}" for number in range(20_000)]))
+    assert model.head.outputs == len(model.record.classes or ()) == 20_000
+    (answer,) = model.answers(np.ones((1, 3), np.float32), top=1)
+    assert len(answer["label"]) == length
+
+
+def test_a_model_that_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
+    before = save(tmp_path / "m", ["ants", "bees"])
+    with pytest.raises(ModelError, match=r"a model\.json of \d+ MB could not be opened again.*shorter names$"):
+        save(tmp_path / "m", [f"{number:01000}" for number in range(4000)], replace=True)
+    assert load_model(before).record.classes == ("ants", "bees")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 # --- of version 0.1.0, and of any later one

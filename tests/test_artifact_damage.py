@@ -205,7 +205,7 @@ def change_the_record(folder: Path, content: Content, dice: Dice) -> None:
     dice.choice(kinds)()
 
 
-FORGE = (change_a_value, change_a_value, change_a_file, change_the_record)
+FORGE = (change_a_value, change_a_value, change_an_array, change_an_array, change_a_file, change_the_record)
 
 #: Opens one folder after the other; prints a line for each: an error's class, or what it answers.
 PROGRAM = """

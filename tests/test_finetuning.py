@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -434,3 +435,28 @@ def test_every_epoch_is_said_as_it_ends_but_not_where_quiet_is_asked_for(
 def test_without_rows_to_judge_by_nothing_is_trained(few: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="val=0: held-out rows decide which epoch is kept"):
         finetune(few, tmp_path / "m", **EMBEDDED, **QUICK, val=0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_disk_without_room_for_the_base_is_told_before_the_training(few: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no permission to mount")
+    try:
+        old = disk / "m"
+        old.mkdir()
+        (old / "model.json").write_text("old")
+        command = [sys.executable, "-m", "pipeline", "finetune", str(few), "-o", str(old), "--force"]
+        options = ["--base", "squeezenet1_1", "--weights", "embedded", "--epochs", "100000"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert re.fullmatch(
+            rf"error: {re.escape(str(old))}: [\d.]+ MB are needed and [\d.]+ MB are left on its disk.*\n",
+            done.stderr,
+        )
+        assert [path.name for path in disk.iterdir()] == ["m"]
+        assert (old / "model.json").read_text() == "old"
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,65 @@ def test_a_run_reports_nothing_to_anybody(photo_folder: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "(onnxruntime on cpu)" in done.stdout
     assert not (home / ".cache" / "Microsoft").exists()
+
+
+#: Runs one command after the other; their exit statuses are the last line.
+COMMANDS = """
+import json, sys
+from pipeline.cli import cli
+from pipeline.errors import PipelineError
+def status(words):
+    try:
+        cli(words)
+    except SystemExit as left:
+        return left.code
+    except PipelineError:
+        return 1
+print("\\n", json.dumps([status(words) for words in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Callable[..., tuple[list[int], str]]:
+    """Run commands where every attempt to reach the network fails; exit statuses, and what was attempted."""
+    reached = tmp_path / "reached"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE / "tests/offline"), str(HERE)])}
+    environment |= {"REACHED": str(reached), "TORCH_HOME": str(tmp_path / "hub")}
+
+    def run(*commands: str) -> tuple[list[int], str]:
+        words = json.dumps([command.split() for command in commands])
+        called = [sys.executable, "-c", COMMANDS, words]
+        reached.write_text("")
+        done = subprocess.run(called, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1]), reached.read_text()
+
+    return run
+
+
+def test_nothing_asks_the_network_that_needs_no_download(
+    offline: Callable[..., tuple[list[int], str]], photo_folder: Path
+) -> None:
+    photo = next(photo_folder.rglob("*.jpg")).relative_to(photo_folder.parent)
+    statuses, reached = offline(
+        "extract photos -o f.h5 --base squeezenet1_1 --weights embedded",
+        "fit-head f.h5 -o m --head ridge",
+        f"predict m {photo}",
+        "evaluate m f.h5",
+        "info m",
+        "verify f.h5",
+        "bases squeezenet",
+    )
+    assert (statuses, reached) == ([0] * 7, "")
+
+
+def test_weights_that_are_not_here_are_asked_for(
+    offline: Callable[..., tuple[list[int], str]], photo_folder: Path
+) -> None:
+    statuses, reached = offline("extract photos -o f.h5 --base resnet18")
+    assert statuses == [1]
+    assert reached.startswith("socket.getaddrinfo ")
+    assert "import" not in reached
 
 
 def test_the_user_may_decide_otherwise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -36,6 +37,24 @@ def test_classification_equals_scikit_learn(guesses):
         assert (one["precision"], one["recall"], one["f1"]) == pytest.approx((precision[code], recall[code], f1[code]))
         assert one["support"] == support[code]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_many_classes_need_no_matrix_of_them():
+    random = np.random.default_rng(0)
+    truth, scores = random.integers(0, 3000, 500), random.random((500, 3000))
+    scores[np.arange(500), truth] += 0.5
+    predicted = scores.argmax(axis=1)
+    names = [str(code) for code in range(3000)]
+    tracemalloc.start()
+    found = metrics.classification(truth, scores, names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3000 * 3000 * 8 / 2
+    assert "confusion" not in found
+    assert found["majority"] == np.bincount(truth).max() / 500
+    assert sum(one["support"] for one in found["per_class"].values()) == 500
+    true, said, times = found["confused"][0]
+    assert times == ((truth == int(true)) & (predicted == int(said))).sum() > 0
 
 
 def test_regression_equals_scikit_learn():

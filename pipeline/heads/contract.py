@@ -212,8 +212,15 @@ class Head(ABC):
         return self.search.scores
 
     def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities (n, C), or values (n,), of features (n, D) or (n, V, D), whose views are averaged."""
-        return self.probabilities(self.decisions(features))
+        """Class probabilities (n, C), or values (n,), of features (n, D) or (n, V, D), whose views are averaged.
+
+        Raises `ModelError` where they are no numbers, as those of weights that are far too large.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # which shows in what comes of it
+            found = self.probabilities(self.decisions(features))
+        if not np.isfinite(found).all():
+            raise ModelError(f"head {self.name!r} answers with NaN or infinity; train it again")
+        return found
 
     def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """`decision`, and its mean over the views of features (n, V, D). Raises `ModelError` for another D."""
