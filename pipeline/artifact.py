@@ -421,7 +421,7 @@ class Model:
             images = {loaded.index: loaded.pixels for loaded in batch if loaded.pixels is not None}
             errors = {loaded.index: loaded.error for loaded in batch if loaded.error is not None}
             features = self.features(np.concatenate(list(images.values()))) if images else np.empty((0, 0), np.float32)
-            finite = np.isfinite(features).all(axis=1)
+            finite = np.asarray(np.isfinite(features).all(axis=1))
             wrong = [index for index, right in zip(images, finite, strict=True) if not right]
             errors |= {index: ImageError("non-finite", "what the base gives for it is no number") for index in wrong}
             yield Embedded([index for index in images if index not in errors], features[finite], errors)

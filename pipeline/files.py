@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -274,7 +275,7 @@ def require_room(path: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, *, most: int) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, *, most: int) -> Iterator[io.BufferedReader]:
     """A file of `most` bytes at most, to be read. Raises `OSError` for anything else, and waits for nothing.
 
     Links are followed; a pipe, a device or a folder is refused without being read.
