@@ -25,7 +25,7 @@ from pipeline.config import Recipe
 from pipeline.errors import BaseError
 from pipeline.inputs import InputTransform
 from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown
 from pipeline.weights import State, digest, first_line, read_embedded, read_state
 from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size, prefix_of
 
@@ -86,12 +86,9 @@ def load_base(
     """
     zoo, short = find_zoo(name)
     published = None if weights in ("none", "embedded", "DEFAULT") or _is_file(weights) else weights
-    if published is not None and published not in zoo.weights(short):
-        known = [*zoo.weights(short), "DEFAULT", "none", "embedded"]
-        raise BaseError(
-            f"{name} has no weights {weights!r}{nearest(weights, known)}; "
-            f"there are {', '.join(zoo.weights(short)) or 'no published ones'}, none, or a file"
-        )
+    if published is not None:
+        known = [*zoo.weights(short), "DEFAULT", "none", "embedded", "a file"]
+        refuse_unknown("weights", published, known, where=name, error=BaseError)
     plan = zoo.plan(short, published)
     if tuned is not None:
         module, missing = fitted(plan, zoo.adapt(short, read_state(tuned)), source=f"{tuned} for {name}")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import SettingsError
-from pipeline.registry import nearest
+from pipeline.registry import unknown
 
 Pool = Literal["none", "avg", "max", "flatten"]
 Device = str  # auto, cpu, cuda, cuda:1, mps
@@ -60,7 +60,7 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "settings"
             if first["type"] == "extra_forbidden":
-                raise SettingsError(f"unknown option {name!r}{nearest(name, cls.model_fields)}") from None
+                raise SettingsError(unknown("option", name, cls.model_fields)) from None
             if first["type"] == "value_error":
                 raise SettingsError(first["msg"].removeprefix("Value error, ")) from None
             wanted = _wanted(cls.model_fields[name]) if name in cls.model_fields else first["msg"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import EngineError, SettingsError
+from pipeline.registry import unknown
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not number.isdecimal()):
-        raise SettingsError(f"unknown device {name!r}; known: auto, {', '.join(KINDS)}, cuda:NUMBER")
+        raise SettingsError(unknown("device", name, ["auto", *KINDS, "cuda:NUMBER"]))
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
     if int(number or 0) >= count:
         raise EngineError(f"no device {name!r} here: there are {count} of kind {kind}; --device cpu always works")

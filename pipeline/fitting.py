@@ -30,7 +30,7 @@ from pipeline.heads.table import FeatureTable, Indices
 from pipeline.manifest import Target
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import request_of
-from pipeline.registry import nearest
+from pipeline.registry import nearest, refuse_unknown
 from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
@@ -149,11 +149,7 @@ class Lesson:
         target = choose_target(store.targets, settings, where=str(store.path))
         layers = settings.layer or tuple(store.layers)
         for layer in layers:
-            if layer not in store.layers:
-                raise SettingsError(
-                    f"{store.path} has no layer {layer!r}{nearest(layer, store.layers)}; "
-                    f"it has {', '.join(store.layers)}"
-                )
+            refuse_unknown("layer", layer, store.layers, where=store.path)
         split = split_store(store, target, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
         refuse_unscorable(target, split, where=str(store.path))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import BaseError, ImageError
+from pipeline.registry import refuse_unknown
 
 Fit = Literal["shortest", "longest", "stretch"]
 
@@ -64,10 +65,8 @@ class InputTransform:
     fit: Fit = "shortest"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise BaseError(f"unknown interpolation {self.interpolation!r}; known: {', '.join(INTERPOLATIONS)}")
-        if self.fit not in get_args(Fit):
-            raise BaseError(f"unknown fit {self.fit!r} of an input transform; known: {', '.join(get_args(Fit))}")
+        refuse_unknown("interpolation", self.interpolation, INTERPOLATIONS, error=BaseError)
+        refuse_unknown("fit", self.fit, get_args(Fit), error=BaseError)
         for name, sides in (("resize", self.resize), ("crop", self.crop)):
             if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
                 raise BaseError(f"{name} of an input transform is two numbers from 1 to {LARGEST}, not {sides!r}")

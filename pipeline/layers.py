@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pipeline.config import Pool
 from pipeline.errors import BaseError, SettingsError
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown
 
 Side = Literal["input", "output"]
 Part = Literal["all", "mean", "relu", "class token", "tokens"]
@@ -201,10 +201,8 @@ def _pooled(value: Tensor, pool: Pool, tap: Tap) -> Tensor:
 
 def check_pool(pool: str) -> Pool:
     """`pool` itself; raises `SettingsError` for an unknown one."""
-    for known in get_args(Pool):
-        if pool == known:
-            return known  # type: ignore[no-any-return]
-    raise SettingsError(f"unknown pool {pool!r}{nearest(pool, get_args(Pool))}; known: {', '.join(get_args(Pool))}")
+    refuse_unknown("pool", pool, get_args(Pool))
+    return cast(Pool, pool)
 
 
 def find_taps(
@@ -227,12 +225,7 @@ def find_taps(
 def _module_tap(
     base: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, Tap], layer: str, sideways: str | None
 ) -> Tap:
-    if not layer or layer not in modules:
-        known = [*aliases, *filter(None, modules)]
-        raise BaseError(
-            f"{base} has no layer {layer!r}{nearest(layer, known)}; aliases: {', '.join(aliases)}; "
-            "or the name of any of its modules"
-        )
+    refuse_unknown("layer", layer, [*aliases, *filter(None, modules)], where=base, error=BaseError)
     lies_sideways = sideways is not None and re.match(sideways, layer) is not None
     return Tap(layer, channels_last=lies_sideways or _works_on_last(modules[layer]))
 

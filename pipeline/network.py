@@ -23,7 +23,7 @@ from pipeline.bases import Base, feature_network
 from pipeline.config import Pool
 from pipeline.errors import HeadError, SettingsError
 from pipeline.layers import FeatureNetwork
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown
 
 State = dict[str, Tensor]
 
@@ -138,8 +138,7 @@ def _module(network: Network, name: str) -> nn.Module:
     known: dict[str, nn.Module] = dict(network.features.network.named_modules())
     if any(f"{name}.".startswith(f"{cut}.") for cut in network.features.unused):
         raise SettingsError(f"module {name!r} of the base comes after the layers of the head; it would never move")
-    if name not in known or not name:
-        raise SettingsError(f"the base has no module {name!r} to train{nearest(name, [*known, 'head', 'all'])}")
+    refuse_unknown("module", name, ["head", "all", *filter(None, known)], where="the base")
     if next(known[name].parameters(), None) is None:
         raise SettingsError(f"module {name!r} of the base has no weights, so nothing in it can be trained")
     return known[name]

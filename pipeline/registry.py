@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline.errors import SettingsError
+from pipeline.errors import PipelineError, SettingsError
 
 T = TypeVar("T")
+
+#: Known names that a message lists.
+MOST_LISTED = 12
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,6 +25,35 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = [one for one in known if one.casefold() == name.casefold()]
     close = close or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, where: str | Path = "") -> str:
+    """The message for a `name` that is none of the `known` ones, of all or of those that `where` has.
+
+    >>> unknown("split", "vall", ["train", "val"])
+    "unknown split 'vall' (did you mean 'val'?); known: train, val"
+    >>> unknown("split", "vall", [], where="a.h5")
+    "a.h5 has no split 'vall'; known: none"
+    """
+    known = list(known)
+    listed = ", ".join(known[:MOST_LISTED]) or "none"
+    more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
+    said = f"{where} has no {kind}" if where else f"unknown {kind}"
+    return f"{said} {name!r}{nearest(str(name), known)}; known: {listed}{more}"
+
+
+def refuse_unknown(
+    kind: str,
+    name: str,
+    known: Iterable[str],
+    *,
+    where: str | Path = "",
+    error: type[PipelineError] = SettingsError,
+) -> None:
+    """Raise `error` with the message of `unknown` where `name` is none of the `known` ones."""
+    known = list(known)
+    if name not in known:
+        raise error(unknown(kind, name, known, where=where))
 
 
 class Registry(Generic[T]):
@@ -55,9 +88,7 @@ class Registry(Generic[T]):
         return keep
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._members:
-            listed = ", ".join(self._members) if len(self._members) <= 12 else f"{len(self._members)} of them"
-            raise SettingsError(f"unknown {self.kind} {name!r}{nearest(name, self._members)}; known: {listed}")
+        refuse_unknown(self.kind, name, self._members)
         return self._members[name]
 
     def __iter__(self) -> Iterator[str]:

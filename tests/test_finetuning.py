@@ -328,7 +328,7 @@ WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
     ({"augment": ("none", "flip")}, SettingsError, "augment=none stands alone"),
     ({"train": ()}, SettingsError, "train is empty"),
     ({"train": ("head", "features.12")}, SettingsError, "train=head stands alone"),
-    ({"train": ("feature.12",)}, SettingsError, r"no module 'feature.12' to train \(did you mean 'features.12'\?\)"),
+    ({"train": ("feature.12",)}, SettingsError, r"no module 'feature.12' \(did you mean 'features.12'\?\)"),
     ({"train": ("classifier",)}, SettingsError, "'classifier' of the base comes after the layers of the head"),
     ({"layer": ("avgpol",)}, BaseError, r"no layer 'avgpol' \(did you mean 'avgpool'\?\)"),
     ({"base": "resnet19", "weights": "none"}, BaseError, r"unknown base 'resnet19' \(did you mean"),

@@ -134,8 +134,8 @@ def test_freezing_again_starts_anew(squeezenet: Base) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("featurs.12", r"the base has no module 'featurs.12' to train \(did you mean 'features.12'\?\)"),
-        ("haed", r"no module 'haed' to train \(did you mean 'head'\?\)"),
+        ("featurs.12", r"the base has no module 'featurs.12' \(did you mean 'features.12'\?\)"),
+        ("haed", r"no module 'haed' \(did you mean 'head'\?\)"),
         ("", "the base has no module ''"),
         ("features.1", "module 'features.1' of the base has no weights"),
         ("classifier", "module 'classifier' of the base comes after the layers of the head"),

@@ -687,7 +687,7 @@ def test_unknown_names_are_told_the_nearest(path: Path, images: Path, tmp_path: 
     with FeatureStore.open(tmp_path / "U.h5") as store:
         with pytest.raises(SettingsError, match="has no target; extract again with --labels"):
             store.arrays("conv")
-        with pytest.raises(SettingsError, match="it has: none"):
+        with pytest.raises(SettingsError, match="known: none"):
             store.arrays("conv", target="class")
 
 

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FitSettings
-from pipeline.errors import HeadError, SettingsError
+from pipeline.errors import HeadError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.rows import ArrayRows
 from pipeline.progress import Course, Watch, unwatched
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown
 
 #: Names that stand for a choice among heads, and the task each of them takes (None: either).
 CHOOSERS: dict[str, Task | None] = {"regressor": "numbers", "auto": None}
@@ -55,9 +55,7 @@ def task_of(name: str) -> Task | None:
     """The only task that head `name` takes, or None where it takes both. Raises `SettingsError` for a stranger."""
     if name in CHOOSERS:
         return CHOOSERS[name]
-    if name not in HEADS:
-        known = [*HEADS, *CHOOSERS]
-        raise SettingsError(f"unknown head {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    refuse_unknown("head", name, [*HEADS, *CHOOSERS])
     learns = HEADS[name].learns
     return learns[0] if len(learns) == 1 else None
 

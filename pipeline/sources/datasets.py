@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SettingsError, SourceError
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown
 from pipeline.sources.columns import column_target
 from pipeline.sources.records import SPLITS, Manifest, Row, Target, class_target, make_manifest, shown
 
@@ -80,9 +80,8 @@ def read_dataset(source: str, settings: SourceSettings) -> Manifest:
     options = {key: value if key == "root" else _word(value) for key, value in parse_qsl(query)}
     builder = _find_dataset(name)
     parameters = inspect.signature(builder).parameters
-    unknown = [key for key in options if key not in parameters]
-    if unknown:
-        raise SettingsError(f"{source}: {name} has no option {unknown[0]!r}{nearest(unknown[0], parameters)}")
+    for key in options:
+        refuse_unknown("option", key, parameters, where=f"{source}: {name}")
     if "root" in parameters and "root" not in options:
         raise SettingsError(f"{source}: say where its files are, {PREFIX}{name}?root=DIR")
     state = _newest(str(options.get("root", "")))
@@ -109,8 +108,7 @@ def _word(value: str) -> Any:
 def _find_dataset(name: str) -> Any:
     from torchvision import datasets
 
-    if name not in datasets.__all__:
-        raise SettingsError(f"torchvision has no dataset {name!r}{nearest(name, datasets.__all__)}")
+    refuse_unknown("dataset", name, datasets.__all__, where="torchvision")
     return getattr(datasets, name)
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
-from pipeline.registry import nearest
+from pipeline.registry import unknown
 from pipeline.sources.columns import MISSING, Kind, column_target
 from pipeline.sources.containers import Container
 from pipeline.sources.folder import is_image_name
@@ -75,10 +75,7 @@ class Table:
     def column(self, name: str) -> list[str]:
         """The cells of a column; an unknown name is answered with the nearest."""
         if name not in self.columns:
-            known = [*self.columns, *self.images]
-            raise SourceError(
-                f"{self.name} has no column {name!r}{nearest(name, known)}; its columns: {', '.join(known)}"
-            )
+            raise SourceError(unknown("column", name, [*self.columns, *self.images], where=self.name))
         return self.columns[name]
 
 

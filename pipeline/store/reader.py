@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreDamagedError, StoreError
 from pipeline.manifest import Target
-from pipeline.registry import nearest
+from pipeline.registry import refuse_unknown, unknown
 from pipeline.store.header import (
     FORMAT,
     GOOD,
@@ -262,8 +262,7 @@ class FeatureStore:
         if split is not None:
             if split not in self.splits:
                 known = sorted(set(self.splits.tolist()) - {""})
-                listed = ", ".join(known) or "none"
-                raise SettingsError(f"{self.path} has no split {split!r}{nearest(split, known)}; known: {listed}")
+                raise SettingsError(unknown("split", split, known, where=self.path))
             chosen = chosen & (self.splits == split)
         if target is not None:
             values = self._target(target).values
@@ -347,10 +346,7 @@ class FeatureStore:
             if len(self.layers) > 1:
                 raise SettingsError(f"{self.path} has the layers {', '.join(self.layers)}; say which one")
             return self._header.layers[0]
-        if layer not in self.layers:
-            raise SettingsError(
-                f"{self.path} has no layer {layer!r}{nearest(layer, self.layers)}; known: {', '.join(self.layers)}"
-            )
+        refuse_unknown("layer", layer, self.layers, where=self.path)
         return layer_column(layer)
 
     def _only_target(self) -> str:
@@ -363,9 +359,7 @@ class FeatureStore:
         return next(iter(self.targets))
 
     def _target(self, name: str) -> Target:
-        if name not in self.targets:
-            known = ", ".join(self.targets) or "none"
-            raise SettingsError(f"{self.path} has no target {name!r}{nearest(name, self.targets)}; it has: {known}")
+        refuse_unknown("target", name, self.targets, where=self.path)
         return self.targets[name]
 
     # --- bytes
