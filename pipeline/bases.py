@@ -41,7 +41,6 @@ __all__ = [
     "InputTransform",
     "base_of",
     "feature_network",
-    "feature_shapes",
     "find_bases",
     "list_bases",
     "load_base",
@@ -65,10 +64,6 @@ class Base:
     classes: tuple[str, ...] | None
     family: Family
     missing: frozenset[str] = frozenset()
-
-    def layers(self) -> list[str]:
-        """The aliases that this base knows; any module's name is a layer too."""
-        return list(self.family.aliases)
 
 
 def load_base(
@@ -162,13 +157,6 @@ def feature_network(base: Base, layers: Sequence[str], pool: str = "none") -> Fe
             "ask for an earlier layer or give whole weights"
         )
     return network
-
-
-def feature_shapes(network: FeatureNetwork, transform: InputTransform) -> list[tuple[int, ...]]:
-    """The shape of one image's features, one a layer, for images as `transform` gives them."""
-    if network.input_size != transform.size:
-        raise BaseError(f"this network was cut for inputs of {network.input_size}, not {transform.size}")
-    return list(network.shapes)
 
 
 @dataclass(frozen=True)

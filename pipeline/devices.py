@@ -1,10 +1,9 @@
-"""Where the work runs: the device of the forward pass, the cores, the place among several processes."""
+"""Where the work runs: the device of the forward pass, and the cores."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -76,13 +75,3 @@ class CoreThreads(ThreadPoolExecutor):
         if self.count < 1:
             raise SettingsError(f"workers={count}: at least one thread is needed; auto is one a core")
         super().__init__(self.count, thread_name_prefix="core")
-
-
-def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Number of this process among those that torchrun started; 0 for a process on its own."""
-    return int(environment.get("RANK", "0"))
-
-
-def world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes torchrun started; 1 for a process on its own."""
-    return int(environment.get("WORLD_SIZE", "1"))

@@ -57,7 +57,6 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.taps = tuple(taps)
         self.pool = pool
-        self.input_size = input_size
         trace = _trace(network, self.taps, input_size)
         self._events = len(trace.events)
         self.unused = trace.unused

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision import models
 
 from pipeline import weights as weights_module
-from pipeline.bases import Base, feature_network, feature_shapes, list_bases, load_base
+from pipeline.bases import Base, feature_network, list_bases, load_base
 from pipeline.errors import BaseError, SettingsError
 from pipeline.zoo import FAMILIES, WIDTHS, ZOOS, measured_size
 
@@ -94,12 +94,12 @@ def test_embedding_of_every_family(base_of: Callable[[str], Base], family: str) 
     name, size, reference = REFERENCES[family]
     base = base_of(name)
     before = {key: value.clone() for key, value in base.module.state_dict().items()}
-    network = feature_network(base, ["avgpool", "pool5"] if "pool5" in base.layers() else ["avgpool"])
+    network = feature_network(base, ["avgpool", "pool5"] if "pool5" in base.family.aliases else ["avgpool"])
     with torch.no_grad():
         expected = reference(copy.deepcopy(base.module), images(size))
         embedding, *maps = network(images(size))
     assert embedding.shape == expected.shape == (2, WIDTHS[name])
-    assert feature_shapes(network, base.transform)[0] == (WIDTHS[name],)
+    assert network.shapes[0] == (WIDTHS[name],)
     scale = expected.abs().max()
     assert (embedding - expected).abs().max() <= 1e-5 * max(1.0, float(scale))
     assert all(found.ndim == 4 for found in maps)
@@ -192,7 +192,7 @@ def test_pools(pool: str, shape: tuple[int, ...]) -> None:
         (rows,) = network(images(224))
         maps = base.module.features(images(224))
     expected = {"none": maps, "avg": maps.mean((2, 3)), "max": maps.amax((2, 3)), "flatten": maps.flatten(1)}[pool]
-    assert feature_shapes(network, base.transform) == [shape]
+    assert list(network.shapes) == [shape]
     assert torch.allclose(rows, expected, rtol=0, atol=1e-5)
 
 
@@ -251,13 +251,6 @@ def test_inception_takes_its_aux_heads_and_its_input_as_published() -> None:
 def test_layers_that_are_none(layers: list[str], pool: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         feature_network(load_base("squeezenet1_1", "embedded"), layers, pool)
-
-
-def test_shapes_for_another_input_are_refused() -> None:
-    base = load_base("squeezenet1_1", "embedded")
-    other = ZOOS[""].plan("inception_v3", None).transform
-    with pytest.raises(BaseError, match=r"cut for inputs of \(224, 224\), not \(299, 299\)"):
-        feature_shapes(feature_network(base, ["avgpool"]), other)
 
 
 # --- weights
@@ -508,7 +501,7 @@ def test_timm_uses_its_own_data_configuration(real_data: Path) -> None:
 )
 def test_timm_embeddings_are_those_before_its_classifier(name: str, layers: list[str]) -> None:
     base = load_base(f"timm:{name}", "none")
-    assert base.layers() == layers
+    assert list(base.family.aliases) == layers
     network = feature_network(base, layers, "avg")
     with torch.no_grad():
         found = network(images(224))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device, rank, world_size
+from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
 from pipeline.errors import EngineError, PipelineError, SettingsError
 
 
@@ -74,8 +74,3 @@ def test_threads_are_one_a_core() -> None:
         assert sorted(threads.map(lambda number: (together.wait(timeout=10), number)[1], range(3))) == [0, 1, 2]
     with pytest.raises(SettingsError, match="workers=0: at least one thread is needed"):
         CoreThreads(0)
-
-
-def test_place_among_processes() -> None:
-    assert (rank({}), world_size({})) == (0, 1)
-    assert (rank({"RANK": "2"}), world_size({"WORLD_SIZE": "4"})) == (2, 4)

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import ModelError, SettingsError
 from pipeline.heads.binned import BinnedHead
 from pipeline.heads.blend import BlendHead
-from pipeline.heads.contract import Head, Problem, Search, Task, problem_of
+from pipeline.heads.contract import Head, Problem, Search, Task
 from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.mlp import MlpHead
@@ -24,7 +24,7 @@ HEADS: Registry[type[Head]] = Registry("head")
 for _head in (LinearHead, SvmHead, RidgeHead, KnnHead, MlpHead, BinnedHead, BlendHead):
     HEADS.add(_head.name, _head)
 
-__all__ = ["HEADS", "Head", "LinearHead", "Problem", "Search", "Task", "load_head", "problem_of"]
+__all__ = ["HEADS", "Head", "LinearHead", "Problem", "Search", "Task", "load_head"]
 
 
 def load_head(folder: Path, config: Mapping[str, Any]) -> Head:

@@ -8,7 +8,7 @@ scores of every row by a model that did not train on it: calibration and predict
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,7 +20,7 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError
 from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
 from pipeline.heads.folds import make_folds
-from pipeline.heads.rows import ArrayRows, Rows, block_length
+from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
 
@@ -311,31 +311,3 @@ def refuse_extremes(y: NDArray[np.floating]) -> None:
             f"the numbers to learn differ by {spread:.3g}, and heads tell {1 / LARGEST_NUMBER:g} apart; "
             "take another unit"
         )
-
-
-def problem_of(
-    features: NDArray[np.floating],
-    y: NDArray[Any],
-    *,
-    sample_weight: NDArray[np.floating] | None = None,
-    groups: NDArray[np.int64] | None = None,
-    classes: int | None = None,
-    score_views: str = "plain",
-    widths: Sequence[int] = (),
-) -> Problem:
-    """A problem from arrays: features (n, D) or (n, V, D), `y` integer codes for classes or floats for numbers.
-
-    >>> problem = problem_of(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]))
-    >>> problem.task, problem.classes, problem.rows.shape
-    ('classes', 2, (4, 4))
-    """
-    views = features.shape[1] if features.ndim == 3 else 1
-    rows = ArrayRows(features.reshape(len(features) * views, -1))
-    weights = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    if np.issubdtype(y.dtype, np.integer):
-        y = y.astype(np.int64)
-        classes = classes or int(y.max()) + 1
-    else:
-        y, classes = y.astype(np.float64), None
-    groups = np.arange(len(y)) if groups is None else groups
-    return Problem(rows, y, weights / weights.mean(), groups, classes, views, score_views, tuple(widths))

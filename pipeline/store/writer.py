@@ -71,7 +71,6 @@ class StoreWriter:
         self._contents: dict[bytes, tuple[Origin, int]] | None = None
         self._contents_lock = threading.Lock()
         self._found_bad: dict[bytes, int] = {}  # contents that this very run could not use, and a row of each
-        self.reused = int(own.final.sum())
 
     @classmethod
     @contextlib.contextmanager
@@ -153,7 +152,6 @@ class StoreWriter:
             rows, places = origin.matches(ids, seen)
             new = self._own.status[places] == PENDING
             self.copy(origin, rows[new], places[new])
-        self.reused = int(self._own.final.sum())
 
     def copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
         """Copy `rows` of `origin` that are what was committed; the others stay pending."""

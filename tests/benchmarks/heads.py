@@ -29,8 +29,10 @@ from safetensors.numpy import load_file
 from scipy.special import logsumexp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 
-from pipeline.heads import problem_of
+from examples import problem_of
+
 from pipeline.heads.basis import make_basis
 from pipeline.heads.linear import PENALTIES, SEARCH_TOLERANCE, search_penalty
 from pipeline.heads.logistic import LogisticBatch

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import blobs, line
+from examples import blobs, line, problem_of
 
 from pipeline.config import FitSettings
 from pipeline.errors import ModelError
-from pipeline.heads import HEADS, load_head, problem_of
+from pipeline.heads import HEADS, load_head
 from pipeline.heads.binned import BINS, BinnedHead, bins
 from pipeline.heads.rows import StreamedRows
 from pipeline.heads.selection import candidates, train_head

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from examples import blobs, line
+from examples import blobs, line, problem_of
 
 from pipeline.config import FitSettings
-from pipeline.heads import HEADS, load_head, problem_of
+from pipeline.heads import HEADS, load_head
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.selection import choose, train_head
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import blobs, line
+from examples import blobs, line, problem_of
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError, PipelineError
-from pipeline.heads import HEADS, Head, Search, load_head, problem_of
+from pipeline.heads import HEADS, Head, Search, load_head
 from pipeline.heads.folds import make_folds
 
 PAIRS = [(name, task) for name in HEADS for task in HEADS[name].learns]

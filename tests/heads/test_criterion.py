@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+from examples import problem_of
 
-from pipeline.heads import problem_of
 from pipeline.heads.criterion import Best
 
 ROWS = 300

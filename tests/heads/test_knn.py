@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from examples import line
+from examples import line, problem_of
 
 from pipeline.config import FitSettings
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 from pipeline.heads.knn import KnnHead
 
 SETTINGS = FitSettings.of({})

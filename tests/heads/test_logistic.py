@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from examples import blobs
+from examples import blobs, problem_of
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.config import FitSettings
 from pipeline.errors import SettingsError
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 from pipeline.heads.basis import LARGEST_DECOMPOSITION, make_basis
 from pipeline.heads.folds import make_folds
 from pipeline.heads.linear import fit_logistic, solver_device

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from examples import line
+from examples import line, problem_of
 
 from pipeline.config import FitSettings
-from pipeline.heads import problem_of
 from pipeline.heads.mlp import Coordinates, MlpHead
 from pipeline.heads.rows import ArrayRows
 from pipeline.heads.standard import Standard

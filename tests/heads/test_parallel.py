@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -71,9 +72,12 @@ def test_ctrl_c_starts_no_call_and_leaves_none_running():
 
 
 SEARCH = """
+import sys
+sys.path.append(sys.argv[1])
 import numpy as np
+from examples import problem_of
 from pipeline.config import FitSettings
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 random = np.random.default_rng(0)
 features = random.normal(size=(1500, 64)).astype(np.float32)
 problem = problem_of(features, random.integers(0, 30, 1500))
@@ -85,9 +89,8 @@ HEADS["svm"]("classes", FitSettings.of({"jobs": 4})).fit(problem)
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_ctrl_c_in_a_search_ends_it_without_a_crash():
     """The interpreter ends after the last fit has; one that is left in libsvm would bring it down."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SEARCH], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", SEARCH, str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     time.sleep(1.5)

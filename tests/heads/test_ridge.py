@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from examples import blobs, line
+from examples import blobs, line, problem_of
 from sklearn.linear_model import Ridge, RidgeClassifierCV, RidgeCV
 
 from pipeline.errors import HeadError
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 from pipeline.heads.ridge import Decomposition, Target
 from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.standard import Standard

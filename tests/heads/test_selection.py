@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from examples import blobs, line
+from examples import blobs, line, problem_of
 from sklearn.linear_model import Ridge
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.selection import _qualities, choose, rank, table_text, task_of, train_head
 from pipeline.heads.standard import Standard

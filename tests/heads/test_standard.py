@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import blobs
+from examples import blobs, problem_of
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError
-from pipeline.heads import HEADS, problem_of
+from pipeline.heads import HEADS
 from pipeline.heads.rows import ArrayRows
 from pipeline.heads.standard import Standard
 
