@@ -6,9 +6,6 @@ read from the settings classes of `pipeline.config`: a field there is an option 
 
 from __future__ import annotations
 
-import atexit
-import gc
-import importlib
 import json
 import logging
 import os
@@ -29,7 +26,7 @@ from pipeline.config import (
     Settings,
     SourceSettings,
 )
-from pipeline.errors import PipelineError, SettingsError
+from pipeline.errors import PipelineError, SettingsError, require_posix
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
 from pipeline.results import Result
 from pipeline.terminal import lines_shown, shown
@@ -382,7 +379,6 @@ def main() -> NoReturn:
     """Run the command line; every error of this package is one line on stderr."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
     _open_closed_streams()
-    _collect_garbage_seldom()
     with obeying_signals(_epitaph) as interruption:
         try:
             status = _call()
@@ -396,7 +392,7 @@ def main() -> NoReturn:
 
 def _call() -> int:
     try:
-        importlib.import_module("pipeline.files")  # refuses Windows: now, not after seconds of importing torch
+        require_posix()  # now, not after seconds of importing torch
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
         vars(error)["message"] = shown(error.message)  # it may quote the name of a file
@@ -421,15 +417,6 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
             os.dup2(getattr(sys, name).fileno(), number)
-
-
-def _collect_garbage_seldom() -> None:
-    """The import of torch makes a million objects that stay: to walk through them again and again takes a second.
-
-    Another one goes at the end of the process, where they would all be looked at once more before they are dropped.
-    """
-    gc.set_threshold(50_000, 20, 20)
-    atexit.register(gc.freeze)
 
 
 def _epitaph() -> str:

@@ -97,3 +97,13 @@ class OutputExistsError(PipelineError):
 
 class UnsupportedSystemError(PipelineError, ImportError):
     """This system lacks what the package is built on."""
+
+
+def require_posix() -> None:
+    """Raise `UnsupportedSystemError` on Windows, where files cannot be locked as this package locks them."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise UnsupportedSystemError(
+            "pipeline runs on Linux and macOS; on Windows, install and run it in WSL"
+        ) from None

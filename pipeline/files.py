@@ -24,12 +24,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import OutputExistsError, StoreError, StoreLockedError, UnsupportedSystemError
+from pipeline.errors import OutputExistsError, StoreError, StoreLockedError, require_posix
 
-try:
-    import fcntl
-except ImportError:
-    raise UnsupportedSystemError("pipeline runs on Linux and macOS; on Windows, install and run it in WSL") from None
+require_posix()
+import fcntl  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,7 @@ import re
 
 #: Control characters (ESC among them), marks that turn the direction of writing, other ends of lines, stray bytes.
 _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_IN_A_NAME = re.compile(f"[\t\n{_UNSAFE}]")
-_IN_LINES = re.compile(f"[{_UNSAFE}]")
+_IN_A_NAME, _IN_LINES = f"[\t\n{_UNSAFE}]", f"[{_UNSAFE}]"  # compiled at the first use: `--help` has none
 
 
 def shown(name: object) -> str:
@@ -20,12 +19,12 @@ def shown(name: object) -> str:
     >>> print(shown("a\\x1b[2Jb\\nc"))
     a\\x1b[2Jb\\nc
     """
-    return _IN_A_NAME.sub(_escaped, str(name))
+    return re.sub(_IN_A_NAME, _escaped, str(name))
 
 
 def lines_shown(text: str) -> str:
     """Lines of text for a terminal: as `shown`, but ends of lines and tabs are those of a table and stay."""
-    return _IN_LINES.sub(_escaped, text)
+    return re.sub(_IN_LINES, _escaped, text)
 
 
 def _escaped(found: re.Match[str]) -> str:

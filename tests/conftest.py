@@ -92,7 +92,7 @@ def console_script(tmp_path: Path) -> Path:
     """What pip puts beside Python for `pipeline`: unlike ``-m``, it imports from its folder, not the current one."""
     script = tmp_path / "bin" / "pipeline"
     script.parent.mkdir()
-    script.write_text("from pipeline.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+    script.write_text("from pipeline.__main__ import main\n\nif __name__ == '__main__':\n    main()\n")
     return script
 
 

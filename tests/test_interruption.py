@@ -198,3 +198,32 @@ def test_a_training_says_that_nothing_is_kept(photos: Path) -> None:
     assert ended.seconds < IN_TIME
     assert "stopped; nothing of this training is kept: the same command begins anew" in ended.said
     assert not list(photos.glob("*tuned*"))
+
+
+#: Sends Ctrl-C to its own process as the module is imported that the environment names: no clock is that exact.
+CTRL_C_ON_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == os.environ["STOP_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "pydantic", "pipeline.config", "pipeline.interruption"])
+@pytest.mark.parametrize("way", ["script", "-m"])
+def test_ctrl_c_while_the_command_line_is_imported(module: str, way: str, tmp_path: Path, console_script: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CTRL_C_ON_IMPORT)
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    started = [str(console_script)] if way == "script" else ["-m", "pipeline"]
+    done = subprocess.run(
+        [sys.executable, *started, "extract", "photos", "-o", "f.h5"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path, "STOP_AT": module},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped; nothing was written\n")
