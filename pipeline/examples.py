@@ -17,6 +17,7 @@ from pipeline.loading import refuse_too_many_bad
 from pipeline.manifest import Manifest, Target
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import nearest
+from pipeline.terminal import shown
 
 
 class Examples:
@@ -76,12 +77,14 @@ def choose_target(manifest: Manifest, *, name: str | None = None, classes: tuple
         if len(manifest.targets) == 1:
             return next(iter(manifest.targets.values()))
         cause = f"has several targets ({listed})" if manifest.targets else "has no labels"
-        raise SourceError(f"{manifest.source} {cause}; name the column to learn with --target")
+        raise SourceError(f"{shown(manifest.source)} {cause}; name the column to learn with --target")
     if name not in manifest.targets:
-        raise SourceError(f"{manifest.source} has no target {name!r}, which the head predicts; it has: {listed}")
+        raise SourceError(f"{shown(manifest.source)} has no target {name!r}, which the head predicts; it has: {listed}")
     target = manifest.targets[name]
     if (target.names is None) != (classes is None):
-        raise SourceError(f"{manifest.source}: target {name!r} is of another kind (classes or numbers) than the head's")
+        raise SourceError(
+            f"{shown(manifest.source)}: target {name!r} is of another kind (classes or numbers) than the head's"
+        )
     return target if classes is None else _recoded(target, classes)
 
 
@@ -113,7 +116,7 @@ def read_pictures(
     known = np.isfinite(target.values) if target.names is None else target.values >= 0
     records = [manifest.records[row] for row in np.flatnonzero(known)]
     if not records:
-        raise SourceError(f"{manifest.source}: no image has a known {target.name!r}; there is nothing to learn")
+        raise SourceError(f"{shown(manifest.source)}: no image has a known {target.name!r}; there is nothing to learn")
     pictures = Pictures(records, transform, max_pixels=max_pixels)
     with progress_bar(len(records), "reading", show=progress) as bar:
         pictures.read(bar, workers=workers)
@@ -138,7 +141,7 @@ def split_examples(manifest: Manifest, target: Target, pictures: Pictures, setti
     different = len(np.unique(target.values[train]))
     if different < 2 or not len(held_out["val"]):
         raise HeadError(
-            f"{manifest.source}: {different} different {target.name!r} in {len(train)} training rows and "
+            f"{shown(manifest.source)}: {different} different {target.name!r} in {len(train)} training rows and "
             f"{len(held_out['val'])} rows to judge by; training needs two at least, and a row to judge by"
         )
     return Examples(target, Split(train, held_out, found.notices))

@@ -172,7 +172,9 @@ def extract(
         with progress_bar(len(pending), "extracting", show=progress) as bar:
             run.compute(pending, bar)
         bad = writer.bad()
-        refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, shown(job.manifest.source))
+        if len(bad) == len(job.manifest):
+            writer.discard()
+        refuse_too_many_bad(bad, len(job.manifest), job.settings.max_bad, job.manifest.source, kept="what was computed")
         job.manifest.require_unchanged()
         dropped = writer.dropped
         writer.publish()

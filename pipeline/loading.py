@@ -23,6 +23,7 @@ from pipeline import pixels
 from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError, SourceError
 from pipeline.manifest import Record
+from pipeline.terminal import shown
 
 #: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
 Shape = Callable[[bytes, bytes], NDArray[np.uint8]]
@@ -139,13 +140,16 @@ def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) ->
 ALWAYS_TOLERATED = 10
 
 
-def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str) -> None:
-    """Raise `SourceError` where no image is good, or more than a handful and `share` of all are bad."""
+def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: str, *, kept: str = "nothing") -> None:
+    """Raise `SourceError` where no image is good, or more than a handful and `share` of all are bad.
+
+    `kept` says what is left of the work where some are good.
+    """
     if len(bad) < rows and len(bad) <= max(ALWAYS_TOLERATED, share * rows):
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.values()).most_common())
-    first = next(iter(bad))
+    ways_out = "" if len(bad) == rows else f", or allow them with --max-bad 1; {kept} is kept"
     raise SourceError(
-        f"{source}: {len(bad)} of {rows} images are bad ({reasons}; the first is {first}); mend or remove them and "
-        "run the same command again" + ("" if len(bad) == rows else ", or allow them with --max-bad 1")
+        f"{shown(source)}: {len(bad)} of {rows} images are bad ({reasons}; the first is {shown(next(iter(bad)))}); "
+        f"mend or remove them and run the same command again{ways_out}"
     )

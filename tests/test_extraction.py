@@ -270,6 +270,7 @@ def test_not_one_good_image_is_an_error_whatever_is_allowed(tmp_path: Path) -> N
     (tmp_path / "p" / "a.jpg").write_text("text")
     with pytest.raises(SourceError, match="1 of 1 images are bad"):
         run(tmp_path / "p", tmp_path / "f.h5", max_bad=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"], "nothing is worth keeping"
 
 
 def test_parts_hold_their_rows(photo_folder: Path, tmp_path: Path) -> None:

@@ -341,6 +341,13 @@ class StoreWriter:
         self._staged, self._staged_bytes = [], 0
         self._last_commit = time.monotonic()
 
+    def discard(self) -> None:
+        """Remove the unfinished file, in which nothing is worth keeping; a finished one stays."""
+        if not self._settled:
+            self._staged, self._staged_bytes = [], 0
+            with self._fatal():
+                files.remove(partial_path(self.path))
+
     def publish(self) -> Path:
         """Check every row once more, write the checksums, and give the file its name. Returns that name.
 
@@ -424,8 +431,7 @@ def waiting_rows(
 
 def usable_path(path: str | Path) -> Path:
     """The file that `path` names, through links. Raises `SettingsError` or `OutputExistsError` where it can be none."""
-    if "\0" in str(path):
-        raise SettingsError(f"{str(path)!r} has a NUL in it, which no name of a file has")
+    files.refuse_nul(path)
     path = Path(os.path.realpath(path))
     with explained(path):
         if path.is_dir():
