@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline import plots
 from pipeline.artifact import write_rows
 from pipeline.extraction import extract
+from pipeline.files import refuse_nul
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
 from pipeline.results import Result
@@ -54,6 +55,7 @@ class DemoResult(Result):
 def demo(output: str | Path, *, progress: bool = False) -> DemoResult:
     """Write the digits as image files under `output`, extract, train three heads, predict, draw. Needs no network."""
     started = time.perf_counter()
+    refuse_nul(output)
     folder = Path(output)
     table = write_digits(folder / "digits")
     store = extract(

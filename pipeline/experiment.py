@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
 from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
+from pipeline.files import refuse_nul
 from pipeline.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
 from pipeline.registry import Registry
 from pipeline.results import Result
@@ -241,6 +242,7 @@ def _named(step: Planned) -> Iterator[None]:
 
 def read_experiment(config: Path) -> list[Planned]:
     """The steps of a file; raises `SettingsError` for what no stage knows."""
+    refuse_nul(config)
     try:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:

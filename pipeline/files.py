@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.errors import OutputExistsError, StoreError, StoreLockedError, require_posix
+from pipeline.errors import OutputExistsError, SettingsError, StoreError, StoreLockedError, require_posix
 
 require_posix()
 import fcntl  # noqa: E402
@@ -297,8 +297,15 @@ def read_regular(path: Path, *, most: int) -> bytes:
         return file.read(most)
 
 
+def refuse_nul(path: str | Path) -> None:
+    """Raise `SettingsError` for a path that can be none on any system: call it before hours of work, not after."""
+    if "\0" in str(path):
+        raise SettingsError(f"{str(path)!r} has a NUL in it, which no name of a file has")
+
+
 def refuse_existing(path: Path, *, last: str, replace: bool) -> None:
     """Raise `OutputExistsError` where `publish_folder` would: call it before hours of work, not after."""
+    refuse_nul(path)
     heal(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import load_model, write_rows
+from pipeline.files import refuse_nul
 from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
@@ -46,6 +47,8 @@ def predict(
     `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, `max_pixels`, ... Raises `ModelError`
     where the model or its base cannot be loaded.
     """
+    if csv is not None:
+        refuse_nul(csv)
     loaded = load_model(model, **options)
     manifest = from_paths(images)
     log_remarks(manifest)

@@ -28,6 +28,7 @@ from pipeline.engines import Engine, make_engine
 from pipeline.errors import ImageError, RecipeMismatchError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.store import FeatureStore
+from pipeline.terminal import shown
 
 Features = NDArray[np.float32]
 
@@ -212,8 +213,8 @@ def _file_bytes(image: Any) -> bytes | None:
         return None
     try:
         return Path(image).read_bytes()
-    except FileNotFoundError:
-        raise ImageError("missing", f"{image} does not exist") from None
+    except (FileNotFoundError, ValueError):  # a NUL in it, for one
+        raise ImageError("missing", f"{shown(image)} does not exist") from None
     except OSError as error:
         raise ImageError("unreadable", f"{image}: {error.strerror}") from None
 

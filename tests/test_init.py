@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pipeline
+from pipeline import demo
 from pipeline.cli import cli
 
 HERE = Path(__file__).parent.parent
@@ -116,3 +118,36 @@ def test_a_command_is_a_function(command: str) -> None:
     name = OTHERWISE.get(command, command.replace("-", "_"))
     if name is not None:
         assert callable(getattr(pipeline, name))
+
+
+NUL = "a\0b"
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda path: pipeline.fit_head("f.h5", path),
+        lambda path: pipeline.finetune("p", path),
+        lambda path: pipeline.predict("m", "p", csv=path),
+        lambda path: pipeline.predict(path, "p"),
+        lambda path: pipeline.evaluate("m", "p", output=path),
+        lambda path: pipeline.info(path),
+        lambda path: pipeline.verify(path),
+        lambda path: pipeline.merge([path], "w.h5"),
+        lambda path: pipeline.merge(["f.h5"], path),
+        lambda path: pipeline.run(path),
+        lambda path: pipeline.load_model(path),
+        lambda path: pipeline.FeatureStore.open(path),
+        lambda path: pipeline.extract("p", "g.h5", labels=path),
+        lambda path: demo.demo(path),
+        lambda path: pipeline.FeatureExtractor("squeezenet1_1", weights="embedded").fit_transform([path]),
+    ],
+)
+def test_a_path_with_a_nul_is_refused_by_all_that_take_paths(
+    call: Callable[[Any], Any], kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pipeline.PipelineError, match=r"NUL|null|give text|a.+b does not exist"):
+        call(kind(NUL))
+    assert not list(tmp_path.iterdir())
