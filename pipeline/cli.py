@@ -140,6 +140,7 @@ def begin(*, quiet: bool, verbose: bool) -> None:
     log = logging.getLogger("pipeline")
     log.handlers[:] = [handler]
     log.setLevel(level)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of settings, of which ours are not made
 
 
 def tell(result: Result, *, as_json: bool) -> None:

@@ -273,7 +273,12 @@ def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Ren
     `names` are the texts from outside that the pictures show.
     """
     rendered = Rendered()
-    missing = undrawn(names)
+    try:
+        missing = undrawn(names)
+    except Exception as error:  # matplotlib cannot even be imported, as where its settings cannot be read
+        log.debug("plots", exc_info=True)
+        rendered.notices.append(f"plots could not be drawn and are left out ({_cause(error)})")
+        return rendered
     if missing:
         rendered.notices.append(
             f"no font here has {plural(len(missing), 'character')} of the names ({_escaped(missing[0])}, ...): plots "
@@ -281,15 +286,24 @@ def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Ren
         )
     for name, draw in drawings.items():
         try:
-            rendered.pictures[name] = Picture(_png(draw()))
+            rendered.pictures[name] = Picture(png(draw))
         except Exception as error:  # whatever it is that a library finds wrong with a picture
             log.debug("plots/%s.png", name, exc_info=True)
-            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({cause})")
+            rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({_cause(error)})")
     return rendered
 
 
-def _png(figure: Figure) -> bytes:
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def png(draw: Drawing) -> bytes:
+    """Draw under matplotlib's own defaults: its settings come from a file that may lie in the current folder."""
+    from matplotlib import rc_context, rcParamsDefault
+
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    # All but the backend, which is no matter of taste, and not put back afterwards.
+    defaults: Any = {name: value for name, value in dict.items(rcParamsDefault) if name != "backend"}
+    with rc_context(defaults):
+        draw().savefig(file, format="png")
     return file.getvalue()

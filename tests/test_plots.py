@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +161,43 @@ def test_answers_are_drawn_by_kind_with_their_number_of_rows() -> None:
 def test_the_chosen_head_is_marked() -> None:
     figure = plots.ranking(["svm", "blend"], [0.9, 0.89], [(0.8, 1.0), (0.7, 0.9)], measure="a", chosen="blend")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["svm", "blend (chosen)"]
+
+
+DRAW = """
+import sys
+from pathlib import Path
+from pipeline import plots
+ranked = {"ranking": lambda: plots.ranking(["a", "b"], [0.5, 0.4], [(0.4, 0.6), (0.3, 0.5)], measure="m")}
+drawn = plots.render(ranked, names=["a", "b"])
+print(drawn.notices)
+for picture in drawn.pictures.values():
+    picture.savefig(Path(sys.argv[1]))
+"""
+
+
+def drawn_in(folder: Path, settings: bytes | None) -> tuple[str, bytes | None]:
+    folder.mkdir()
+    if settings is not None:
+        (folder / "matplotlibrc").write_bytes(settings)
+    path = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", DRAW, "ranking.png"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    picture = folder / "ranking.png"
+    return done.stdout.strip(), picture.read_bytes() if picture.exists() else None
+
+
+def test_settings_in_the_current_folder_change_no_picture(tmp_path: Path) -> None:
+    planted = b"text.usetex: True\nfigure.facecolor: red\naxes.nonsense: 3\nno setting at all\n"
+    assert drawn_in(tmp_path / "planted", planted) == drawn_in(tmp_path / "clean", None)
+
+
+def test_settings_that_cannot_be_read_cost_the_pictures_alone(tmp_path: Path) -> None:
+    notices, picture = drawn_in(tmp_path / "planted", b"\xff\xfe\x00")
+    assert "plots could not be drawn and are left out" in notices
+    assert picture is None
