@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import io
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from pipeline import plots
 from pipeline.artifact import write_rows
 from pipeline.extraction import extract
-from pipeline.files import refuse_nul
+from pipeline.files import create, refuse_nul, remove
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
 from pipeline.results import Result
@@ -75,7 +76,7 @@ def demo(output: str | Path, *, progress: bool = False) -> DemoResult:
         result = fit_head(store, folder / head, head=head, target=target, force=True, progress=progress)
         held_out = result.metrics["val"]
         found[head] = {name: held_out[name] for name in shown}
-    shutil.copyfile(folder / "linear" / "plots" / "confusion.png", folder / "confusion.png")
+    _replace(folder / "confusion.png", (folder / "linear" / "plots" / "confusion.png").read_bytes())
     draw_predictions(folder / "linear", table, folder / "predictions.png")
     return DemoResult(folder, count_rows(table), found, time.perf_counter() - started)
 
@@ -91,10 +92,19 @@ def write_digits(folder: Path) -> Path:
     rows = []
     for number, (image, digit, val) in enumerate(zip(digits.images, digits.target, held_out, strict=True)):
         name, ink = f"{number:04d}.png", f"{image.mean() / 16:.4f}"
-        draw_digit(image).save(folder / name)
+        png = io.BytesIO()
+        draw_digit(image).save(png, "PNG")
+        _replace(folder / name, png.getvalue())
         rows.append({"image": name, "digit": int(digit), "ink": ink, "split": "val" if val else "train"})
+    remove(table)  # which may be a link, too
     write_rows(table, rows)
     return table
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file in the place of whatever is there; a link that somebody planted is not followed."""
+    with os.fdopen(create(path), "wb") as file:
+        file.write(content)
 
 
 def draw_digit(levels: NDArray[np.float64]) -> Image.Image:
@@ -111,12 +121,14 @@ def draw_predictions(model: Path, table: Path, picture: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["split"] == "val"][:SHOWN]
     files = [table.parent / row["image"] for row in rows]
     answers = predict(model, files, top=1).predictions
-    figure = plots.grid(
-        [Image.open(file) for file in files],
-        [f"{answer['label']} ({answer['score']:.2f})" for answer in answers],
-        right=[answer["label"] == row["digit"] for answer, row in zip(answers, rows, strict=True)],
+    drawn = plots.png(
+        lambda: plots.grid(
+            [Image.open(file) for file in files],
+            [f"{answer['label']} ({answer['score']:.2f})" for answer in answers],
+            right=[answer["label"] == row["digit"] for answer, row in zip(answers, rows, strict=True)],
+        )
     )
-    figure.savefig(picture)
+    _replace(picture, drawn)
 
 
 def count_rows(table: Path) -> int:

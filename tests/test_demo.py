@@ -37,3 +37,16 @@ def test_a_digit_is_black_on_white() -> None:
     assert drawn.shape == (64, 64)
     assert drawn[0, 0] == 255
     assert drawn[32, 32] < 20
+
+
+def test_what_is_planted_in_its_folder_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    folder = tmp_path / "demo/digits"
+    folder.mkdir(parents=True)
+    for name in ("0000.png", "digits.csv"):
+        (folder / name).symlink_to(victim)
+    demo.write_digits(folder)
+    assert victim.read_bytes() == b"precious"
+    with Image.open(folder / "0000.png") as digit:
+        assert digit.size == (64, 64)
