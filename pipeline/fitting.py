@@ -100,7 +100,7 @@ def fit_head(
             target=lesson.target.name,
             classes=lesson.target.names,
             metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
-            data=DataRecord(source=str(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
+            data=DataRecord(source=shown(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             predictions=lesson.predictions(trained.head, scored),
             plots=drawn.pictures,

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import FinetuneSettings, Settings
 from pipeline.errors import ImageError
 from pipeline.manifest import Manifest, Record
+from pipeline.terminal import shown
 
 
 def request_of(command: str, settings: Settings, inputs: str) -> dict[str, Any]:
@@ -22,8 +23,12 @@ def request_of(command: str, settings: Settings, inputs: str) -> dict[str, Any]:
 
 
 def chosen_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that are not at their defaults: an option that a later version adds changes no request."""
-    return settings.model_dump(mode="json", exclude_defaults=True)
+    """The settings that are not at their defaults: an option that a later version adds changes no request.
+
+    Paths may hold bytes that are no UTF-8, and so no JSON: those are escaped.
+    """
+    chosen = settings.model_dump(mode="json", exclude_defaults=True)
+    return {name: shown(value) if isinstance(value, str) else value for name, value in chosen.items()}
 
 
 def recorded_request(model: Path) -> dict[str, Any] | None:

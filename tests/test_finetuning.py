@@ -18,6 +18,7 @@ from pictures import photo
 from PIL import Image
 from safetensors.torch import load_file
 
+import pipeline
 from pipeline.artifact import load_model
 from pipeline.bases import load_base
 from pipeline.errors import (
@@ -460,3 +461,17 @@ def test_a_disk_without_room_for_the_base_is_told_before_the_training(few: Path,
         assert (old / "model.json").read_text() == "old"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_models_made_in_a_folder_whose_name_is_no_text_can_be_opened(photo_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"photos\xff")
+    folder.mkdir()
+    photos = photo_folder.rename(folder / "photos")
+    base = {"base": "squeezenet1_1", "weights": "embedded"}
+    pipeline.extract(photos, folder / "f.h5", **base)
+    fitted = pipeline.fit_head(folder / "f.h5", folder / "fitted", head="ridge", val=0.25).model
+    options = {"head": str(fitted), "train": ("head",), "epochs": 1, "val": 0.25}
+    tuned = pipeline.finetune(photos, folder / "tuned", **options).model
+    for model in (fitted, tuned):
+        assert pipeline.load_model(model).record.data.source.startswith(str(tmp_path) + "/photos\\udcff/")
