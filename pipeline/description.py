@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline.artifact import load_model
 from pipeline.files import heal
 from pipeline.results import Result
@@ -93,9 +91,9 @@ def _count(names: list[str]) -> dict[str, int]:
 def _describe_target(store: FeatureStore, name: str) -> dict[str, Any]:
     """Images of each class in each split, or the spread of the numbers; of all rows with a label."""
     target = store.targets[name]
-    if target.names is None:
-        known = target.values[~np.isnan(target.values)]
-        described: dict[str, Any] = {"task": "numbers", "known": len(known)}
+    known = target.values[target.known]
+    described: dict[str, Any] = {"task": target.task, "known": len(known)}
+    if target.task == "numbers":
         if len(known):
             described |= {
                 "least": known.min().item(),
@@ -103,14 +101,11 @@ def _describe_target(store: FeatureStore, name: str) -> dict[str, Any]:
                 "most": known.max().item(),
             }
         return described
-    return {
-        "task": "classes",
-        "known": int((target.values >= 0).sum()),
-        "counts": {
-            split: {
-                label: int(((target.values == code) & (store.splits == split)).sum())
-                for code, label in enumerate(target.names)
-            }
-            for split in sorted(set(store.splits.tolist()))
-        },
+    described["counts"] = {
+        split: {
+            label: int(((target.values == code) & (store.splits == split)).sum())
+            for code, label in enumerate(target.names or ())
+        }
+        for split in sorted(set(store.splits.tolist()))
     }
+    return described

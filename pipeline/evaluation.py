@@ -16,9 +16,8 @@ from pipeline.artifact import Model, joined, open_model, write_rows
 from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
-from pipeline.manifest import Target, log_remarks, read_manifest
+from pipeline.manifest import Target, choose_target, log_remarks, read_manifest
 from pipeline.progress import progress as progress_bar
-from pipeline.registry import nearest
 from pipeline.results import Result
 from pipeline.store import FeatureStore, is_store
 from pipeline.wording import plural
@@ -110,15 +109,14 @@ class Answered:
     @classmethod
     def of(cls, model: Model, labelled: Labelled, source: str | Path) -> Answered:
         """Ask `model` about the rows whose target is known; raises `SourceError` where there are none."""
-        target = labelled.target
-        truth = _in_the_models_words(target, model)
-        known = ~np.isnan(truth) if target.names is None else truth >= 0
+        target = labelled.target.recoded(model.record.classes)
+        known = target.known
         if not known.any():
             raise SourceError(
                 f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
             )
         ids = [labelled.ids[row] for row in np.flatnonzero(known)]
-        return cls(model, ids, truth[known], model.head.scores(labelled.features[known]))
+        return cls(model, ids, target.values[known], model.head.scores(labelled.features[known]))
 
     @property
     def target(self) -> Target:
@@ -180,7 +178,7 @@ def _save(result: EvaluateResult, answered: Answered, part: str, *, replace: boo
 def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
     with FeatureStore.open(path) as store:
         model.check_recipe(store.recipe, path)
-        target = _target(store.targets, model, path)
+        target = _predicted(store.targets, model, path)
         split = _held_out(store.splits, split, path)
         rows = store.select(split=None if split == "all" else split)
         layers = (store.features(layer, rows) for layer in model.record.recipe.layers)
@@ -189,13 +187,13 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
         features = joined(layers)
         asked = sum(split in ("all", of_row) for of_row in store.splits)
         ids = [store.ids[row] for row in rows]
-    return Labelled(features, Target(target.name, target.values[rows], target.names), ids, split, asked - len(rows))
+    return Labelled(features, target.take(rows), ids, split, asked - len(rows))
 
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
     log_remarks(manifest)
-    target = _target(manifest.targets, model, source)
+    target = _predicted(manifest.targets, model, source)
     split = _held_out([record.split for record in manifest.records], split, source)
     records = [record for record in manifest.records if split in ("all", record.split)]
     rows: list[int] = []
@@ -209,19 +207,11 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
     if not rows:
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
     ids = [manifest.records[row].id for row in rows]
-    found = Target(target.name, target.values[rows], target.names)
-    return Labelled(np.concatenate(blocks), found, ids, split, len(records) - len(rows))
+    return Labelled(np.concatenate(blocks), target.take(rows), ids, split, len(records) - len(rows))
 
 
-def _target(targets: dict[str, Target], model: Model, source: str | Path) -> Target:
-    name = model.record.target
-    if name not in targets:
-        listed = ", ".join(targets) or "none"
-        raise SourceError(f"{source} has no target {name!r} that the model predicts; it has: {listed}")
-    target = targets[name]
-    if (target.names is None) != (model.record.classes is None):
-        raise SourceError(f"{source}: target {name!r} is of another kind (classes or numbers) than the model's")
-    return target
+def _predicted(targets: dict[str, Target], model: Model, source: str | Path) -> Target:
+    return choose_target(targets, where=str(source), name=model.record.target, task=model.record.task)
 
 
 def _held_out(splits: Iterable[str], asked: str, source: str | Path) -> str:
@@ -233,26 +223,3 @@ def _held_out(splits: Iterable[str], asked: str, source: str | Path) -> str:
         listed = ", ".join(sorted(present - {""})) or "no splits"
         raise SourceError(f"{source} has no split {asked!r}; it has {listed}")
     return asked
-
-
-def _in_the_models_words(target: Target, model: Model) -> NDArray[Any]:
-    """Class codes of the source as those of the model, matched by name; numbers as they are."""
-    if target.names is None or model.record.classes is None:
-        return target.values
-    code = {name: index for index, name in enumerate(model.record.classes)}
-    present, counts = np.unique(target.values[target.values >= 0], return_counts=True)
-    rows_of = {target.names[one]: int(count) for one, count in zip(present, counts, strict=True)}
-    strangers = [
-        f"{name!r}{nearest(name, code)} with {plural(count, 'row')}"
-        for name, count in sorted(rows_of.items())
-        if name not in code
-    ]
-    if strangers:
-        more = f" and {len(strangers) - 3} classes more" if len(strangers) > 3 else ""
-        raise SourceError(
-            f"{target.name}: the model knows no class {', '.join(strangers[:3])}{more}; it knows "
-            f"{', '.join(code)[:200]}; correct the names, or leave those rows out"
-        )
-    codes = np.array([code.get(name, -1) for name in target.names] + [-1], dtype=np.int64)
-    found: NDArray[np.int64] = codes[target.values]
-    return found

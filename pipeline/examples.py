@@ -16,25 +16,24 @@ from pipeline.inputs import InputTransform
 from pipeline.loading import refuse_too_many_bad
 from pipeline.manifest import Manifest, Target
 from pipeline.progress import progress as progress_bar
-from pipeline.registry import nearest
 from pipeline.terminal import shown
 
 
 class Examples:
     """Rows of a manifest to train on and to judge by, with their target.
 
-    Numbers are standardised by the training rows, with mean `centre` and spread `scale`; `names` are the classes, None
-    for numbers.
+    Numbers are standardised by the training rows, with mean `centre` and spread `scale`.
     """
 
     def __init__(self, target: Target, split: Split) -> None:
         self.target = target
-        self.names = target.names
         self.train = split.train
         self.held_out = split.held_out
         self.notices = split.notices
-        known = target.values[split.train]
-        self.centre, self.scale = (0.0, 1.0) if self.names else (float(known.mean()), float(known.std()))
+        self.centre, self.scale = 0.0, 1.0
+        if target.task == "numbers":
+            known = target.values[split.train]
+            self.centre, self.scale = float(known.mean()), float(known.std())
 
     @property
     def parts(self) -> dict[str, Indices]:
@@ -43,7 +42,7 @@ class Examples:
 
     def inputs(self) -> NDArray[Any]:
         """Targets of all rows as a loss takes them: int64 codes, or standardised float32."""
-        if self.names:
+        if self.target.task == "classes":
             return self.target.values
         return np.asarray((self.target.values - self.centre) / self.scale, dtype=np.float32)
 
@@ -53,7 +52,7 @@ class Examples:
 
     def balance(self) -> NDArray[np.float32]:
         """Weights (C,) under which all classes of the training rows count the same."""
-        counts = np.bincount(self.target.values[self.train], minlength=len(self.names or ()))
+        counts = np.bincount(self.target.values[self.train], minlength=len(self.target.names or ()))
         weights = len(self.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return weights.astype(np.float32)
 
@@ -67,41 +66,6 @@ class Examples:
         return found.hexdigest()
 
 
-def choose_target(manifest: Manifest, *, name: str | None = None, classes: tuple[str, ...] | None = None) -> Target:
-    """The only target that there is; or `name`, whose kind and codes are then those of the `classes` of a head.
-
-    Raises `SourceError` where there is none, or not one that a head can go on with.
-    """
-    listed = ", ".join(manifest.targets) or "none"
-    if name is None:
-        if len(manifest.targets) == 1:
-            return next(iter(manifest.targets.values()))
-        cause = f"has several targets ({listed})" if manifest.targets else "has no labels"
-        raise SourceError(f"{shown(manifest.source)} {cause}; name the column to learn with --target")
-    if name not in manifest.targets:
-        raise SourceError(f"{shown(manifest.source)} has no target {name!r}, which the head predicts; it has: {listed}")
-    target = manifest.targets[name]
-    if (target.names is None) != (classes is None):
-        raise SourceError(
-            f"{shown(manifest.source)}: target {name!r} is of another kind (classes or numbers) than the head's"
-        )
-    return target if classes is None else _recoded(target, classes)
-
-
-def _recoded(target: Target, classes: tuple[str, ...]) -> Target:
-    """The same classes under the codes that the head has for them."""
-    names = target.names or ()
-    codes = {name: code for code, name in enumerate(classes)}
-    stranger = next((name for name in names if name not in codes), None)
-    if stranger is not None:
-        raise SourceError(
-            f"{target.name}: the head knows no class {stranger!r}{nearest(stranger, classes)}; "
-            f"it knows {', '.join(classes)[:200]}"
-        )
-    lookup = np.array([*(codes[name] for name in names), -1], dtype=np.int64)
-    return Target(target.name, lookup[target.values], classes)
-
-
 def read_pictures(
     manifest: Manifest,
     target: Target,
@@ -113,8 +77,7 @@ def read_pictures(
     progress: bool,
 ) -> Pictures:
     """Read every image whose target is known. Raises `SourceError` where too many of them are bad."""
-    known = np.isfinite(target.values) if target.names is None else target.values >= 0
-    records = [manifest.records[row] for row in np.flatnonzero(known)]
+    records = [manifest.records[row] for row in np.flatnonzero(target.known)]
     if not records:
         raise SourceError(f"{shown(manifest.source)}: no image has a known {target.name!r}; there is nothing to learn")
     pictures = Pictures(records, transform, max_pixels=max_pixels)

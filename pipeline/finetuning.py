@@ -26,14 +26,14 @@ from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
-from pipeline.examples import Examples, choose_target, read_pictures, split_examples
+from pipeline.examples import Examples, read_pictures, split_examples
 from pipeline.feeding import Batch, Feeder, Indices, Pictures
 from pipeline.files import refuse_existing, require_room
 from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
-from pipeline.manifest import Manifest, Target, log_remarks, read_manifest, shown
+from pipeline.manifest import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
 from pipeline.network import (
     Network,
     build_network,
@@ -122,7 +122,8 @@ def finetune(
     manifest = read_manifest(source, settings)
     log_remarks(manifest)
     inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
-    target = choose_target(manifest, name=start.target, classes=start.classes)
+    target = choose_target(manifest.targets, where=shown(manifest.source), name=start.target, task=start.task)
+    target = target.recoded(start.classes)
     network = make_network(start, target, settings)
     if start.tuned_by(settings):
         require_room(Path(output), sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
@@ -173,6 +174,7 @@ class Start:
     layers: tuple[str, ...]
     pool: Pool
     target: str | None = None
+    task: Task | None = None
     classes: tuple[str, ...] | None = None
     weight: NDArray[np.floating] | None = None
     bias: NDArray[np.floating] | None = None
@@ -206,6 +208,7 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
         layers=recipe.layers,
         pool=recipe.pool,
         target=model.record.target,
+        task=model.record.task,
         classes=model.record.classes,
         weight=head.weight * sharpness,
         bias=head.bias * sharpness,
@@ -221,7 +224,7 @@ def make_view(settings: FinetuneSettings, base: Base) -> View:
 
 def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Network:
     """Base and head, of which only what the settings name moves. Raises `SettingsError` for what cannot."""
-    if target.names is None and settings.class_weight == "balanced":
+    if target.task == "numbers" and settings.class_weight == "balanced":
         raise SettingsError(f"class_weight=balanced is for classes; target {target.name!r} is numbers")
     outputs = 1 if target.names is None else len(target.names)
     with torch.random.fork_rng(devices=[]):
@@ -249,9 +252,10 @@ class Part:
 
     def measure(self, examples: Examples) -> dict[str, Any]:
         """Accuracy and the like, or errors in the target's unit."""
-        if examples.names is None:
+        names = examples.target.names
+        if names is None:
             return metrics.regression(self.truth, self.said)
-        return metrics.classification(self.truth, self.said, examples.names)
+        return metrics.classification(self.truth, self.said, names)
 
 
 class Run:
@@ -330,14 +334,18 @@ class Run:
         with progress_bar(sum(map(len, self._examples.parts.values())), "scoring", show=progress) as bar:
             for name, rows in self._examples.parts.items():
                 outputs = self._trainer.outputs(_counted(self.feeder.plain(rows), bar))[0].numpy()
-                said = softmax(outputs) if self._examples.names else self._examples.values(outputs[:, 0])
+                said = (
+                    softmax(outputs)
+                    if self._examples.target.task == "classes"
+                    else self._examples.values(outputs[:, 0])
+                )
                 parts[name] = Part(rows, self._examples.target.values[rows], said)
         return parts
 
     def head(self) -> AffineHead:
         """The last layer as a head on the tuned base's features."""
         weight, bias = folded_head(self._trainer.network)
-        if self._examples.names:
+        if self._examples.target.task == "classes":
             return LinearHead.from_weights(_single(weight), _single(bias), task="classes")
         weight, bias = weight * self._examples.scale, self._examples.values(bias)
         return RidgeHead.from_weights(_single(weight), _single(bias), task="numbers")
@@ -361,7 +369,7 @@ class Run:
         """Write the model folder; it is there whole or not at all."""
         base, examples, head = self._start.base, self._examples, self.head()
         put_back(self._trainer.network, base)
-        if not examples.names:
+        if examples.target.task == "numbers":
             head.interval_half_width = interval_half_width(parts["val"].said - parts["val"].truth, COVERAGE)
         tuned = self._start.tuned_by(self._settings)
         save_model(
@@ -370,7 +378,7 @@ class Run:
             recipe=self._recipe(digest(base.module, without=base.missing)),
             base=self._start.record.model_copy(update={"fine_tuned": tuned}),
             target=examples.target.name,
-            classes=examples.names,
+            classes=examples.target.names,
             metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
             data=DataRecord(
                 source=shown(manifest.source),
@@ -404,7 +412,7 @@ class Run:
 
 def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
     """The loss, and what an epoch is judged by."""
-    if examples.names is None:
+    if examples.target.task == "numbers":
         return Numbers(examples.scale)
     balanced = settings.class_weight == "balanced"
     return Classes(torch.from_numpy(examples.balance()) if balanced else None)
@@ -427,22 +435,23 @@ def remarks(measured: Mapping[str, Mapping[str, Any]], examples: Examples) -> li
     """What a reader of the measures has to know."""
     parts = [name for name in ("val", "test") if name in measured]
     found = [remark for name in parts for remark in metrics.cautions(measured[name], metrics.PARTS[name])]
-    if examples.names is None:
+    if examples.target.task == "numbers":
         found += metrics.outliers(examples.target.values[examples.train], examples.target.name)
     return found
 
 
 def predictions(manifest: Manifest, examples: Examples, parts: Mapping[str, Part]) -> Iterator[dict[str, Any]]:
     """A row for each held-out image: id, split, truth and what the network says."""
+    names = examples.target.names
     for name in examples.held_out:
         part = parts[name]
         for row, true, said in zip(part.rows.tolist(), part.truth, part.said, strict=True):
             entry = {"id": manifest.records[row].id, "split": name}
-            if examples.names is None:
+            if names is None:
                 yield {**entry, "true": float(true), "value": float(said)}
             else:
                 best = int(said.argmax())
-                label = {"true": examples.names[true], "label": examples.names[best]}
+                label = {"true": names[true], "label": names[best]}
                 yield {**entry, **label, "score": float(said[best])}
 
 
@@ -451,4 +460,4 @@ def draw(result: FinetuneResult, examples: Examples, held: Part) -> plots.Render
     epochs = [epoch.to_json() for epoch in result.epochs]
     drawings = plots.answers(held.truth, held.said, result.metrics["val"], target=examples.target)
     drawings["learning"] = lambda: plots.learning_curve(epochs, best=result.best_epoch)
-    return plots.render(drawings, names=(examples.target.name, *(examples.names or ())))
+    return plots.render(drawings, names=(examples.target.name, *(examples.target.names or ())))

@@ -22,15 +22,15 @@ from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError, StoreDamagedError
 from pipeline.files import refuse_existing
-from pipeline.heads.contract import Head, Problem, Task, refuse_extremes
+from pipeline.heads.contract import Head, Problem, refuse_extremes
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
-from pipeline.manifest import Target
+from pipeline.manifest import Target, choose_target
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import request_of
-from pipeline.registry import nearest, refuse_unknown
+from pipeline.registry import refuse_unknown
 from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
@@ -146,7 +146,7 @@ class Lesson:
     @classmethod
     def of(cls, store: FeatureStore, settings: FitSettings) -> Lesson:
         """Find target, layers and rows as `settings` ask for; raises `HeadError` or `SettingsError`."""
-        target = choose_target(store.targets, settings, where=str(store.path))
+        target = learnable_target(store.targets, settings, where=str(store.path))
         layers = settings.layer or tuple(store.layers)
         for layer in layers:
             refuse_unknown("layer", layer, store.layers, where=store.path)
@@ -180,16 +180,16 @@ class Lesson:
         if self.settings.sample_weight is not None:
             weights = read_weights(self.store, self.settings.sample_weight, rows)
         if self.settings.class_weight == "balanced":
-            if self.target.names is None:
+            if self.target.task == "numbers":
                 raise SettingsError("class_weight=balanced is for classes; this target is numbers")
             codes = self.target.values[rows]
-            weights = weights / np.bincount(codes, weights=weights, minlength=len(self.target.names))[codes]
+            weights = weights / np.bincount(codes, weights=weights)[codes]
         return np.asarray(weights / weights.mean())
 
     def noise_floors(self, out_of_fold: Scored) -> list[Floor]:
         """How much the numbers vary within identical content and within the classes that the store knows as well."""
         rows = out_of_fold.rows
-        classes = {one.name: one.values[rows] for one in self.store.targets.values() if one.names is not None}
+        classes = {one.name: one.values[rows] for one in self.store.targets.values() if one.task == "classes"}
         return noise_floors(out_of_fold.truth, out_of_fold.decisions, group_codes(self.store.sha256[rows]), classes)
 
     def predictions(self, head: Head, scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
@@ -221,7 +221,7 @@ class Lesson:
         ]
 
 
-def choose_target(targets: Mapping[str, Target], settings: FitSettings, *, where: str) -> Target:
+def learnable_target(targets: Mapping[str, Target], settings: FitSettings, *, where: str) -> Target:
     """The target that is named, or the only one of the kind that the head learns."""
     task = task_of(settings.head)
     if not targets:
@@ -229,33 +229,13 @@ def choose_target(targets: Mapping[str, Target], settings: FitSettings, *, where
             f"{where} has no labels to learn; extract a folder with one folder a class, or give extract "
             "--labels FILE.csv"
         )
-    if settings.target is not None:
-        if settings.target not in targets:
-            raise SettingsError(
-                f"{where} has no target {settings.target!r}{nearest(settings.target, targets)}; "
-                f"it has {', '.join(targets)}"
-            )
-        target = targets[settings.target]
-        if task is not None and _task(target) != task:
-            raise HeadError(_wrong_kind(settings.head, task, target.name))
-        return target
-    fitting = [target for target in targets.values() if task is None or _task(target) == task]
-    if not fitting:
-        raise HeadError(_wrong_kind(settings.head, task, ", ".join(targets)))
-    if len(fitting) > 1:
-        listed = ", ".join(target.name for target in fitting)
-        raise SettingsError(f"{where} has several targets; say which with --target: {listed}")
-    return fitting[0]
-
-
-def _task(target: Target) -> Task:
-    return "numbers" if target.names is None else "classes"
-
-
-def _wrong_kind(head: str, task: Task | None, found: str) -> str:
-    if task == "numbers":
-        return f"head {head!r} learns numbers and {found} is classes; take --head linear, svm or auto"
-    return f"head {head!r} learns classes and {found} is numbers; take --head regressor"
+    fitting = {name: target for name, target in targets.items() if task in (None, target.task)}
+    asked = list(targets) if settings.target is None else [settings.target]
+    if set(asked) <= targets.keys() - fitting.keys():
+        found, heads = ("classes", "linear, svm or auto") if task == "numbers" else ("numbers", "regressor")
+        raise HeadError(f"head {settings.head!r} learns {task} and {', '.join(asked)} is {found}; take --head {heads}")
+    known = fitting if settings.target is None else targets
+    return choose_target(known, name=settings.target, where=where, error=SettingsError)
 
 
 def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
@@ -294,15 +274,15 @@ def refuse_unscorable(target: Target, split: Split, *, where: str) -> None:
                 f"{where} has no row to hold out: each is the only one of its {target.name!r}; a head needs two "
                 "images of a class at least to be scored; --val 0 holds out none"
             )
-    if target.names is None:
+    if target.task == "numbers":
         refuse_extremes(target.values[np.concatenate(list(split.parts.values()))])
 
 
 def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.float64]:
     """The numeric target `name` of `rows` as weights; raises where one is not positive."""
     target = store.targets.get(name)
-    if target is None or target.names is not None:
-        numeric = [one.name for one in store.targets.values() if one.names is None]
+    if target is None or target.task == "classes":
+        numeric = [one.name for one in store.targets.values() if one.task == "numbers"]
         raise SettingsError(
             f"sample_weight={name!r} is no numeric target of {store.path}; it has {', '.join(numeric) or 'none'}"
         )

@@ -15,7 +15,7 @@ from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
 from pipeline.registry import Registry
 from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars
-from pipeline.sources.records import FileImage, ImageRef, Manifest, Record, Target, as_id, shown
+from pipeline.sources.records import FileImage, ImageRef, Manifest, Record, Target, Task, as_id, choose_target, shown
 
 __all__ = [
     "SOURCES",
@@ -24,6 +24,8 @@ __all__ = [
     "Manifest",
     "Record",
     "Target",
+    "Task",
+    "choose_target",
     "from_paths",
     "log_remarks",
     "read_manifest",

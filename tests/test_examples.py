@@ -9,7 +9,7 @@ from pictures import photo, write_photos
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import HeadError, SourceError
-from pipeline.examples import Examples, choose_target, read_pictures, split_examples
+from pipeline.examples import Examples, read_pictures, split_examples
 from pipeline.feeding import Pictures
 from pipeline.heads.folds import Split
 from pipeline.inputs import InputTransform
@@ -31,37 +31,6 @@ def manifest_of(*targets: Target, folder: Path = Path("nowhere"), splits: tuple[
 def look(manifest: Manifest, target: Target, **options: Any) -> Pictures:
     options = {"workers": 1, "max_bad": 0.1, "max_pixels": 2**26, "progress": False, **options}
     return read_pictures(manifest, target, TRANSFORM, **options)
-
-
-def test_the_only_target_is_taken_and_among_several_one_must_be_named() -> None:
-    assert choose_target(manifest_of(CODES)) is CODES
-    with pytest.raises(SourceError, match=r"several targets \(class, length\); name the column"):
-        choose_target(manifest_of(CODES, LENGTHS))
-    with pytest.raises(SourceError, match="photos has no labels"):
-        choose_target(manifest_of())
-
-
-def test_a_head_goes_on_with_its_own_target_under_its_own_codes() -> None:
-    chosen = choose_target(manifest_of(CODES, LENGTHS), name="class", classes=("bee", "wasp", "ant"))
-    assert chosen.names == ("bee", "wasp", "ant")
-    assert chosen.values.tolist() == [2, 0, 0, -1]
-    assert choose_target(manifest_of(LENGTHS), name="length") is LENGTHS
-
-
-@pytest.mark.parametrize(
-    ("target", "name", "classes", "message"),
-    [
-        (CODES, "age", None, "photos has no target 'age', which the head predicts; it has: class"),
-        (CODES, "class", None, "target 'class' is of another kind"),
-        (LENGTHS, "length", ("ant", "bee"), "target 'length' is of another kind"),
-        (CODES, "class", ("ant", "wasp"), "class: the head knows no class 'bee'; it knows ant, wasp"),
-    ],
-)
-def test_a_head_cannot_go_on_with_anything_else(
-    target: Target, name: str, classes: tuple[str, ...] | None, message: str
-) -> None:
-    with pytest.raises(SourceError, match=message):
-        choose_target(manifest_of(target), name=name, classes=classes)
 
 
 def test_only_images_with_a_known_target_are_read(tmp_path: Path) -> None:

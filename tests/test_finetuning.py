@@ -358,7 +358,7 @@ def test_wrong_sources_are_one_line(source: Path, fitted: Path, tmp_path: Path) 
         finetune("nowhere", tmp_path / "model", **EMBEDDED)
     with pytest.raises(SourceError, match="has no labels"):
         finetune(source / "train" / "cold", tmp_path / "model", **EMBEDDED)
-    with pytest.raises(SourceError, match="has no target 'class', which the head predicts"):
+    with pytest.raises(SourceError, match="has no target 'class'; known: length; the model predicts"):
         finetune(output=tmp_path / "model", head=str(fitted), **table)
     with pytest.raises(SettingsError, match="class_weight=balanced is for classes"):
         finetune(output=tmp_path / "model", class_weight="balanced", **table, **EMBEDDED)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,7 @@ from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
-
-Task = Literal["classes", "numbers"]
+from pipeline.sources.records import Task as Task
 
 #: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
 LARGEST_NUMBER = 1e30

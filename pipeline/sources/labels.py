@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
 from pipeline.sources.parquet import load_parquet
-from pipeline.sources.records import Manifest, Target, shown
+from pipeline.sources.records import UNKNOWN_CLASS, Manifest, Target, shown
 from pipeline.sources.tables import Table, guess_image_column, load_csv, read_splits, read_targets
 from pipeline.wording import plural
 
@@ -126,7 +126,7 @@ def _stem(path: str) -> str:
 
 def _spread(target: Target, found: dict[int, int], rows: int) -> Target:
     """The target of the table's rows at the places of their images, unknown elsewhere."""
-    unknown = np.nan if target.names is None else -1
+    unknown = np.nan if target.task == "numbers" else UNKNOWN_CLASS
     values = np.full(rows, unknown, target.values.dtype)
     values[list(found.values())] = target.values[list(found)]
     return replace(target, values=values)

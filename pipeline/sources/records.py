@@ -10,12 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, SourceError
+from pipeline.errors import ImageError, PipelineError, SourceError
+from pipeline.registry import nearest, unknown
 from pipeline.terminal import shown as shown
+from pipeline.wording import plural
+
+Task = Literal["classes", "numbers"]
 
 UNKNOWN_CLASS = -1
 
@@ -121,9 +126,39 @@ class Target:
         return replace(self, values=self.values[rows])
 
     @property
-    def known(self) -> int:
-        """How many rows have a value."""
-        return int(np.count_nonzero(self.values >= 0 if self.names is not None else ~np.isnan(self.values)))
+    def task(self) -> Task:
+        """Whether classes or numbers are to be predicted."""
+        return "numbers" if self.names is None else "classes"
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Mask (N,) of the rows that have a value."""
+        return np.asarray(~np.isnan(self.values) if self.task == "numbers" else self.values >= 0)
+
+    def recoded(self, classes: tuple[str, ...] | None) -> Target:
+        """The same target under the codes of a model's `classes`, matched by name; numbers, without, as they are.
+
+        Raise `SourceError` where rows are of a class that is none of them.
+
+        >>> class_target("kind", ["ant", "bee", None]).recoded(("bee", "ant")).values.tolist()
+        [1, 0, -1]
+        """
+        if classes is None:
+            return self
+        codes = {name: code for code, name in enumerate(classes)}
+        strangers = [
+            f"{name!r}{nearest(name, codes)} with {plural(count, 'row')}"
+            for name, count in sorted(self._counts().items())
+            if count and name not in codes
+        ]
+        if strangers:
+            more = f" and {len(strangers) - 3} classes more" if len(strangers) > 3 else ""
+            raise SourceError(
+                f"{self.name}: the model knows no class {', '.join(strangers[:3])}{more}; it knows "
+                f"{', '.join(codes)[:200]}; correct the names, or leave those rows out"
+            )
+        code_of = np.array([codes.get(name, UNKNOWN_CLASS) for name in self.names or ()] + [UNKNOWN_CLASS], np.int64)
+        return replace(self, values=code_of[self.values], names=classes)
 
     def describe(self) -> str:
         """Its kind and how much there is of it, in one line.
@@ -133,24 +168,27 @@ class Target:
         >>> Target("length", np.array([4.5, np.nan, 2])).describe()
         'length: numbers from 2 to 4.5, 2 of 3 known'
         """
-        known = f", {self.known} of {len(self.values)} known"
-        if self.names is None:
-            between = f" from {np.nanmin(self.values):.7g} to {np.nanmax(self.values):.7g}" if self.known else ""
+        count = np.count_nonzero(self.known)
+        known = f", {count} of {len(self.values)} known"
+        if self.task == "numbers":
+            between = f" from {np.nanmin(self.values):.7g} to {np.nanmax(self.values):.7g}" if count else ""
             return f"{shown(self.name)}: numbers{between}{known}"
         counts = {shown(name): count for name, count in self._counts().items()}
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         listed = listed if len(counts) <= MOST_LISTED else counted(counts, words="classes")
         classes = f"{len(counts)} class{'' if len(counts) == 1 else 'es'}"
-        return f"{shown(self.name)}: {classes} ({listed}){known if self.known < len(self.values) else ''}"
+        return f"{shown(self.name)}: {classes} ({listed}){known if count < len(self.values) else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """The same for a program."""
-        kind: dict[str, Any] = {"kind": "number" if self.names is None else "class", "known": self.known}
-        return kind if self.names is None else {**kind, "classes": self._counts()}
+        known = int(np.count_nonzero(self.known))
+        if self.task == "numbers":
+            return {"kind": "number", "known": known}
+        return {"kind": "class", "known": known, "classes": self._counts()}
 
     def _counts(self) -> dict[str, int]:
         names = self.names or ()
-        found = np.bincount(self.values[self.values >= 0], minlength=len(names))
+        found = np.bincount(self.values[self.known], minlength=len(names))
         return dict(zip(names, found.tolist(), strict=True))
 
 
@@ -230,6 +268,32 @@ def class_target(name: str, labels: Sequence[str | None]) -> Target:
     codes[None] = UNKNOWN_CLASS
     values = np.array([codes[label] for label in labels], np.int64)
     return Target(name, values, tuple(names), tuple(_easily_confused(name, names)))
+
+
+def choose_target(
+    targets: Mapping[str, Target],
+    *,
+    where: str,
+    name: str | None = None,
+    task: Task | None = None,
+    error: type[PipelineError] = SourceError,
+) -> Target:
+    """The target called `name`, or the only one; with `task`, one that a model predicts and of the model's kind.
+
+    Raise `error` where there is none such, or several to choose from.
+    """
+    if name is None:
+        if len(targets) == 1:
+            return next(iter(targets.values()))
+        if targets:
+            raise error(f"{where} has several targets; say which with --target: {', '.join(targets)}")
+        raise error(f"{where} has no labels; name the column to learn with --target")
+    if name not in targets:
+        more = "; the model predicts nothing else" if task else ""
+        raise error(unknown("target", name, targets, where=where) + more)
+    if task not in (None, targets[name].task):
+        raise error(f"{where}: target {name!r} is of another kind (classes or numbers) than the model's")
+    return targets[name]
 
 
 def _easily_confused(target: str, names: Sequence[str]) -> Iterator[str]:

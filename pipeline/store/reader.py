@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreDamagedError, StoreError
-from pipeline.manifest import Target
+from pipeline.manifest import Target, choose_target
 from pipeline.registry import refuse_unknown, unknown
 from pipeline.store.header import (
     FORMAT,
@@ -265,8 +265,7 @@ class FeatureStore:
                 raise SettingsError(unknown("split", split, known, where=self.path))
             chosen = chosen & (self.splits == split)
         if target is not None:
-            values = self._target(target).values
-            chosen = chosen & (~np.isnan(values) if values.dtype.kind == "f" else values >= 0)
+            chosen = chosen & self._target(target).known
         return np.flatnonzero(chosen)
 
     def features(
@@ -359,8 +358,7 @@ class FeatureStore:
         return next(iter(self.targets))
 
     def _target(self, name: str) -> Target:
-        refuse_unknown("target", name, self.targets, where=self.path)
-        return self.targets[name]
+        return choose_target(self.targets, name=name, where=str(self.path), error=SettingsError)
 
     # --- bytes
 

@@ -49,7 +49,7 @@ class Request:
         targets = manifest.targets.values()
         fixed: dict[str, NDArray[Any]] = {"id": encode_texts(ids), "split": splits}
         for target in targets:
-            fixed[target_column(target.name)] = np.asarray(target.values, "<f8" if target.names is None else "<i8")
+            fixed[target_column(target.name)] = np.asarray(target.values, "<f8" if target.task == "numbers" else "<i8")
         header = Header(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             token=new_token(),
