@@ -32,7 +32,9 @@ from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead
 from pipeline.metrics import classification
+from pipeline.network import write_base
 from pipeline.prediction import predict
+from pipeline.weights import digest
 
 
 @pytest.fixture
@@ -95,6 +97,27 @@ def test_another_pixel_policy_is_refused(model: Path) -> None:
     change(model, recipe={**recipe, "pixels": 99})
     with pytest.raises(ModelError, match="was trained under pixel policy 99, this version reads pixels under policy 1"):
         load_model(model)
+
+
+def test_answers_that_are_no_numbers_are_told(trained: Trained, model: Path) -> None:
+    head = json.loads((model / "model.json").read_text())["head"]
+    change(model, head={**head, "sharpness": 1e308})
+    for ask in (lambda: predict(model, trained.photos / "val/ants/001.jpg"), lambda: evaluate(model, trained.store)):
+        with pytest.raises(ModelError, match="head 'linear' answers with NaN or infinity; train it again"):
+            ask()
+
+
+def test_an_image_whose_features_are_no_numbers_has_no_answer(trained: Trained, model: Path) -> None:
+    base = load_base("squeezenet1_1", "embedded")
+    with torch.no_grad():
+        next(base.module.parameters())[:] = torch.nan
+    write_base(base, model / "base.safetensors")
+    content = json.loads((model / "model.json").read_text())
+    recipe = {**content["recipe"], "weights": digest(base.module)}
+    change(model, base={**content["base"], "fine_tuned": True}, recipe=recipe)
+    image = trained.photos / "val/ants/001.jpg"
+    (answer,) = load_model(model, engine="torch").predict(image)
+    assert answer == {"id": str(image), "error": "non-finite: what the base gives for it is no number"}
 
 
 def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(

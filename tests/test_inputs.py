@@ -166,3 +166,17 @@ def test_an_image_that_is_too_thin_has_a_reason(size: tuple[int, int]) -> None:
         transform.shape(Image.new("RGB", (1, 17_000)))
     stretched = InputTransform(resize=(256, 256), crop=(224, 224), fit="stretch")
     assert stretched.shape(Image.new("RGB", (1, 40_000))).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, 10**400])
+def test_colours_are_numbers_that_can_be_computed_with(field: str, value: float) -> None:
+    description = {"resize": [8, 8], "crop": [8, 8], field: [value, 0.5, 0.5]}
+    with pytest.raises(BaseError, match=f"{field} of an input transform is a number for each colour"):
+        InputTransform.from_description(description)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1])
+def test_colours_are_divided_by_what_is_positive(value: float) -> None:
+    with pytest.raises(BaseError, match="std of an input transform is positive"):
+        InputTransform.from_description({"resize": [8, 8], "crop": [8, 8], "std": [value, 0.5, 0.5]})
