@@ -466,7 +466,7 @@ class Model:
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
         """What the head says of `features` (B, D): `top` classes with scores, or value and interval."""
-        scores = self.head.scores(features)
+        scores = self.head.predict_proba(features)
         if self.record.classes is None:
             return [self._number(float(value)) for value in scores]
         return [self._label(row, top) for row in scores]

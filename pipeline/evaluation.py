@@ -116,7 +116,7 @@ class Answered:
                 f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
             )
         ids = [labelled.ids[row] for row in np.flatnonzero(known)]
-        return cls(model, ids, target.values[known], model.head.scores(labelled.features[known]))
+        return cls(model, ids, target.values[known], model.head.predict_proba(labelled.features[known]))
 
     @property
     def target(self) -> Target:
@@ -160,7 +160,7 @@ def _save(result: EvaluateResult, answered: Answered, part: str, *, replace: boo
             result.metrics,
             target=target,
             half_width=head.interval_half_width,
-            coverage=head.settings.coverage,
+            coverage=head.coverage,
             part=part,
         ),
         names=(target.name, *(target.names or ())),

@@ -22,6 +22,7 @@ from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError, StoreDamagedError
 from pipeline.files import refuse_existing
+from pipeline.heads.calibration import softmax
 from pipeline.heads.contract import Head, Problem, refuse_extremes
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
@@ -171,8 +172,8 @@ class Lesson:
 
     def score(self, head: Head, rows: Indices) -> Scored:
         """What `head` says of `rows`."""
-        said = self.table.decisions(head, rows, score_views=self.settings.score_views)
-        return Scored(rows, self.target.values[rows], said)
+        scores = head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
+        return Scored(rows, self.target.values[rows], scores)
 
     def _weights(self, rows: Indices) -> NDArray[np.float64]:
         """Weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
@@ -201,7 +202,7 @@ class Lesson:
         ]
 
     def _answers(self, head: Head, scored: Scored) -> list[dict[str, Any]]:
-        said = head.probabilities(scored.decisions)
+        said = head.calibrated(scored.decisions)
         names = self.target.names
         if names is None:
             half = head.interval_half_width
@@ -329,17 +330,16 @@ def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], out
 
 def measured(head: Head, scored: Scored, names: tuple[str, ...] | None) -> dict[str, Any]:
     """Metrics of one part: calibration error also before temperature, and what share the intervals cover."""
-    said = head.probabilities(scored.decisions)
+    said = head.calibrated(scored.decisions)
     if names is not None:
         found = metrics.classification(scored.truth, said, names)
-        raw = type(head).restore({"task": head.task}).probabilities(scored.decisions)
-        return found | {"ece_uncalibrated": metrics.calibration_error(scored.truth, raw)}
+        return found | {"ece_uncalibrated": metrics.calibration_error(scored.truth, softmax(scored.decisions))}
     found = metrics.regression(scored.truth, said)
     half = head.interval_half_width
     if half is None:
         return found
     covered = float((np.abs(scored.truth - said) <= half).mean())
-    return found | {"interval": {"half_width": half, "coverage": head.settings.coverage, "covered": covered}}
+    return found | {"interval": {"half_width": half, "coverage": head.coverage, "covered": covered}}
 
 
 def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: Mapping[str, Any]) -> plots.Rendered:
@@ -353,7 +353,7 @@ def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: 
             found["val"],
             target=target,
             half_width=head.interval_half_width,
-            coverage=head.settings.coverage,
+            coverage=head.coverage,
         )
     if trained.ranking:
         drawings["ranking"] = lambda: plots.ranking(

@@ -208,7 +208,7 @@ def test_another_size_is_kept_to_by_all_that_comes_after(split_folder: Path, tmp
     with FeatureStore.open(tmp_path / "f.h5") as store:
         assert store.recipe.transform["crop"] == [96, 96]
         rows = store.select()
-        wanted = load_model(model).head.scores(store.features("avgpool", rows))
+        wanted = load_model(model).head.predict_proba(store.features("avgpool", rows))
         ids = [str(split_folder / store.ids[row]) for row in rows]
     said = predict(model, ids, top=2).predictions
     np.testing.assert_allclose([entry["score"] for entry in said], wanted.max(axis=1), atol=1e-4)

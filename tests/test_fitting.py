@@ -101,7 +101,7 @@ def test_predictions_are_those_of_the_saved_head(store, tmp_path):
     record = json.loads((tmp_path / "model" / "model.json").read_text())
     head = load_head(tmp_path / "model", record["head"])
     X, y = clouds()
-    scores = head.scores(X[160:])
+    scores = head.predict_proba(X[160:])
     assert [row["label"] for row in rows] == [NAMES[code] for code in scores.argmax(axis=1)]
     assert [row["true"] for row in rows] == [NAMES[code] for code in y[160:]]
     np.testing.assert_allclose([float(row["score"]) for row in rows], scores.max(axis=1), rtol=1e-6)

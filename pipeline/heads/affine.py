@@ -45,7 +45,7 @@ class AffineHead(Head):
         """Classes, or 1."""
         return len(self.weight)
 
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits (n, C), or values (n,)."""
         out = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
         return out[:, 0] if self.task == "numbers" else out

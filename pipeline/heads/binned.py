@@ -81,13 +81,11 @@ class BinnedHead(Head):
     def _keep(self, values: Array) -> None:
         self.values = Tensors.trained({"ranges": values}).take("ranges", (self.classifier.outputs,), np.float64)
 
-    def decision(self, features: NDArray[np.floating]) -> Array:
-        """Values (n,)."""
-        return self.decisions(features)
+    def _decide(self, features: NDArray[np.floating]) -> Array:
+        """Values (n,) of features (n, D) or (n, V, D)."""
+        return np.asarray(self.classifier.predict_proba(features) @ self.values)
 
-    def decisions(self, features: NDArray[np.floating]) -> Array:
-        """The same; the mean over views is that of the classifier's logits, as in its search."""
-        return np.asarray(self.classifier.scores(features) @ self.values)
+    _decide_views = _decide  # the mean over views is that of the classifier's logits, as in its search
 
     def save(self, folder: Path) -> dict[str, Any]:
         """The classifier in head.safetensors."""

@@ -53,21 +53,19 @@ class BlendHead(Head):
 
     def _take(self, members: dict[str, Head]) -> Search:
         self.members = members
-        said = [head.probabilities(head.search.scores) for head in members.values() if head.search.scores is not None]
+        found = [head.calibrated(head.search.scores) for head in members.values() if head.search.scores is not None]
         return Search(
             table=[{"head": name, **head.search.chosen} for name, head in members.items()],
             chosen={"members": ", ".join(members)},
-            scores=self._mean(said) if len(said) == len(members) else None,
+            scores=self._mean(found) if len(found) == len(members) else None,
             notices=list(dict.fromkeys(notice for head in members.values() for notice in head.search.notices)),
         )
 
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Log of the mean probability (n, C), or the mean value (n,)."""
-        return self.decisions(features)
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Log of the mean probability (n, C), or the mean value (n,), of features (n, D) or (n, V, D)."""
+        return self._mean([head.calibrated(head.decision_function(features)) for head in self.members.values()])
 
-    def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The same; each member takes the mean over views in its own way, as its out-of-fold scores do."""
-        return self._mean([head.probabilities(head.decisions(features)) for head in self.members.values()])
+    _decide_views = _decide  # each member takes the mean over views in its own way, as its out-of-fold scores do
 
     def _mean(self, answers: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         mean = np.mean(answers, axis=0)

@@ -8,10 +8,10 @@ scores of every row by a model that did not train on it: calibration and predict
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,11 @@ class Problem:
             groups=self.groups[images],
         )
 
+    @property
+    def dimensions(self) -> int:
+        """D, the features of a row."""
+        return self.rows.shape[1]
+
     def images(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (m, V, D) of the images `which`."""
         blocks = self.rows.take(self.feature_rows(which)).blocks()
@@ -146,6 +151,21 @@ class Search:
     best_epoch: int | None = None
 
 
+class FeatureSource(Protocol):
+    """Images with the features of `views` rows each, of `dimensions` numbers: a `Problem` or a `FeatureTable`."""
+
+    @property
+    def views(self) -> int:
+        """V, the feature rows of an image."""
+
+    @property
+    def dimensions(self) -> int:
+        """D, the features of a row."""
+
+    def images(self, images: NDArray[np.int64], /) -> NDArray[np.float32]:
+        """Features (n, V, D) of `images`."""
+
+
 class Head(ABC):
     """A small model on features. `search` says how its settings were found, while it is fresh from training."""
 
@@ -166,6 +186,7 @@ class Head(ABC):
         self.settings = settings or FitSettings.of({})
         self.search = Search()
         self.sharpness = 1.0
+        self.coverage = self.settings.coverage
         self.interval_half_width: float | None = None
 
     def fit(self, problem: Problem, folds: NDArray[np.int64] | None = None) -> Self:
@@ -194,7 +215,7 @@ class Head(ABC):
         """C, the number of classes, or 1 for numbers."""
 
     @abstractmethod
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Raw scores (n, C), larger is likelier, or values (n,), of features (n, D)."""
 
     @abstractmethod
@@ -210,53 +231,50 @@ class Head(ABC):
         """Out-of-fold scores of the `problem` that it was trained on, whole `folds` held out at a time."""
         return self.search.scores
 
-    def scores(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities (n, C), or values (n,), of features (n, D) or (n, V, D), whose views are averaged.
+    def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Raw scores (n, C), larger is likelier, or values (n,), of features (n, D) or (n, V, D): the mean over views.
+
+        Raises `ModelError` for another D than that of the training rows.
+        """
+        if features.shape[-1] != self.dimensions:
+            raise ModelError(f"head {self.name!r} takes {self.dimensions} features a row, not {features.shape[-1]}")
+        return self._decide(features) if features.ndim == 2 else self._decide_views(features)
+
+    def _decide_views(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The mean of `_decide` over the views of features (n, V, D)."""
+        rows, views, dimensions = features.shape
+        scores = self._decide(features.reshape(rows * views, dimensions))
+        return np.asarray(scores.reshape(rows, views, *scores.shape[1:]).mean(axis=1))
+
+    def decision_function_of(
+        self, source: FeatureSource, images: NDArray[np.int64], *, score_views: str
+    ) -> NDArray[np.float64]:
+        """`decision_function` of some `images` of the `source`, read in blocks: of their plain view or of all views."""
+        shown = slice(None) if score_views == "mean" else slice(1)
+        length = max(block_length(source.dimensions) // source.views, 1)
+        parts = (images[start : start + length] for start in range(0, len(images), length))
+        return np.concatenate([self.decision_function(source.images(part)[:, shown]) for part in parts])
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities (n, C), or values (n,), of features as `decision_function` takes them.
 
         Raises `ModelError` where they are no numbers, as those of weights that are far too large.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # which shows in what comes of it
-            found = self.probabilities(self.decisions(features))
+            found = self.calibrated(self.decision_function(features))
         if not np.isfinite(found).all():
             raise ModelError(f"head {self.name!r} answers with NaN or infinity; train it again")
         return found
 
-    def decisions(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """`decision`, and its mean over the views of features (n, V, D). Raises `ModelError` for another D."""
-        if features.shape[-1] != self.dimensions:
-            raise ModelError(f"head {self.name!r} takes {self.dimensions} features a row, not {features.shape[-1]}")
-        if features.ndim == 3:
-            rows, views, dimensions = features.shape
-            raw = self.decision(features.reshape(rows * views, dimensions))
-            return np.asarray(raw.reshape(rows, views, *raw.shape[1:]).mean(axis=1))
-        return self.decision(features)
-
-    def decisions_of(
-        self,
-        images: NDArray[np.int64],
-        read: Callable[[NDArray[np.int64]], NDArray[np.floating]],
-        *,
-        shape: tuple[int, int],
-        score_views: str,
-    ) -> NDArray[np.float64]:
-        """Raw scores of `images`, of the plain view or of the mean over views.
-
-        `read` gives the features (m, V, D) of some of them, of `shape` (V, D) each: no more at once than a block holds.
-        """
-        shown = slice(None) if score_views == "mean" else slice(1)
-        length = max(block_length(shape[1]) // shape[0], 1)
-        parts = (images[start : start + length] for start in range(0, len(images), length))
-        return np.concatenate([self.decisions(read(part)[:, shown]) for part in parts])
-
-    def probabilities(self, decisions: NDArray[np.floating]) -> NDArray[np.float64]:
-        """What `scores` says where the raw scores are `decisions`."""
+    def calibrated(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities (n, C) from raw `scores` (n, C); values (n,) as they are."""
         if self.task == "numbers":
-            return np.asarray(decisions, dtype=np.float64)
-        return softmax(decisions, self.sharpness)
+            return np.asarray(scores, dtype=np.float64)
+        return softmax(scores, self.sharpness)
 
     def predict(self, features: NDArray[np.floating]) -> NDArray[Any]:
         """Class codes (n,) or values (n,)."""
-        scores = self.scores(features)
+        scores = self.predict_proba(features)
         return scores if self.task == "numbers" else scores.argmax(axis=1)
 
     def config(self) -> dict[str, Any]:
@@ -266,19 +284,24 @@ class Head(ABC):
             return shared | {"sharpness": self.sharpness}
         return shared | {
             "interval_half_width": self.interval_half_width,
-            "interval_coverage": self.settings.coverage,
+            "interval_coverage": self.coverage,
         }
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> Self:
         """An untrained head with what `config` kept."""
-        settings = FitSettings.of({"coverage": config.get("interval_coverage", 0.9)})
-        head = cls(config["task"], settings)
+        head = cls(config["task"])
+        head.coverage = float(config.get("interval_coverage", head.coverage))
         head.sharpness = float(config.get("sharpness", 1.0))
         half = config.get("interval_half_width")
         head.interval_half_width = None if half is None else float(half)
-        if not (0 < head.sharpness < np.inf and 0 <= (head.interval_half_width or 0) < np.inf):
-            raise ValueError(f"sharpness is {head.sharpness}, interval_half_width is {head.interval_half_width}")
+        if not (
+            0 < head.sharpness < np.inf and 0 <= (head.interval_half_width or 0) < np.inf and 0 < head.coverage < 1
+        ):
+            raise ValueError(
+                f"sharpness is {head.sharpness}, interval_half_width is {head.interval_half_width}, "
+                f"interval_coverage is {head.coverage}"
+            )
         return head
 
     def _calibrate(self, problem: Problem) -> None:
@@ -290,10 +313,10 @@ class Head(ABC):
         if problem.task == "classes":
             self.sharpness = fit_sharpness(scores[seen], problem.y[seen], problem.weights[seen])
             return
-        self.interval_half_width = interval_half_width(scores[seen] - problem.y[seen], self.settings.coverage)
+        self.interval_half_width = interval_half_width(scores[seen] - problem.y[seen], self.coverage)
         if self.interval_half_width is None:
             self.search.notices.append(
-                f"{int(seen.sum())} rows are too few for a prediction interval of {self.settings.coverage:.0%}"
+                f"{int(seen.sum())} rows are too few for a prediction interval of {self.coverage:.0%}"
             )
 
 

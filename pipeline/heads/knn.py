@@ -84,7 +84,7 @@ class KnnHead(Head):
         """Classes, or 1."""
         return self.classes or 1
 
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logarithms of votes (n, C), or means (n,)."""
         asked = self.standard.divide(features)
         distances, neighbours = _nearest(self.rows, asked, self.setting["metric"], self.setting["n_neighbors"])

@@ -150,7 +150,7 @@ class MlpHead(Head):
             seed=settings.seed,
         )
 
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Logits (n, C), or values (n,)."""
         hidden, hidden_bias, output, output_bias = (layer.astype(np.float64) for layer in self.layers)
         units = np.maximum(features.astype(np.float64) @ hidden.T + hidden_bias, 0)

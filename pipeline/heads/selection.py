@@ -174,9 +174,8 @@ class Contest:
         outside = np.flatnonzero(self._folds == fold)
         heads = self._trained(inside, on=f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, ")
         for name, head in heads.items():
-            shape = problem.views, problem.rows.shape[1]
-            said = head.decisions_of(outside, problem.images, shape=shape, score_views=problem.score_views)
-            self.scores[name][outside] = head.probabilities(said)
+            scores = head.decision_function_of(problem, outside, score_views=problem.score_views)
+            self.scores[name][outside] = head.calibrated(scores)
         inner = {name: _qualities(inside, head.search.scores) for name, head in heads.items()}
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
         self.scores[PROCEDURE][outside] = self.scores[chosen][outside]

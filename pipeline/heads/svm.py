@@ -115,7 +115,7 @@ class SvmHead(Head):
         """Classes, or 1."""
         return self.classes or 1
 
-    def decision(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Signed distances (n, C), or values (n,)."""
         said = self.machine.decide(self.standard.divide(features))
         if self.classes is None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.contract import Head
 from pipeline.heads.rows import ArrayRows, Features, Rows, StreamedRows
 from pipeline.store import FeatureStore
 
@@ -45,10 +44,6 @@ class FeatureTable:
         return StreamedRows(
             lambda which: self._feature_rows(images, which), np.arange(len(images) * self.views), self.dimensions
         )
-
-    def decisions(self, head: Head, images: Indices, *, score_views: str) -> NDArray[np.float64]:
-        """Raw scores of `images` by `head`, of the plain view or of the mean over views."""
-        return head.decisions_of(images, self.images, shape=(self.views, self.dimensions), score_views=score_views)
 
     def _feature_rows(self, images: Indices, which: Indices) -> Features:
         if self.views == 1:

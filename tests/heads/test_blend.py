@@ -18,12 +18,12 @@ def test_it_says_the_mean_probability_of_its_members():
     features, y = blobs(120, 12, 3, apart=1.5)
     head = BlendHead("classes", QUICK).fit(problem_of(features, y))
     assert list(head.members) == ["linear", "ridge", "svm", "mlp"]
-    mean = np.mean([member.scores(features) for member in head.members.values()], axis=0)
-    np.testing.assert_allclose(np.exp(head.decision(features)), mean, rtol=1e-9)
-    out_of_fold = [member.probabilities(member.search.scores) for member in head.members.values()]
+    mean = np.mean([member.predict_proba(features) for member in head.members.values()], axis=0)
+    np.testing.assert_allclose(np.exp(head.decision_function(features)), mean, rtol=1e-9)
+    out_of_fold = [member.calibrated(member.search.scores) for member in head.members.values()]
     np.testing.assert_allclose(np.exp(head.search.scores), np.mean(out_of_fold, axis=0), rtol=1e-9)
     assert 0.5 < head.sharpness < 2
-    np.testing.assert_allclose(head.scores(features).sum(axis=1), 1)
+    np.testing.assert_allclose(head.predict_proba(features).sum(axis=1), 1)
 
 
 def test_it_says_the_mean_value_of_its_members():
@@ -39,7 +39,7 @@ def test_it_comes_back_from_its_folder(tmp_path):
     features, y = blobs(90, 12, 2)
     head = BlendHead("classes", QUICK).fit(problem_of(features, y))
     again = load_head(tmp_path, {"name": "blend", **head.save(tmp_path)})
-    np.testing.assert_allclose(again.scores(features), head.scores(features), rtol=1e-6)
+    np.testing.assert_allclose(again.predict_proba(features), head.predict_proba(features), rtol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["linear", "mlp", "ridge", "svm"]
 
 
@@ -50,7 +50,7 @@ def test_it_is_made_of_heads_that_are_trained_already():
     made = BlendHead("classes", QUICK).fit_from(heads, problem)
     # Trained twice, as far as the solvers go: BLAS may round otherwise where an array begins elsewhere in memory.
     again = BlendHead("classes", QUICK).fit(problem)
-    np.testing.assert_allclose(made.scores(features), again.scores(features), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(made.predict_proba(features), again.predict_proba(features), rtol=1e-4, atol=1e-6)
 
 
 def test_too_few_rows_to_calibrate():

@@ -82,7 +82,7 @@ def test_saves_and_loads_the_same(heads, name, task, tmp_path):
     again = load_head(tmp_path, config)
     features, _ = data(task, 50, seed=1)
     # Exact: the same calls on arrays of one layout, which the test above asserts.
-    np.testing.assert_array_equal(again.scores(features), head.scores(features))
+    np.testing.assert_array_equal(again.predict_proba(features), head.predict_proba(features))
     assert again.task == task
     assert (again.dimensions, again.outputs) == (head.dimensions, head.outputs) == (24, 3 if task == "classes" else 1)
     assert again.sharpness == head.sharpness
@@ -105,21 +105,23 @@ def test_same_seed_same_head(heads, name, task):
     features, _ = data(task, 50, seed=1)
     again = trained(name, task)
     assert again.search.chosen == heads[name, task].search.chosen
-    np.testing.assert_allclose(again.scores(features), heads[name, task].scores(features), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        again.predict_proba(features), heads[name, task].predict_proba(features), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_one_row_scores_as_in_a_batch(heads, name, task):
     features, _ = data(task, 20, seed=1)
-    together = heads[name, task].scores(features)
-    alone = np.concatenate([heads[name, task].scores(features[i : i + 1]) for i in range(20)])
+    together = heads[name, task].predict_proba(features)
+    alone = np.concatenate([heads[name, task].predict_proba(features[i : i + 1]) for i in range(20)])
     np.testing.assert_allclose(alone, together, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_scores_are_probabilities(heads, name):
     features, _ = data("classes", 50, seed=1)
-    scores = heads[name, "classes"].scores(features)
+    scores = heads[name, "classes"].predict_proba(features)
     assert scores.shape == (50, 3)
     assert scores.min() >= 0
     np.testing.assert_allclose(scores.sum(axis=1), 1)
@@ -131,8 +133,8 @@ def test_temperature_does_not_raise_the_log_loss_that_it_was_fitted_on(heads, na
     _, y = data("classes")
     plain = type(head)("classes")
     rows = np.arange(len(y))
-    before = -np.log(plain.probabilities(head.search.scores)[rows, y]).mean()
-    after = -np.log(head.probabilities(head.search.scores)[rows, y]).mean()
+    before = -np.log(plain.calibrated(head.search.scores)[rows, y]).mean()
+    after = -np.log(head.calibrated(head.search.scores)[rows, y]).mean()
     assert after <= before + 1e-9
 
 
@@ -142,7 +144,7 @@ def test_a_class_of_one_row_leaves_the_others_their_probabilities(name):
     features, y = blobs(400, 24, 2, apart=4)
     features[0], y[0] = 5, 2
     head = HEADS[name]("classes", QUICK).fit(problem_of(features[:60], y[:60]))
-    said = head.scores(features[60:])
+    said = head.predict_proba(features[60:])
     assert (said.argmax(axis=1) == y[60:]).mean() > 0.9
     assert np.median(said.max(axis=1)) > 0.8
 
@@ -159,14 +161,16 @@ def test_intervals_cover_new_rows(heads, name):
 def test_scores_views_as_their_mean(heads, name, task):
     features, _ = data(task, 40, seed=1)
     head = heads[name, task]
-    said = head.decisions(features.reshape(20, 2, 24))
+    said = head.decision_function(features.reshape(20, 2, 24))
     if name == "binned":  # of what its classifier says
-        logits = (head.classifier.decision(features[0::2]) + head.classifier.decision(features[1::2])) / 2
-        mean = head.classifier.probabilities(logits) @ head.values
+        logits = (
+            head.classifier.decision_function(features[0::2]) + head.classifier.decision_function(features[1::2])
+        ) / 2
+        mean = head.classifier.calibrated(logits) @ head.values
     elif name == "blend":  # of what each member says
-        mean = head._mean([one.scores(features.reshape(20, 2, 24)) for one in head.members.values()])
+        mean = head._mean([one.predict_proba(features.reshape(20, 2, 24)) for one in head.members.values()])
     else:
-        mean = (head.decision(features[0::2]) + head.decision(features[1::2])) / 2
+        mean = (head.decision_function(features[0::2]) + head.decision_function(features[1::2])) / 2
     np.testing.assert_allclose(said, mean, rtol=1e-6)
 
 
@@ -222,8 +226,8 @@ def test_a_class_of_one_example_takes_part_without_being_judged(name):
     y = np.where(y == 2, 1, y)
     y[0] = 2
     head = HEADS[name]("classes", QUICK).fit(problem_of(features, y))
-    assert head.scores(features).shape == (90, 3)
-    assert np.isfinite(head.scores(features)).all()
+    assert head.predict_proba(features).shape == (90, 3)
+    assert np.isfinite(head.predict_proba(features)).all()
     assert 0 < head.sharpness < 1e4
 
 
@@ -232,7 +236,7 @@ def test_more_dimensions_than_rows(name, task):
     features, y = data(task, 40)
     wide = np.concatenate([features, np.zeros((40, 300), np.float32), features], axis=1)
     head = HEADS[name](task, QUICK).fit(problem_of(wide, y))
-    assert np.isfinite(head.scores(wide)).all()
+    assert np.isfinite(head.predict_proba(wide)).all()
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
@@ -304,7 +308,7 @@ def test_few_rows_of_a_class(name, counts):
     """Warnings are errors here, so none of scikit-learn's is seen either."""
     features, y = few(counts)
     head = HEADS[name]("classes", QUICK).fit(problem_of(features, y))
-    said = head.scores(features)
+    said = head.predict_proba(features)
     assert np.isfinite(said).all()
     assert said.shape == (len(y), len(counts))
     assert 0 < head.sharpness < 1e4
@@ -330,7 +334,7 @@ def test_one_class_is_refused(name):
 @pytest.mark.parametrize(("name", "task"), PAIRS)
 def test_rows_of_other_dimensions_are_refused(heads, name, task):
     with pytest.raises(ModelError, match="takes 24 features a row, not 25"):
-        heads[name, task].scores(np.zeros((3, 25), np.float32))
+        heads[name, task].predict_proba(np.zeros((3, 25), np.float32))
 
 
 DAMAGES: dict[str, Callable[[NDArray[Any]], NDArray[Any] | None]] = {
@@ -370,7 +374,7 @@ def test_forged_settings_are_refused_or_do_no_harm(heads, name, task, value, tmp
     for key in config:
         with contextlib.suppress(PipelineError):
             head = load_head(tmp_path, {**config, key: value})
-            assert head.outputs > 3 or np.isfinite(head.scores(features)).all()
+            assert head.outputs > 3 or np.isfinite(head.predict_proba(features)).all()
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)

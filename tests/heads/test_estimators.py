@@ -78,7 +78,7 @@ def test_a_machine_says_what_scikit_learn_says(case, tmp_path):
     head = opened(tmp_path, pipeline, "svm", task_of(machine))
     fresh = blobs(300, 12, 3, seed=7)[0]
     standard = pipeline[0].transform(fresh).astype(np.float64)
-    said = head.decision(fresh)
+    said = head.decision_function(fresh)
     if head.task == "numbers":
         np.testing.assert_allclose(said, machine.predict(standard) * 3.5 + 50, atol=1e-9, rtol=0)
         return
@@ -106,7 +106,7 @@ def test_neighbours_vote_as_they_did(case, tmp_path):
     else:
         shares = np.stack([(voices * (y[nearest] == code)).sum(axis=1) for code in range(3)], axis=1)
         wanted = np.log(0.98 * shares + 0.02 / 3)
-    np.testing.assert_allclose(head.decision(fresh), wanted, atol=1e-9, rtol=0)
+    np.testing.assert_allclose(head.decision_function(fresh), wanted, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["rbf", "without a kernel", "numbers without a kernel"])
@@ -117,7 +117,7 @@ def test_an_old_machine_is_saved_in_the_new_form(case, tmp_path):
     (tmp_path / "new").mkdir()
     again = load_head(tmp_path / "new", {"name": "svm", **head.save(tmp_path / "new")})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["head.safetensors"]
-    np.testing.assert_array_equal(again.decision(features), head.decision(features))
+    np.testing.assert_array_equal(again.decision_function(features), head.decision_function(features))
 
 
 def forge(estimator: Any, **attributes: Any) -> Any:

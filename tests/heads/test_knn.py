@@ -23,10 +23,10 @@ def test_a_row_of_weight_two_votes_as_two_rows(task):
     copies = np.repeat(np.arange(40), weights)
     head = KnnHead(task, SETTINGS).fit(problem_of(features, y, sample_weight=weights))
     head.setting["n_neighbors"] = 40
-    weighted = head.decision(features[:5])
+    weighted = head.decision_function(features[:5])
     head.rows, head.targets, head.row_weights = head.rows[copies], head.targets[copies], np.ones(len(copies))
     head.setting["n_neighbors"] = len(copies)
-    np.testing.assert_allclose(head.decision(features[:5]), weighted, rtol=1e-6)
+    np.testing.assert_allclose(head.decision_function(features[:5]), weighted, rtol=1e-6)
 
 
 def test_the_search_counts_weights_too():

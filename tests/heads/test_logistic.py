@@ -182,7 +182,7 @@ def test_a_gpu_finds_the_head_that_the_cpu_finds(shape, streaming):
     )
     assert gpu.search.chosen == pytest.approx(cpu.search.chosen)
     np.testing.assert_allclose(gpu.weight, cpu.weight, atol=5e-4)
-    np.testing.assert_allclose(gpu.scores(features), cpu.scores(features), atol=1e-3)
+    np.testing.assert_allclose(gpu.predict_proba(features), cpu.predict_proba(features), atol=1e-3)
 
 
 def test_streamed_rows_give_the_same_head():
@@ -194,7 +194,7 @@ def test_streamed_rows_give_the_same_head():
     assert other.search.chosen == pytest.approx(head.search.chosen)
     np.testing.assert_allclose(other.weight, head.weight, atol=2e-4)
     # probabilities are calibrated on out-of-fold scores, which are as exact as a search needs them
-    np.testing.assert_allclose(other.scores(features), head.scores(features), atol=5e-4)
+    np.testing.assert_allclose(other.predict_proba(features), head.predict_proba(features), atol=5e-4)
 
 
 def test_no_decomposition_where_it_would_be_too_large(monkeypatch):

@@ -51,7 +51,7 @@ def test_classes_equal_ridge_classifier_cv(classes):
     errors = [entry["squared_error"] for entry in head.search.table]
     np.testing.assert_allclose(errors, reference.cv_results_.mean(axis=(0, 1)), rtol=1e-6)
     decision = reference.decision_function(scaled)
-    ours = head.decision(features)
+    ours = head.decision_function(features)
     np.testing.assert_allclose(ours[:, 1] if classes == 2 else ours, decision, atol=1e-4)
     assert (head.predict(features) == reference.predict(scaled)).all()
 
