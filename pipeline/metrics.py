@@ -95,8 +95,12 @@ def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: i
 
 def log_loss(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
     """Mean negative logarithm of the probability given to the true class."""
-    given = scores[np.arange(len(truth)), truth] / scores.sum(axis=1)
-    return float(-np.log(np.maximum(given, _LEAST)).mean())
+    return float(log_losses(scores[np.arange(len(truth)), truth] / scores.sum(axis=1)).mean())
+
+
+def log_losses(given: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Negative logarithms (n,) of the probabilities `given` (n,) to the true class of each row."""
+    return np.asarray(-np.log(np.maximum(given, _LEAST)))
 
 
 def calibration_error(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float:

@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.heads.calibration import fit_sharpness, softmax
 from pipeline.heads.contract import Problem
+from pipeline.metrics import log_losses
 
 #: Rows that decide a temperature while settings are compared; the final one is fitted on all.
 _ENOUGH = 2000
-
-
-def measure(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_]) -> dict[str, float]:
-    """What out-of-fold `scores` (n, C) or (n,) are worth on the images that are `known`; `loss` decides."""
-    return _summary(problem, scores, known, _losses(problem, scores, known))
 
 
 class Best:
@@ -42,7 +38,7 @@ class Best:
     def offer(self, setting: dict[str, Any], scores: NDArray[np.floating]) -> dict[str, float]:
         """What `setting` with its out-of-fold `scores` is worth; kept if it is better by more than `progress`."""
         losses = _losses(self._problem, scores, self._known)
-        found = _summary(self._problem, scores, self._known, losses)
+        found = self._measures(losses, scores)
         best = found["loss"] < self.loss * self._keep
         if best:
             self.loss, self.setting = found["loss"], setting
@@ -50,6 +46,15 @@ class Best:
         rows = folds[self._folds] & self._known
         self.scores[rows] = scores[rows]
         return found
+
+    def _measures(self, losses: NDArray[np.float64], scores: NDArray[np.floating]) -> dict[str, float]:
+        """What the scores of the images that are known are worth; `loss` decides."""
+        problem, known = self._problem, self._known
+        loss = float(np.average(losses, weights=problem.weights[known]))
+        if problem.classes is None:
+            return {"loss": loss, "rmse": loss**0.5}
+        right = scores[known].argmax(axis=1) == problem.y[known]
+        return {"loss": loss, "accuracy": float(np.average(right, weights=problem.weights[known]))}
 
     def _best_elsewhere(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The folds (F,) outside which no setting was better yet."""
@@ -70,14 +75,4 @@ def _losses(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bo
     said = np.asarray(scores[known], dtype=np.float64)
     some = slice(None, None, max(len(y) // _ENOUGH, 1))
     chances = softmax(said, fit_sharpness(said[some], y[some], weights[some]))
-    return np.asarray(-np.log(np.maximum(chances[np.arange(len(y)), y], 1e-15)))
-
-
-def _summary(
-    problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_], losses: NDArray[np.float64]
-) -> dict[str, float]:
-    loss = float(np.average(losses, weights=problem.weights[known]))
-    if problem.classes is None:
-        return {"loss": loss, "rmse": loss**0.5}
-    right = scores[known].argmax(axis=1) == problem.y[known]
-    return {"loss": loss, "accuracy": float(np.average(right, weights=problem.weights[known]))}
+    return log_losses(chances[np.arange(len(y)), y])

@@ -13,7 +13,7 @@ from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.basis import CPU, Basis, make_basis
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.criterion import measure
+from pipeline.heads.criterion import Best
 from pipeline.heads.logistic import Fits, LogisticBatch, fold_weights
 from pipeline.heads.standard import Standard
 from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
@@ -139,18 +139,17 @@ def search_penalty(
             f"{int((~known).sum())} training rows have no part in the search: "
             "without their fold, no row of their class or of another one is left"
         )
-    fits = best = batch.start()
-    least, worse = np.inf, 0
+    best = Best(problem, folds, known)
+    fits = of_best = batch.start()
+    number_of_best = 0
     for number, strength in enumerate(strengths, start=1):
         fits = batch.solve(strength, fits, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
-        logits = problem.per_image(batch.held_out(fits.weights))
-        found = measure(problem, logits, known)
+        found = best.offer({"C": strength}, problem.per_image(batch.held_out(fits.weights)))
         search.table.append({"C": strength, **found, "iterations": fits.iterations})
         problem.watch(number / len(strengths), f"penalty {number} of {len(strengths)} at most")
-        worse += 1
-        if found["loss"] < least:
-            least, best, worse, search.chosen = found["loss"], fits, 0, {"C": strength}
-            search.scores = np.where(known[:, None], logits, np.nan)
-        if worse == patience:
+        if best.setting == {"C": strength}:
+            of_best, number_of_best = fits, number
+        if number - number_of_best == patience:
             break
-    return search, best.mean()
+    search.chosen, search.scores = best.setting, best.scores
+    return search, of_best.mean()

@@ -26,6 +26,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.rows import ArrayRows
+from pipeline.metrics import log_losses
 from pipeline.progress import Course, Watch, unwatched
 from pipeline.registry import refuse_unknown
 
@@ -221,8 +222,7 @@ def standings(
 def _losses(problem: Problem, scores: NDArray[np.float64]) -> NDArray[np.float64]:
     if problem.classes is None:
         return np.asarray(np.square(scores - problem.y))
-    given = scores[np.arange(len(scores)), problem.y]
-    return np.asarray(-np.log(np.maximum(given, 1e-15)))
+    return log_losses(scores[np.arange(len(scores)), problem.y])
 
 
 def _shown(problem: Problem, quality: float) -> float:
