@@ -38,7 +38,7 @@ from pipeline import pixels
 from pipeline.config import Recipe, RerunSettings
 from pipeline.devices import CoreThreads
 from pipeline.environment import versions
-from pipeline.errors import BaseError, ImageError, ModelError, RecipeMismatchError
+from pipeline.errors import BaseError, ImageError, ModelError
 from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
 from pipeline.loading import Shape, load
@@ -448,21 +448,8 @@ class Model:
 
     def check_recipe(self, other: Recipe, where: str | Path) -> None:
         """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
-        mine = self.record.recipe
-        missing = [layer for layer in mine.layers if layer not in other.layers]
-        if missing:
-            raise RecipeMismatchError(
-                f"{where} has no layer {missing[0]!r} that {self.folder} was trained on; "
-                f"extract with --layer {missing[0]}"
-            )
-        plain = {"layers": mine.layers, "views": mine.views, "augment": mine.augment, "seed": mine.seed}
-        difference = mine.first_difference(other.model_copy(update=plain))
-        if difference:
-            name, trained, found = difference
-            raise RecipeMismatchError(
-                f"{where} was extracted with {name}={found}, {self.folder} was trained on {name}={trained}; "
-                "extract again with the model's recipe, or train on this file"
-            )
+        way_out = f"extract again with the recipe of {self.folder}, or train on this file"
+        self.record.recipe.refuse_without(other, where=where, way_out=way_out)
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
         """What the head says of `features` (B, D): `top` classes with scores, or value and interval."""

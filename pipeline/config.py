@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import SettingsError
+from pipeline.errors import RecipeMismatchError, SettingsError
 from pipeline.registry import unknown
 
 Pool = Literal["none", "avg", "max", "flatten"]
@@ -292,6 +293,15 @@ class Recipe(Settings):
     precision: Literal["fp32", "bf16", "fp16"]
     dtype: Literal["float32", "float16"]
 
+    @classmethod
+    def plain(
+        cls, *, base: str, weights: str, layers: Sequence[str], pool: str, transform: dict[str, Any], pixels: int
+    ) -> Self:
+        """The recipe without random views: exact decoding, single precision. Raises `SettingsError`."""
+        given = {"base": base, "weights": weights, "layers": layers, "pool": pool, "transform": transform}
+        fixed = {"decode": "exact", "views": 0, "augment": (), "seed": None, "precision": "fp32", "dtype": "float32"}
+        return cls.of({**given, "pixels": pixels, **fixed})
+
     def canonical(self) -> str:
         """The recipe as JSON with sorted keys: what is written to the file and what is hashed."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -305,6 +315,20 @@ class Recipe(Settings):
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         names = (name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
         return next(((name, mine.get(name), theirs.get(name)) for name in names), None)
+
+    def refuse_other(self, other: Recipe, *, where: str | Path, way_out: str) -> None:
+        """Raise `RecipeMismatchError` with the first field in which `other`, by which `where` was made, differs."""
+        if difference := self.first_difference(other):
+            name, asked, found = difference
+            raise RecipeMismatchError(f"{where} was made with {name}={found!r}, and {asked!r} is asked for; {way_out}")
+
+    def refuse_without(self, other: Recipe, *, where: str | Path, way_out: str) -> None:
+        """Raise it unless features made by `other` hold the layers of this recipe, whatever else they hold."""
+        missing = next((layer for layer in self.layers if layer not in other.layers), None)
+        if missing is not None:
+            raise RecipeMismatchError(f"{where} has no layer {missing!r}; extract with --layer {missing}, or {way_out}")
+        same = {name: getattr(self, name) for name in ("layers", "views", "augment", "seed")}
+        self.refuse_other(other.model_copy(update=same), where=where, way_out=way_out)
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:

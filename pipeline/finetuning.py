@@ -394,19 +394,13 @@ class Run:
         )
 
     def _recipe(self, weights: str) -> Recipe:
-        return Recipe(
+        return Recipe.plain(
             base=self._start.record.name,
             weights=weights,
             layers=self._start.layers,
             pool=self._start.pool,
             transform=self._start.base.transform.describe(),
             pixels=pixels.POLICY_VERSION,
-            decode="exact",
-            views=0,
-            augment=(),
-            seed=None,
-            precision="fp32",
-            dtype="float32",
         )
 
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import AUGMENTATIONS, HEADS, ExtractSettings, FinetuneSettings, FitSettings, Recipe, Settings
-from pipeline.errors import SettingsError
+from pipeline.errors import RecipeMismatchError, SettingsError
 
 
 def recipe(**changes: object) -> Recipe:
@@ -88,6 +88,30 @@ def test_a_recipe_is_identified_by_everything_in_it() -> None:
     assert recipe().first_difference(recipe()) is None
     assert recipe().fingerprint() != recipe(pool="avg").fingerprint()
     assert recipe().first_difference(recipe(pool="avg")) == ("pool", "none", "avg")
+
+
+def test_another_recipe_is_refused_with_its_first_difference_and_the_way_out() -> None:
+    recipe().refuse_other(recipe(), where="f.h5", way_out="start anew")
+    with pytest.raises(
+        RecipeMismatchError, match=r"^f.h5 was made with pool='avg', and 'none' is asked for; start anew$"
+    ):
+        recipe().refuse_other(recipe(pool="avg", dtype="float16"), where="f.h5", way_out="start anew")
+
+
+def test_features_beside_those_that_are_asked_for_do_no_harm() -> None:
+    more = {"layers": ("pool5", "avgpool"), "views": 2, "augment": ("flip",), "seed": 5}
+    recipe().refuse_without(recipe(**more), where="f.h5", way_out="start anew")
+    with pytest.raises(RecipeMismatchError, match="pixels=2, and 1 is asked for"):
+        recipe().refuse_without(recipe(**more, pixels=2), where="f.h5", way_out="start anew")
+    with pytest.raises(RecipeMismatchError, match=r"f.h5 has no layer 'avgpool'; extract with --layer avgpool"):
+        recipe().refuse_without(recipe(layers=("pool5",)), where="f.h5", way_out="start anew")
+
+
+def test_a_plain_recipe_is_the_one_without_views() -> None:
+    given = {"base": "resnet18", "weights": "ab" * 32, "layers": ["avgpool"], "pool": "none", "pixels": 1}
+    assert Recipe.plain(**given, transform={"resize": 256}) == recipe()
+    with pytest.raises(SettingsError, match="pool='men': give none or avg"):
+        Recipe.plain(**{**given, "pool": "men"}, transform={})
 
 
 def test_a_recipe_survives_its_own_json() -> None:

@@ -139,7 +139,7 @@ def test_bad_images_are_counted_and_left_out(trained: Trained, tmp_path: Path) -
 
 def test_features_of_another_recipe_are_refused(trained: Trained, tmp_path: Path) -> None:
     other = extract(trained.photos, tmp_path / "o.h5", base="squeezenet1_1", weights="none").store
-    with pytest.raises(RecipeMismatchError, match="was extracted with weights="):
+    with pytest.raises(RecipeMismatchError, match="was made with weights="):
         evaluate(trained.linear, other)
     other = extract(
         trained.photos, tmp_path / "l.h5", base="squeezenet1_1", weights="embedded", layer=("features.5",), pool="avg"

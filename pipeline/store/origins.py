@@ -296,10 +296,4 @@ def _open(path: Path, *, writable: bool = False) -> RowFile:
 
 
 def _check_recipe(file: RowFile, recipe: Recipe) -> None:
-    difference = file.header.recipe.first_difference(recipe)
-    if difference:
-        name, theirs, mine = difference
-        raise RecipeMismatchError(
-            f"{file.path} was made with {name}={theirs!r}, and {mine!r} is asked for;"
-            " give --force to start anew, or another -o"
-        )
+    recipe.refuse_other(file.header.recipe, where=file.path, way_out="give --force to start anew, or another -o")

@@ -24,19 +24,13 @@ def write_store(path: Path, *, rows: int, dimensions: int, classes: int) -> Path
         Record(i, f"{i:07}.jpg", FileImage(f"{i:07}.jpg"), "val" if i % 5 == 0 else "train") for i in range(rows)
     ]
     names = tuple(f"class {code}" for code in range(classes))
-    recipe = Recipe(
+    recipe = Recipe.plain(
         base="none",
         weights="none",
         layers=("avgpool",),
         pool="none",
         transform={},
         pixels=1,
-        decode="exact",
-        views=0,
-        augment=(),
-        seed=None,
-        precision="fp32",
-        dtype="float32",
     )
     with StoreWriter.open(
         path,

@@ -367,10 +367,9 @@ def _child(path: str, say: int) -> None:
 
     try:
         transform = InputTransform(resize=(256, 256), crop=(224, 224))
-        recipe = Recipe(
-            base="b", weights="0", layers=("l",), pool="none", transform=transform.describe(), pixels=1,
-            decode="exact", views=0, augment=(), seed=None, precision="fp32", dtype="float32",
-        )  # fmt: skip
+        recipe = Recipe.plain(
+            base="b", weights="0", layers=("l",), pool="none", transform=transform.describe(), pixels=1
+        )
         before, started = _peak_memory(), time.process_time()
         (loaded,) = next(load([Record(0, "image", FileImage(path), "")], shaper(recipe, transform), workers=1))
         outcome = "pixels" if loaded.error is None else loaded.error.reason
