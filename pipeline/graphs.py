@@ -9,12 +9,13 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import platformdirs
 import torch
 from torch import Tensor, nn
 
@@ -107,12 +108,12 @@ def cache_folder() -> Path:
     """Where graphs are kept: ``$PIPELINE_CACHE``, else the user's cache folder; `OSError` where there is none."""
     if given := os.environ.get("PIPELINE_CACHE"):
         return Path(given)
-    if user := os.environ.get("XDG_CACHE_HOME"):
-        return Path(user) / "cached-feature-pipeline"
-    try:
-        return Path.home() / ".cache" / "cached-feature-pipeline"
-    except RuntimeError:
-        raise FileNotFoundError("this user has no home folder; name a folder with PIPELINE_CACHE") from None
+    folder: Path | None = None
+    with suppress(RuntimeError):
+        folder = platformdirs.user_cache_path("cached-feature-pipeline", appauthor=False)
+    if folder is None or not folder.is_absolute():  # which of the two depends on the version of platformdirs
+        raise FileNotFoundError("this user has no home folder; name a folder with PIPELINE_CACHE")
+    return folder
 
 
 def read_cached(key: str) -> bytes | None:

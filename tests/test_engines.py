@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -240,11 +241,14 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIPELINE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert graphs.cache_folder() == Path("/somewhere/cached-feature-pipeline")
+    assert graphs.cache_folder() == Path(os.environ["PIPELINE_CACHE"])
+    monkeypatch.delenv("PIPELINE_CACHE")
+    if sys.platform == "linux":
+        assert graphs.cache_folder() == Path("/somewhere/cached-feature-pipeline")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert graphs.cache_folder() == Path.home() / ".cache" / "cached-feature-pipeline"
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    assert graphs.cache_folder() == Path.home() / caches / "cached-feature-pipeline"
 
 
 def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
