@@ -21,9 +21,10 @@ from pipeline.registry import unknown
 Pool = Literal["none", "avg", "max", "flatten"]
 Device = str  # auto, cpu, cuda, cuda:1, mps
 
-#: What a random view can do, and the heads, for the help that loads neither; tests hold them to the registries.
+#: What a random view can do, for the help that does not load it; a test holds it to the registry.
 AUGMENTATIONS = ("crop", "flip", "vflip", "mirror", "rotate", "brightness")
-HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend", "regressor", "auto")
+#: The heads, a file of `pipeline.heads` each: a name is registered by standing here.
+HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend")
 
 
 def _listed(value: Any) -> Any:
@@ -248,7 +249,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
 class FitSettings(Settings):
     """Stage two: a head on cached features. What is left at its default is searched or follows from the data."""
 
-    head: str = Field("linear", description=f"{', '.join(HEADS)}.")
+    head: str = Field("linear", description=f"{', '.join(HEADS)}, regressor, auto.")
     target: str | None = Field(None, description="What to predict, where the file has several targets.")
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")

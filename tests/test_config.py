@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import AUGMENTATIONS, HEADS, ExtractSettings, FinetuneSettings, FitSettings, Recipe, Settings
+from pipeline.config import AUGMENTATIONS, ExtractSettings, FinetuneSettings, FitSettings, Recipe, Settings
 from pipeline.errors import RecipeMismatchError, SettingsError
 
 
@@ -64,10 +64,12 @@ def test_one_text_is_a_list_of_one_and_a_comma_separates() -> None:
 
 def test_the_help_names_what_the_registries_hold() -> None:
     from pipeline.augment import CHANGES
-    from pipeline.heads import HEADS as trainable
+    from pipeline.heads import HEADS
+    from pipeline.heads.selection import CHOOSERS
 
     assert set(AUGMENTATIONS) == set(CHANGES)
-    assert set(HEADS) - {"auto", "regressor"} == set(trainable) - {"auto", "regressor"}
+    assert FitSettings.model_fields["head"].description == f"{', '.join([*HEADS, *CHOOSERS])}."
+    assert [HEADS[name].name for name in HEADS] == list(HEADS)
 
 
 def test_text_from_the_command_line_becomes_numbers() -> None:

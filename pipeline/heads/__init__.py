@@ -1,28 +1,25 @@
-"""The heads, one file each: small models on cached features. A new one is a file and a line here.
+"""The heads, one file each: small models on cached features. A new one is a file and its name in `config.HEADS`.
 
-`HEADS` maps a name to a class; `load_head` opens what a head's `save` wrote. See `contract.py` for what a head is.
+Head x is the class XHead in x.py, to which `HEADS` maps its name; `load_head` opens what a head's `save` wrote. See
+`contract.py` for what a head is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import HEADS as NAMES
 from pipeline.errors import ModelError, SettingsError
-from pipeline.heads.binned import BinnedHead
-from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Search, Task
-from pipeline.heads.knn import KnnHead
 from pipeline.heads.linear import LinearHead
-from pipeline.heads.mlp import MlpHead
-from pipeline.heads.ridge import RidgeHead
-from pipeline.heads.svm import SvmHead
 from pipeline.registry import Registry
 
 HEADS: Registry[type[Head]] = Registry("head")
-for _head in (LinearHead, SvmHead, RidgeHead, KnnHead, MlpHead, BinnedHead, BlendHead):
-    HEADS.add(_head.name, _head)
+for _name in NAMES:
+    HEADS.add(_name, getattr(import_module(f"pipeline.heads.{_name}"), f"{_name.capitalize()}Head"))
 
 __all__ = ["HEADS", "Head", "LinearHead", "Problem", "Search", "Task", "load_head"]
 
