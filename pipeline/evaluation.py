@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.files import publish_folder, refuse_existing
 from pipeline.manifest import Target, choose_target, log_remarks, read_manifest
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
+from pipeline.scores import Scored
 from pipeline.store import FeatureStore, is_store
 from pipeline.wording import plural
 
@@ -69,20 +70,18 @@ def evaluate(
         labelled = _from_store(loaded, source, split)
     else:
         labelled = _from_images(loaded, source, settings, split, progress)
-    answered = Answered.of(loaded, labelled, source)
-    part = metrics.PARTS.get(labelled.split, "all rows")
-    found = answered.measure()
+    scored = score(loaded, labelled, source)
     result = EvaluateResult(
         Path(model),
-        rows=len(answered.truth),
+        rows=len(scored),
         bad=labelled.bad,
         split=labelled.split,
-        metrics=found,
-        notices=metrics.cautions(found, part),
+        metrics=scored.metrics,
+        notices=scored.cautions(),
         output=None if output is None else Path(output),
     )
     if result.output is not None:
-        _save(result, answered, part, replace=force)
+        _save(result, scored, replace=force)
     return result
 
 
@@ -97,50 +96,22 @@ class Labelled:
     bad: int
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Labelled rows with the truth and the scores of the model: probabilities (n, C), or values (n,)."""
-
-    model: Model
-    ids: list[str]
-    truth: NDArray[Any]
-    scores: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, model: Model, labelled: Labelled, source: str | Path) -> Answered:
-        """Ask `model` about the rows whose target is known; raises `SourceError` where there are none."""
-        target = labelled.target.recoded(model.record.classes)
-        known = target.known
-        if not known.any():
-            raise SourceError(
-                f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
-            )
-        ids = [labelled.ids[row] for row in np.flatnonzero(known)]
-        return cls(model, ids, target.values[known], model.head.predict_proba(labelled.features[known]))
-
-    @property
-    def target(self) -> Target:
-        """What was asked, in the codes of the model."""
-        record = self.model.record
-        return Target(record.target, self.truth, record.classes)
-
-    def measure(self) -> dict[str, Any]:
-        """Metrics of all rows."""
-        classes = self.model.record.classes
-        if classes is None:
-            return metrics.regression(self.truth, self.scores)
-        return metrics.classification(self.truth, self.scores, classes)
-
-    def predictions(self) -> Iterator[dict[str, Any]]:
-        """A row for each image: id, truth and what the model says, as in the folder of the model."""
-        classes, half = self.model.record.classes, self.model.head.interval_half_width
-        for id, true, said in zip(self.ids, self.truth.tolist(), self.scores, strict=True):
-            if classes is None:
-                ends = {"low": None, "high": None} if half is None else {"low": said - half, "high": said + half}
-                yield {"id": id, "true": true, "value": float(said), **ends}
-            else:
-                best = int(said.argmax())
-                yield {"id": id, "true": classes[true], "label": classes[best], "score": float(said[best])}
+def score(model: Model, labelled: Labelled, source: str | Path) -> Scored:
+    """Ask `model` about the rows whose target is known; raises `SourceError` where there are none."""
+    target = labelled.target.recoded(model.record.classes)
+    known = np.flatnonzero(target.known)
+    if not len(known):
+        raise SourceError(
+            f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
+        )
+    return Scored(
+        ids=[labelled.ids[row] for row in known],
+        target=target.take(known),
+        scores=model.head.predict_proba(labelled.features[known]),
+        part=labelled.split,
+        half_width=model.head.interval_half_width,
+        coverage=model.head.coverage,
+    )
 
 
 def _refuse_existing(output: Path, *, force: bool) -> None:
@@ -150,24 +121,13 @@ def _refuse_existing(output: Path, *, force: bool) -> None:
         raise OutputExistsError(f"{output} is a model folder, which an evaluation never replaces; give another -o")
 
 
-def _save(result: EvaluateResult, answered: Answered, part: str, *, replace: bool) -> None:
+def _save(result: EvaluateResult, scored: Scored, *, replace: bool) -> None:
     """Write the folder; it is there whole or not at all."""
-    target, head = answered.target, answered.model.head
-    drawn = plots.render(
-        plots.answers(
-            answered.truth,
-            answered.scores,
-            result.metrics,
-            target=target,
-            half_width=head.interval_half_width,
-            coverage=head.coverage,
-            part=part,
-        ),
-        names=(target.name, *(target.names or ())),
-    )
+    target = scored.target
+    drawn = plots.render(scored.plots(), names=(target.name, *(target.names or ())))
     result.notices += drawn.notices
     with publish_folder(Path(str(result.output)), last="metrics.json", replace=replace) as draft:
-        write_rows(draft / "predictions.csv", list(answered.predictions()))
+        write_rows(draft / "predictions.csv", list(scored.rows()))
         if drawn.pictures:
             (draft / "plots").mkdir()
         for name, picture in drawn.pictures.items():

@@ -27,7 +27,7 @@ from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
 from pipeline.examples import Examples, read_pictures, split_examples
-from pipeline.feeding import Batch, Feeder, Indices, Pictures
+from pipeline.feeding import Batch, Feeder, Pictures
 from pipeline.files import refuse_existing, require_room
 from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
@@ -48,6 +48,7 @@ from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import fingerprint_images, request_of, start_files
 from pipeline.results import Result
+from pipeline.scores import Scored
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.weights import digest
 from pipeline.wording import plural
@@ -140,23 +141,22 @@ def finetune(
     run = Run(start, network, examples, pictures, settings, inputs=inputs)
     with run.feeder:
         history = run.train(view, progress=progress)
-        parts = run.judge(progress=progress)
-    measured = {name: part.measure(examples) for name, part in parts.items()}
+        parts = run.judge(manifest, progress=progress)
     result = FinetuneResult(
         model=Path(output),
         head=run.head().name,
         target=target.name,
         layers=start.layers,
-        metrics=measured,
+        metrics={name: part.metrics for name, part in parts.items()},
         chosen=run.chosen(),
         epochs=history.epochs,
         best_epoch=history.best,
-        rows={name: len(part.rows) for name, part in parts.items()},
+        rows={name: len(part) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(pictures.bad.items())},
         seconds=time.perf_counter() - started,
-        notices=[*examples.notices, *remarks(measured, examples)],
+        notices=[*examples.notices, *remarks(parts, examples)],
     )
-    drawn = draw(result, examples, parts["val"])
+    drawn = draw(result, parts["val"])
     result.notices += drawn.notices
     run.save(result, manifest, parts, drawn.pictures, replace_old=force)
     return result
@@ -242,22 +242,6 @@ def threads(settings: FinetuneSettings) -> int:
 # --- one training
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows with the truth and what the network says: probabilities (n, C), or values (n,)."""
-
-    rows: Indices
-    truth: NDArray[Any]
-    said: NDArray[np.float64]
-
-    def measure(self, examples: Examples) -> dict[str, Any]:
-        """Accuracy and the like, or errors in the target's unit."""
-        names = examples.target.names
-        if names is None:
-            return metrics.regression(self.truth, self.said)
-        return metrics.classification(self.truth, self.said, names)
-
-
 class Run:
     """One training: the network, what feeds it, and what becomes of it."""
 
@@ -328,19 +312,28 @@ class Run:
             bias = (start.bias - examples.centre) / examples.scale
             start_from(network, start.weight / examples.scale, bias)
 
-    def judge(self, *, progress: bool) -> dict[str, Part]:
-        """What the network says of all rows, seen plainly."""
-        parts = {}
-        with progress_bar(sum(map(len, self._examples.parts.values())), "scoring", show=progress) as bar:
-            for name, rows in self._examples.parts.items():
+    def judge(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
+        """All rows, seen plainly, with what the network says of them."""
+        examples, said = self._examples, {}
+        with progress_bar(sum(map(len, examples.parts.values())), "scoring", show=progress) as bar:
+            for name, rows in examples.parts.items():
                 outputs = self._trainer.outputs(_counted(self.feeder.plain(rows), bar))[0].numpy()
-                said = (
-                    softmax(outputs)
-                    if self._examples.target.task == "classes"
-                    else self._examples.values(outputs[:, 0])
-                )
-                parts[name] = Part(rows, self._examples.target.values[rows], said)
-        return parts
+                numbers = examples.target.task == "numbers"
+                said[name] = examples.values(outputs[:, 0]) if numbers else softmax(outputs)
+        half = None
+        if examples.target.task == "numbers":
+            half = interval_half_width(said["val"] - examples.target.values[examples.held_out["val"]], COVERAGE)
+        return {
+            name: Scored(
+                ids=[manifest.records[row].id for row in rows],
+                target=examples.target.take(rows),
+                scores=said[name],
+                part=name,
+                half_width=half,
+                coverage=COVERAGE,
+            )
+            for name, rows in examples.parts.items()
+        }
 
     def head(self) -> AffineHead:
         """The last layer as a head on the tuned base's features."""
@@ -361,7 +354,7 @@ class Run:
         self,
         result: FinetuneResult,
         manifest: Manifest,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, Scored],
         pictures: Mapping[str, plots.Picture],
         *,
         replace_old: bool,
@@ -369,8 +362,7 @@ class Run:
         """Write the model folder; it is there whole or not at all."""
         base, examples, head = self._start.base, self._examples, self.head()
         put_back(self._trainer.network, base)
-        if examples.target.task == "numbers":
-            head.interval_half_width = interval_half_width(parts["val"].said - parts["val"].truth, COVERAGE)
+        head.interval_half_width = parts["val"].half_width
         tuned = self._start.tuned_by(self._settings)
         save_model(
             result.model,
@@ -386,7 +378,7 @@ class Run:
                 fingerprint=examples.fingerprint(self._pictures),
             ),
             chosen=result.chosen,
-            predictions=list(predictions(manifest, examples, parts)),
+            predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
             plots=pictures,
             save_base=(lambda path: write_base(base, path)) if tuned else None,
             request=request_of("finetune", self._settings, self._inputs),
@@ -425,33 +417,17 @@ def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 # --- what came of it
 
 
-def remarks(measured: Mapping[str, Mapping[str, Any]], examples: Examples) -> list[str]:
+def remarks(parts: Mapping[str, Scored], examples: Examples) -> list[str]:
     """What a reader of the measures has to know."""
-    parts = [name for name in ("val", "test") if name in measured]
-    found = [remark for name in parts for remark in metrics.cautions(measured[name], metrics.PARTS[name])]
+    found = [caution for name in examples.held_out for caution in parts[name].cautions()]
     if examples.target.task == "numbers":
         found += metrics.outliers(examples.target.values[examples.train], examples.target.name)
     return found
 
 
-def predictions(manifest: Manifest, examples: Examples, parts: Mapping[str, Part]) -> Iterator[dict[str, Any]]:
-    """A row for each held-out image: id, split, truth and what the network says."""
-    names = examples.target.names
-    for name in examples.held_out:
-        part = parts[name]
-        for row, true, said in zip(part.rows.tolist(), part.truth, part.said, strict=True):
-            entry = {"id": manifest.records[row].id, "split": name}
-            if names is None:
-                yield {**entry, "true": float(true), "value": float(said)}
-            else:
-                best = int(said.argmax())
-                label = {"true": names[true], "label": names[best]}
-                yield {**entry, **label, "score": float(said[best])}
-
-
-def draw(result: FinetuneResult, examples: Examples, held: Part) -> plots.Rendered:
+def draw(result: FinetuneResult, held: Scored) -> plots.Rendered:
     """The plots of the model folder."""
     epochs = [epoch.to_json() for epoch in result.epochs]
-    drawings = plots.answers(held.truth, held.said, result.metrics["val"], target=examples.target)
+    drawings = held.plots()
     drawings["learning"] = lambda: plots.learning_curve(epochs, best=result.best_epoch)
-    return plots.render(drawings, names=(examples.target.name, *(examples.target.names or ())))
+    return plots.render(drawings, names=(held.target.name, *(held.target.names or ())))

@@ -9,7 +9,7 @@ calibration; training rows with the very content of a held-out one are left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipeline.progress import progress as progress_bar
 from pipeline.provenance import request_of
 from pipeline.registry import refuse_unknown
 from pipeline.results import Result
+from pipeline.scores import Scored
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 
@@ -89,9 +90,9 @@ def fit_head(
         lesson = Lesson.of(opened, settings)
         with progress_bar(100, "searching", show=progress) as bar:
             trained = train_head(settings.head, lesson.problem(), settings, watch=bar.reach)
-        scored = {name: lesson.score(trained.head, rows) for name, rows in lesson.split.parts.items()}
-        result = describe(trained, lesson, scored, output)
-        drawn = draw(trained, lesson, scored, result.metrics)
+        judged = judge(trained.head, lesson)
+        result = describe(trained, lesson, judged, output)
+        drawn = draw(trained, lesson.target, judged.scored)
         result.notices += drawn.notices
         save_model(
             output,
@@ -103,7 +104,7 @@ def fit_head(
             metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
             data=DataRecord(source=shown(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
-            predictions=lesson.predictions(trained.head, scored),
+            predictions=[row for name in lesson.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.pictures,
             request=request_of("fit-head", settings, opened.fingerprint),
             replace=force,
@@ -122,15 +123,6 @@ def base_record(store: FeatureStore) -> BaseRecord:
 
 
 # --- what is learned from what
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Rows with the truth and a head's raw scores of them."""
-
-    rows: Indices
-    truth: NDArray[Any]
-    decisions: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -170,10 +162,14 @@ class Lesson:
             widths=self.table.widths,
         )
 
-    def score(self, head: Head, rows: Indices) -> Scored:
-        """What `head` says of `rows`."""
-        scores = head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
-        return Scored(rows, self.target.values[rows], scores)
+    def parts(self, head: Head) -> Iterator[tuple[str, Indices, NDArray[np.float64]]]:
+        """Rows of every part, and the raw scores that `head` gives them; "cv" is training rows out of fold."""
+        for name, rows in self.split.parts.items():
+            yield name, rows, head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
+        guesses = head.search.scores
+        if guesses is not None:
+            seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
+            yield "cv", self.split.train[seen], guesses[seen]
 
     def _weights(self, rows: Indices) -> NDArray[np.float64]:
         """Weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
@@ -187,39 +183,10 @@ class Lesson:
             weights = weights / np.bincount(codes, weights=weights)[codes]
         return np.asarray(weights / weights.mean())
 
-    def noise_floors(self, out_of_fold: Scored) -> list[Floor]:
-        """How much the numbers vary within identical content and within the classes that the store knows as well."""
-        rows = out_of_fold.rows
+    def noise_floors(self, rows: Indices, said: NDArray[np.float64]) -> list[Floor]:
+        """How much numbers vary within identical content and within the classes of the store, beside what is `said`."""
         classes = {one.name: one.values[rows] for one in self.store.targets.values() if one.task == "classes"}
-        return noise_floors(out_of_fold.truth, out_of_fold.decisions, group_codes(self.store.sha256[rows]), classes)
-
-    def predictions(self, head: Head, scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
-        """A row for each held-out image: id, split, truth and what the head says."""
-        return [
-            {"id": self.store.ids[row], "split": name, **answer}
-            for name in self.split.held_out
-            for row, answer in zip(scored[name].rows, self._answers(head, scored[name]), strict=True)
-        ]
-
-    def _answers(self, head: Head, scored: Scored) -> list[dict[str, Any]]:
-        said = head.calibrated(scored.decisions)
-        names = self.target.names
-        if names is None:
-            half = head.interval_half_width
-            return [
-                {
-                    "true": true,
-                    "value": value,
-                    "low": None if half is None else value - half,
-                    "high": None if half is None else value + half,
-                }
-                for true, value in zip(scored.truth.tolist(), said.tolist(), strict=True)
-            ]
-        best = said.argmax(axis=1)
-        return [
-            {"true": names[true], "label": names[code], "score": row[code]}
-            for true, code, row in zip(scored.truth, best, said, strict=True)
-        ]
+        return noise_floors(self.target.values[rows], said, group_codes(self.store.sha256[rows]), classes)
 
 
 def learnable_target(targets: Mapping[str, Target], settings: FitSettings, *, where: str) -> Target:
@@ -296,31 +263,48 @@ def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.fl
 # --- what came of it
 
 
-def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], output: Path) -> FitResult:
+@dataclass(frozen=True)
+class Judged:
+    """Every part as a head scores it, its metrics, and the noise in numbers beside the errors out of fold."""
+
+    scored: dict[str, Scored]
+    metrics: dict[str, dict[str, Any]]
+    floors: list[Floor]
+
+
+def judge(head: Head, lesson: Lesson) -> Judged:
+    """Score every part with `head`."""
+    judged = Judged({}, {}, [])
+    for name, rows, decisions in lesson.parts(head):
+        scored = judged.scored[name] = Scored(
+            ids=[lesson.store.ids[row] for row in rows],
+            target=lesson.target.take(rows),
+            scores=head.calibrated(decisions),
+            part=name,
+            half_width=head.interval_half_width,
+            coverage=head.coverage,
+        )
+        judged.metrics[name] = measured(scored, decisions)
+        if name == "cv" and head.task == "numbers":
+            judged.floors.extend(lesson.noise_floors(rows, decisions))
+            judged.metrics[name] |= {"noise": [floor.to_json() for floor in judged.floors]}
+    return judged
+
+
+def describe(trained: Trained, lesson: Lesson, judged: Judged, output: Path) -> FitResult:
     """Metrics of every part, and what was chosen."""
-    head, names = trained.head, lesson.target.names
-    found = {name: measured(head, part, names) for name, part in scored.items()}
+    head, target = trained.head, lesson.target
     notices = [*lesson.split.notices, *trained.notices]
-    for part in lesson.split.held_out:
-        notices += metrics.cautions(found[part], metrics.PARTS[part])
-    if names is None:
-        notices += metrics.outliers(lesson.target.values[lesson.split.train], lesson.target.name)
-    guesses = head.search.scores
-    if guesses is not None:
-        seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
-        rows = lesson.split.train[seen]
-        out_of_fold = Scored(rows, lesson.target.values[rows], guesses[seen])
-        found["cv"] = measured(head, out_of_fold, names)
-        if names is None:
-            floors = lesson.noise_floors(out_of_fold)
-            found["cv"]["noise"] = [floor.to_json() for floor in floors]
-            notices += [floor.notice(lesson.target.name) for floor in floors if floor.reached]
+    notices += [caution for part in lesson.split.held_out for caution in judged.scored[part].cautions()]
+    if target.task == "numbers":
+        notices += metrics.outliers(target.values[lesson.split.train], target.name)
+    notices += [floor.notice(target.name) for floor in judged.floors if floor.reached]
     return FitResult(
         model=output,
         head=lesson.settings.head,
         target=lesson.target.name,
         layers=lesson.layers,
-        metrics=found,
+        metrics=judged.metrics,
         chosen={"head": head.name, **head.search.chosen},
         ranking=trained.ranking,
         compared_by=trained.compared_by,
@@ -328,39 +312,30 @@ def describe(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], out
     )
 
 
-def measured(head: Head, scored: Scored, names: tuple[str, ...] | None) -> dict[str, Any]:
+def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
     """Metrics of one part: calibration error also before temperature, and what share the intervals cover."""
-    said = head.calibrated(scored.decisions)
-    if names is not None:
-        found = metrics.classification(scored.truth, said, names)
-        return found | {"ece_uncalibrated": metrics.calibration_error(scored.truth, softmax(scored.decisions))}
-    found = metrics.regression(scored.truth, said)
-    half = head.interval_half_width
+    if scored.target.task == "classes":
+        raw = softmax(decisions)
+        return scored.metrics | {"ece_uncalibrated": metrics.calibration_error(scored.truth, raw)}
+    half = scored.half_width
     if half is None:
-        return found
-    covered = float((np.abs(scored.truth - said) <= half).mean())
-    return found | {"interval": {"half_width": half, "coverage": head.coverage, "covered": covered}}
+        return scored.metrics
+    covered = float((np.abs(scored.truth - scored.scores) <= half).mean())
+    return scored.metrics | {"interval": {"half_width": half, "coverage": scored.coverage, "covered": covered}}
 
 
-def draw(trained: Trained, lesson: Lesson, scored: Mapping[str, Scored], found: Mapping[str, Any]) -> plots.Rendered:
+def draw(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:
     """The plots of a model folder: those of the held-out rows, where there are any, of the ranking and the search."""
-    head, target = trained.head, lesson.target
+    head = trained.head
     drawings: dict[str, plots.Drawing] = {}
     if "val" in scored:
-        drawings |= plots.answers(
-            scored["val"].truth,
-            scored["val"].decisions,
-            found["val"],
-            target=target,
-            half_width=head.interval_half_width,
-            coverage=head.coverage,
-        )
+        drawings |= scored["val"].plots()
     if trained.ranking:
         drawings["ranking"] = lambda: plots.ranking(
             [entry["head"] for entry in trained.ranking],
             [entry["score"] for entry in trained.ranking],
             [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
-            measure=f"{'RMSE' if target.names is None else 'accuracy'}, {trained.compared_by}",
+            measure=f"{'RMSE' if target.task == 'numbers' else 'accuracy'}, {trained.compared_by}",
             chosen=next(entry["head"] for entry in trained.ranking if entry["chosen"]),
         )
     if head.search.epochs:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
 
-    from pipeline.manifest import Target
-
 log = logging.getLogger(__name__)
 
 RIGHT, WRONG, BLUE, GREY = "#1b7837", "#b2182b", "#2166ac", "#888888"
@@ -91,35 +89,6 @@ def predicted_against_true(
     axes.plot(truth, predicted, ".", color=BLUE, alpha=0.6)
     axes.set(xlabel=f"true {spelled(name)}", ylabel=f"predicted {spelled(name)}", title=title)
     return _finished(figure)
-
-
-def answers(
-    truth: NDArray[Any],
-    said: NDArray[Any],
-    found: Mapping[str, Any],
-    *,
-    target: Target,
-    half_width: float | None = None,
-    coverage: float = 0.9,
-    part: str = "held-out rows",
-) -> dict[str, Drawing]:
-    """How a part was answered, to be drawn: where classes are confused, or values `said` (n,) against the `truth`.
-
-    `found` are its metrics; more classes than a confusion matrix is kept for have no picture.
-    """
-    rows = plural(found["n"], "row")
-    if target.names is None:
-        r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"
-        title = f"{part}: R2 {r2} ({rows})"
-        return {
-            "predicted": lambda: predicted_against_true(
-                truth, said, name=target.name, half_width=half_width, coverage=coverage, title=title
-            )
-        }
-    if "confusion" not in found:
-        return {}
-    names, title = target.names, f"{part}: {found['accuracy']:.1%} of {rows} right"
-    return {"confusion": lambda: confusion(np.array(found["confusion"]), names, title=title)}
 
 
 def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = None) -> Figure:

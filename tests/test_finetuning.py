@@ -246,6 +246,11 @@ def test_numbers_are_learned_in_their_own_unit(source: Path, tmp_path: Path) -> 
     assert 20 < entry["value"] < 120
     low, high = entry["interval"]
     assert low < entry["value"] < high
+    with (found.model / "predictions.csv").open(newline="") as file:
+        rows = [(float(row["low"]), float(row["true"]), float(row["high"])) for row in csv.DictReader(file)]
+    assert len(rows) == 12
+    assert {round(top - bottom, 6) for bottom, _, top in rows} == {round(high - low, 6)}
+    assert sum(bottom <= true <= top for bottom, true, top in rows) >= 0.9 * len(rows)
 
 
 def test_numbers_start_from_a_fitted_regressor(source: Path, tmp_path: Path) -> None:

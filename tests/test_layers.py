@@ -25,7 +25,7 @@ LIBRARY = (
     *("config", "prescan", "pixels", "augment", "devices", "memory"),
     *("sources", "manifest", "provenance", "metrics", "loading"),
     *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
-    *("store", "heads", "network", "artifact", "feeding", "examples", "plots"),
+    *("store", "heads", "network", "artifact", "feeding", "examples", "plots", "scores"),
 )
 TOP = ("cli", "__main__", "__init__")
 

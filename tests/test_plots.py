@@ -16,7 +16,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pipeline import plots
-from pipeline.manifest import Target
 
 #: What folders may be called: formulas, whole and broken, control characters, bytes that are no text, other scripts.
 NAMES = (
@@ -141,21 +140,6 @@ def test_epochs_are_whole_and_the_kept_one_is_in_the_legend() -> None:
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [0, 1]
     assert "kept: epoch 1" in [text.get_text() for text in axes.get_legend().get_texts()]
-
-
-def test_answers_are_drawn_by_kind_with_their_number_of_rows() -> None:
-    numbers, found = np.arange(4.0), {"n": 1, "r2": None}
-    drawings = plots.answers(
-        numbers, numbers, found, target=Target("length", numbers, None), half_width=1.0, coverage=0.8
-    )
-    texts = [text.get_text() for text in drawn(drawings["predicted"]())]
-    assert "held-out rows: R2 - (1 row)" in texts
-    assert "80 % interval" in texts
-    codes = np.array([0, 1])
-    found = {"n": 40, "accuracy": 0.825, "confusion": [[20, 3], [4, 13]]}
-    drawings = plots.answers(codes, codes, found, target=Target("class", codes, ("a", "b")))
-    assert "held-out rows: 82.5% of 40 rows right" in [text.get_text() for text in drawn(drawings["confusion"]())]
-    assert plots.answers(codes, codes, {"n": 40}, target=Target("class", codes, ("a", "b"))) == {}
 
 
 def test_the_chosen_head_is_marked() -> None:
