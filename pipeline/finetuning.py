@@ -57,8 +57,8 @@ log = logging.getLogger(__name__)
 
 #: Training rows whose features decide how the head's inputs are standardised, and numbers of them at most.
 SAMPLE, SAMPLE_FLOATS = 1024, 2**26
-#: A calibrated start, with logits times the head's sharpness, has the right loss from the first step. A head that makes
-#: no mistake asks for any sharpness, and one that is too sharp has no gradients left.
+#: A calibrated start, with logits times the head's inverse temperature, has the right loss from the first step. A head
+#: that makes no mistake asks for any, and one that is too sharp has no gradients left.
 SHARPEST = 10.0
 #: Share of new numbers that a prediction interval covers.
 COVERAGE = 0.9
@@ -201,7 +201,7 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
             f"{folder} holds a head {head.name!r}, and only a linear layer can be trained on together with its base; "
             "fit --head linear (ridge for numbers), or leave --head out for a fresh one"
         )
-    sharpness = min(head.sharpness, SHARPEST) if head.task == "classes" else 1.0
+    inverse_temperature = min(head.inverse_temperature, SHARPEST) if head.task == "classes" else 1.0
     return Start(
         base=model.base,
         record=model.record.base,
@@ -210,8 +210,8 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
         target=model.record.target,
         task=model.record.task,
         classes=model.record.classes,
-        weight=head.weight * sharpness,
-        bias=head.bias * sharpness,
+        weight=head.weight * inverse_temperature,
+        bias=head.bias * inverse_temperature,
     )
 
 

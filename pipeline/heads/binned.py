@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.basis import Basis, make_basis
-from pipeline.heads.calibration import fit_sharpness, softmax
+from pipeline.heads.calibration import fit_inverse_temperature, softmax
 from pipeline.heads.contract import TOO_FEW, Head, Problem, Search, Task
 from pipeline.heads.criterion import Best
 from pipeline.heads.linear import LinearHead, fit_all, search_logistic, solver_device
@@ -63,7 +63,7 @@ class BinnedHead(Head):
             search = Search(table, best.setting, best.scores)
         weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start))
         self.classifier = LinearHead.from_weights(weight, bias, task="classes")
-        self.classifier.sharpness = trial.sharpness()
+        self.classifier.inverse_temperature = trial.inverse_temperature()
         self._keep(_means(problem, trial.coded.y))
         return search
 
@@ -145,18 +145,18 @@ class Trial:
         search, start = search_logistic(coded, basis, folds)
         return cls(coded, {"bins": coded.classes, **search.chosen}, search.scores, start)
 
-    def sharpness(self, which: Mask = ALL) -> float:
+    def inverse_temperature(self, which: Mask = ALL) -> float:
         """The best for the rows `which`; 1 where there are no scores to tell it by."""
         if self.scores is None:
             return 1.0
-        return fit_sharpness(self.scores[which], self.coded.y[which], self.coded.weights[which])
+        return fit_inverse_temperature(self.scores[which], self.coded.y[which], self.coded.weights[which])
 
     def told(self, problem: Problem, folds: Codes) -> Array:
-        """Out-of-fold values (n,): sharpness and means are those of the other folds, ranges and penalty of all."""
+        """Out-of-fold values (n,): temperature and means are of the other folds, ranges and penalty of all."""
         said = np.empty(len(folds))
         for fold in np.unique(folds):
             held = folds == fold
-            chances = softmax(np.asarray(self.scores)[held], self.sharpness(~held))
+            chances = softmax(np.asarray(self.scores)[held], self.inverse_temperature(~held))
             said[held] = chances @ _means(problem, self.coded.y, ~held)
         return said
 

@@ -14,17 +14,17 @@ ABSENT = -1e30
 _LOG_RANGE = (-7.0, 9.0)
 
 
-def softmax(scores: NDArray[np.floating], sharpness: float = 1.0) -> Scores:
-    """Probabilities (n, C) of scores (n, C), which are multiplied by `sharpness` (one over the temperature)."""
-    sharp = scores.astype(np.float64) * sharpness
+def softmax(scores: NDArray[np.floating], inverse_temperature: float = 1.0) -> Scores:
+    """Probabilities (n, C) of scores (n, C), which are multiplied by `inverse_temperature`."""
+    sharp = scores.astype(np.float64) * inverse_temperature
     sharp -= sharp.max(axis=1, keepdims=True)
     np.exp(sharp, out=sharp)
     sharp /= sharp.sum(axis=1, keepdims=True)
     return sharp
 
 
-def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """The sharpness that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
+def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """The inverse temperature that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
 
     The loss is convex in it, so the root of its slope is the one minimum. Ranking and accuracy do not change. The
     truth is taken for certain only as far as n rows allow (after Platt, 1999): as if each row had occurred n times with
@@ -35,8 +35,8 @@ def fit_sharpness(scores: NDArray[np.floating], y: NDArray[np.int64], weights: N
     of_any = scores.mean(axis=1, where=scores > ABSENT / 2)
     of_truth = (rows * scores[np.arange(rows), y] + of_any) / (rows + 1)
 
-    def slope(log_sharpness: float) -> float:
-        expected = (softmax(scores, float(np.exp(log_sharpness))) * scores).sum(axis=1)
+    def slope(log_inverse: float) -> float:
+        expected = (softmax(scores, float(np.exp(log_inverse))) * scores).sum(axis=1)
         return float(((expected - of_truth) * weights).sum())
 
     low, high = _LOG_RANGE

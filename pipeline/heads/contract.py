@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError
-from pipeline.heads.calibration import fit_sharpness, interval_half_width, softmax
+from pipeline.heads.calibration import fit_inverse_temperature, interval_half_width, softmax
 from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
@@ -185,7 +185,7 @@ class Head(ABC):
         self.task: Task = task
         self.settings = settings or FitSettings.of({})
         self.search = Search()
-        self.sharpness = 1.0
+        self.inverse_temperature = 1.0
         self.coverage = self.settings.coverage
         self.interval_half_width: float | None = None
 
@@ -270,7 +270,7 @@ class Head(ABC):
         """Class probabilities (n, C) from raw `scores` (n, C); values (n,) as they are."""
         if self.task == "numbers":
             return np.asarray(scores, dtype=np.float64)
-        return softmax(scores, self.sharpness)
+        return softmax(scores, self.inverse_temperature)
 
     def predict(self, features: NDArray[np.floating]) -> NDArray[Any]:
         """Class codes (n,) or values (n,)."""
@@ -281,7 +281,7 @@ class Head(ABC):
         """What all heads keep beside their weights."""
         shared: dict[str, Any] = {"task": self.task}
         if self.task == "classes":
-            return shared | {"sharpness": self.sharpness}
+            return shared | {"sharpness": self.inverse_temperature}  # the key of version 0.1.0
         return shared | {
             "interval_half_width": self.interval_half_width,
             "interval_coverage": self.coverage,
@@ -292,14 +292,16 @@ class Head(ABC):
         """An untrained head with what `config` kept."""
         head = cls(config["task"])
         head.coverage = float(config.get("interval_coverage", head.coverage))
-        head.sharpness = float(config.get("sharpness", 1.0))
+        head.inverse_temperature = float(config.get("sharpness", 1.0))
         half = config.get("interval_half_width")
         head.interval_half_width = None if half is None else float(half)
         if not (
-            0 < head.sharpness < np.inf and 0 <= (head.interval_half_width or 0) < np.inf and 0 < head.coverage < 1
+            0 < head.inverse_temperature < np.inf
+            and 0 <= (head.interval_half_width or 0) < np.inf
+            and 0 < head.coverage < 1
         ):
             raise ValueError(
-                f"sharpness is {head.sharpness}, interval_half_width is {head.interval_half_width}, "
+                f"sharpness is {head.inverse_temperature}, interval_half_width is {head.interval_half_width}, "
                 f"interval_coverage is {head.coverage}"
             )
         return head
@@ -311,7 +313,7 @@ class Head(ABC):
             return
         seen = np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
         if problem.task == "classes":
-            self.sharpness = fit_sharpness(scores[seen], problem.y[seen], problem.weights[seen])
+            self.inverse_temperature = fit_inverse_temperature(scores[seen], problem.y[seen], problem.weights[seen])
             return
         self.interval_half_width = interval_half_width(scores[seen] - problem.y[seen], self.coverage)
         if self.interval_half_width is None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.calibration import fit_sharpness, softmax
+from pipeline.heads.calibration import fit_inverse_temperature, softmax
 from pipeline.heads.contract import Problem
 from pipeline.metrics import log_losses
 
@@ -74,5 +74,5 @@ def _losses(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bo
         return np.asarray(np.square(scores[known] - y), dtype=np.float64)
     said = np.asarray(scores[known], dtype=np.float64)
     some = slice(None, None, max(len(y) // _ENOUGH, 1))
-    chances = softmax(said, fit_sharpness(said[some], y[some], weights[some]))
+    chances = softmax(said, fit_inverse_temperature(said[some], y[some], weights[some]))
     return log_losses(chances[np.arange(len(y)), y])

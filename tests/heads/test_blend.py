@@ -22,7 +22,7 @@ def test_it_says_the_mean_probability_of_its_members():
     np.testing.assert_allclose(np.exp(head.decision_function(features)), mean, rtol=1e-9)
     out_of_fold = [member.calibrated(member.search.scores) for member in head.members.values()]
     np.testing.assert_allclose(np.exp(head.search.scores), np.mean(out_of_fold, axis=0), rtol=1e-9)
-    assert 0.5 < head.sharpness < 2
+    assert 0.5 < head.inverse_temperature < 2
     np.testing.assert_allclose(head.predict_proba(features).sum(axis=1), 1)
 
 
@@ -57,7 +57,7 @@ def test_too_few_rows_to_calibrate():
     features = np.eye(2, 6, dtype=np.float32)
     head = BlendHead("classes", QUICK).fit(problem_of(features, np.array([0, 1])))
     assert head.search.scores is None
-    assert head.sharpness == 1
+    assert head.inverse_temperature == 1
     assert head.predict(features).tolist() == [0, 1]
     assert len(head.search.notices) == len(set(head.search.notices))
 

@@ -85,7 +85,7 @@ def test_saves_and_loads_the_same(heads, name, task, tmp_path):
     np.testing.assert_array_equal(again.predict_proba(features), head.predict_proba(features))
     assert again.task == task
     assert (again.dimensions, again.outputs) == (head.dimensions, head.outputs) == (24, 3 if task == "classes" else 1)
-    assert again.sharpness == head.sharpness
+    assert again.inverse_temperature == head.inverse_temperature
     assert again.interval_half_width == head.interval_half_width
 
 
@@ -216,7 +216,7 @@ def test_one_example_a_class_is_enough_and_says_what_is_missing(name):
     features, y = blobs(5, 12, 5)
     head = HEADS[name]("classes", QUICK).fit(problem_of(features, y))
     assert (head.predict(features) == y).all()
-    assert head.sharpness == 1
+    assert head.inverse_temperature == 1
     assert "too few examples" in head.search.notices[-1]
 
 
@@ -228,7 +228,7 @@ def test_a_class_of_one_example_takes_part_without_being_judged(name):
     head = HEADS[name]("classes", QUICK).fit(problem_of(features, y))
     assert head.predict_proba(features).shape == (90, 3)
     assert np.isfinite(head.predict_proba(features)).all()
-    assert 0 < head.sharpness < 1e4
+    assert 0 < head.inverse_temperature < 1e4
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
@@ -311,7 +311,7 @@ def test_few_rows_of_a_class(name, counts):
     said = head.predict_proba(features)
     assert np.isfinite(said).all()
     assert said.shape == (len(y), len(counts))
-    assert 0 < head.sharpness < 1e4
+    assert 0 < head.inverse_temperature < 1e4
 
 
 @pytest.mark.parametrize("cv", [2, 5, 20])
