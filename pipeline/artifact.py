@@ -23,7 +23,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
@@ -36,17 +35,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline import pixels
 from pipeline.config import Recipe, RerunSettings
-from pipeline.devices import CoreThreads
 from pipeline.environment import versions
-from pipeline.errors import BaseError, ImageError, ModelError
+from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
-from pipeline.loading import Shape, load
+from pipeline.loading import BATCH
 from pipeline.manifest import Record, from_paths
 
 if TYPE_CHECKING:
     from pipeline.bases import Base
-    from pipeline.engines import Engine
+    from pipeline.embedder import Embedded, Embedder
 
 #: 1 had no checksums; what reads it alone says of 2 that it wants a newer version.
 FORMAT_VERSION = 2
@@ -333,18 +331,6 @@ def _refuse_irregular(path: Path) -> None:
         raise ModelError(f"{path} cannot be read: it is no regular file; {RESTORE}")
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """The images of one batch: `features` (n, D) of those at `indices`, and why the others have none."""
-
-    indices: list[int]
-    features: NDArray[np.float32]
-    errors: dict[int, ImageError]
-
-    def __len__(self) -> int:
-        return len(self.indices) + len(self.errors)
-
-
 class Model:
     """A trained model: images to features to answers.
 
@@ -377,54 +363,36 @@ class Model:
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
         tuned = self.folder / "base.safetensors" if known.fine_tuned else None
         try:
-            base = base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
-        except BaseError as error:
+            return base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
+        except (BaseError, RecipeMismatchError) as error:
             way_out = ""
             if not known.fine_tuned and "/" in weights and not Path(weights).is_file():
                 way_out = "; if the file has moved, give --weights FILE"
             raise ModelError(f"{self.folder}: its base cannot be loaded: {error}{way_out}") from error
-        if base.digest != self.record.recipe.weights:
-            raise ModelError(
-                f"{self.folder} was trained on {known.name} with weights {self.record.recipe.weights[:12]}, but "
-                f"{tuned or weights} holds {base.digest[:12]}; give the right file with --weights FILE"
-            )
-        return base
 
     @cached_property
-    def engine(self) -> Engine:
-        """What runs the base up to the layers that the head takes."""
-        from pipeline.engines import make_engine
-
-        return make_engine(self.base, self.record.recipe, self._settings, CoreThreads(self._settings.workers))
-
-    @cached_property
-    def shape(self) -> Shape:
-        """What makes the bytes of an image file into the base's input, uint8 (1, H, W, 3)."""
-        from pipeline.shaping import shaper
+    def embedder(self) -> Embedder:
+        """What makes images into the features that the head takes. Raises `ModelError` where they do not fit."""
+        from pipeline.embedder import Embedder
 
         plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
-        return shaper(plain, self.base.transform, max_pixels=self._settings.max_pixels)
-
-    def features(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings (B, D) of a batch of shaped images, uint8 (B, H, W, 3)."""
-        found = joined(self.engine(batch))
-        if found.shape[1] != self.head.dimensions:
+        embedder = Embedder(self.base, plain, self._settings)
+        if embedder.dimensions != self.head.dimensions:
             raise ModelError(
                 f"{self.folder}: a head of {self.head.dimensions} features does not fit its base, which gives "
-                f"{found.shape[1]}; train it again"
+                f"{embedder.dimensions}; train it again"
             )
-        return found
+        return embedder
 
-    def embed(self, records: Sequence[Record], *, batch_size: int = 16) -> Iterator[Embedded]:
-        """Embeddings of the images of `records`, batch by batch, in their order."""
-        for batch in load(records, self.shape, batch_size=batch_size):
-            images = {loaded.index: loaded.pixels for loaded in batch if loaded.pixels is not None}
-            errors = {loaded.index: loaded.error for loaded in batch if loaded.error is not None}
-            features = self.features(np.concatenate(list(images.values()))) if images else np.empty((0, 0), np.float32)
-            finite = np.asarray(np.isfinite(features).all(axis=1))
-            wrong = [index for index, right in zip(images, finite, strict=True) if not right]
-            errors |= {index: ImageError("non-finite", "what the base gives for it is no number") for index in wrong}
-            yield Embedded([index for index in images if index not in errors], features[finite], errors)
+    def open(self) -> Self:
+        """Load the base and check it now, where the first image would do so; raises `ModelError` for another one."""
+        self.embedder  # noqa: B018 - it is kept
+        return self
+
+    def embed(self, records: Sequence[Record]) -> Iterator[Embedded]:
+        """Embed the images of `records`, batch by batch, in their order; what has no finite features is bad."""
+        for batch in self.embedder.run(records, batch_size=self._settings.batch_or(BATCH)):
+            yield batch.finite()
 
     def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
         """What the model says of image files, or of all images of a folder, in the order asked.
@@ -435,6 +403,7 @@ class Model:
         >>> load_model("artifacts/insects").predict("new.jpg")  # doctest: +SKIP
         [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]]}]
         """
+        self.open()
         records = from_paths(images).records
         return [answer for batch in self.answer_batches(records, top=top) for answer in batch]
 
@@ -442,8 +411,9 @@ class Model:
         """The answers to the images of `records`, batch by batch, in their order."""
         waiting = iter(records)
         for batch in self.embed(records):
-            said = dict(zip(batch.indices, self.answers(batch.features, top=top), strict=True)) if batch.indices else {}
-            said |= {index: {"error": str(error)} for index, error in batch.errors.items()}
+            answers = self.answers(joined(batch.layers), top=top) if batch.indices else []
+            said = dict(zip(batch.indices, answers, strict=True))
+            said |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
             yield [{"id": record.id, **said[record.index]} for record in islice(waiting, len(batch))]
 
     def check_recipe(self, other: Recipe, where: str | Path) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from pipeline.config import Recipe
-from pipeline.errors import BaseError
+from pipeline.errors import BaseError, RecipeMismatchError
 from pipeline.inputs import InputTransform
 from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
 from pipeline.registry import refuse_unknown
@@ -105,8 +105,16 @@ def load_base(
 
 
 def base_of(recipe: Recipe, weights: str, *, seed: int, tuned: Path | None = None) -> Base:
-    """The base of a `recipe`, which sees images as the recipe says. Raises `BaseError` as `load_base` does."""
+    """Load the base of a `recipe`, with the very weights that made its features; it sees images as the recipe says.
+
+    Raises `BaseError` as `load_base` does, and `RecipeMismatchError` where the weights are others.
+    """
     base = load_base(recipe.base, weights, seed=seed, tuned=tuned)
+    if base.digest != recipe.weights:
+        raise RecipeMismatchError(
+            f"the features were made with weights {recipe.weights[:12]} of {recipe.base}, and {tuned or weights} holds "
+            f"{base.digest[:12]}; give the right file with --weights FILE"
+        )
     return replace(base, transform=InputTransform.from_description(recipe.transform))
 
 

@@ -127,6 +127,10 @@ class EngineSettings(Settings):
     )
     workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
 
+    def batch_or(self, auto: int) -> int:
+        """Images a batch, `auto` where that is left to us."""
+        return auto if self.batch_size == "auto" else self.batch_size
+
 
 class RunSettings(EngineSettings, ImageSettings):
     """How a recipe is run: on which images, and by what."""

@@ -1,4 +1,4 @@
-"""From records to features, on one device or on several at once with a process for each.
+"""From records to features on several devices at once, with a process and an embedder for each.
 
     records --chunks--> a process a device: read, decode, compute --features by index--> the process that writes
 
@@ -13,37 +13,23 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.bases import Base, base_of
-from pipeline.config import ExtractSettings, Recipe, RunSettings
-from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
-from pipeline.engines import Engine, make_engine
+from pipeline.bases import base_of
+from pipeline.config import ExtractSettings, Recipe
+from pipeline.devices import cores, devices_of_kind, pick_device
+from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
-from pipeline.loading import BATCHES_AHEAD, Loaded, Timings, load
+from pipeline.loading import BATCHES_AHEAD, Timings
 from pipeline.manifest import Record
-from pipeline.shaping import forward, shaper
 
 #: Loading ahead and computing ahead need so many chunks at hand before the first is reported, and one on its way.
 CHUNKS_OUT = BATCHES_AHEAD + 3
-
-
-@dataclass
-class Done:
-    """A finished batch: its images without their pixels, which of them are `good`, and the features of those."""
-
-    batch: list[Loaded]
-    good: list[bool]
-    layers: list[NDArray[np.float32]]
 
 
 @dataclass
@@ -55,7 +41,7 @@ class _Ready:
 
 @dataclass
 class _Report:
-    done: Done
+    done: Embedded
     timings: Timings
     forward: float
 
@@ -92,54 +78,6 @@ def device_names(spec: str) -> list[str]:
             raise SettingsError(f"device {name!r} is listed twice; one process a device is enough")
         pick_device(name)
     return names
-
-
-class Solo:
-    """One device, computed on in this process while `threads` load what comes next."""
-
-    def __init__(self, base: Base, recipe: Recipe, settings: RunSettings, threads: CoreThreads) -> None:
-        self._engine = make_engine(base, recipe, settings, threads)
-        self._views = recipe.views + 1
-        self._shape = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
-        self._threads = threads
-        self.timings = Timings()
-        self.name = self._engine.name
-        self.device = self._engine.device
-        self.shapes = self._engine.shapes
-
-    @property
-    def batch_size(self) -> int:
-        """Images a batch; all their views together are what suits the engine."""
-        return max(1, self._engine.batch_size // self._views)
-
-    @property
-    def seconds(self) -> float:
-        """Time in forward passes."""
-        return self._engine.seconds
-
-    def run(
-        self, records: Iterable[Record], *, batch_size: int | None = None, seen: Callable[[bytes], bool] | None = None
-    ) -> Iterator[Done]:
-        """Every record once, in their order; `seen` is asked as `load` says.
-
-        A batch is computed while whoever asked for it does something else with the one before, such as writing it.
-        """
-        batches = load(
-            records,
-            self._shape,
-            batch_size=batch_size or self.batch_size,
-            threads=self._threads,
-            seen=seen,
-            timings=self.timings,
-        )
-        with ThreadPoolExecutor(1, thread_name_prefix="device") as device, closing(batches):
-            computed: Future[Done] | None = None
-            for batch in batches:
-                earlier, computed = computed, device.submit(_done, self._engine, batch)
-                if earlier is not None:
-                    yield earlier.result()
-            if computed is not None:
-                yield computed.result()
 
 
 class Crew:
@@ -189,7 +127,7 @@ class Crew:
             wait=share * sum(worker.timings.wait for worker in self._workers),
         )
 
-    def run(self, records: Iterable[Record], *, seen: Callable[[bytes], bool] | None = None) -> Iterator[Done]:
+    def run(self, records: Iterable[Record], *, seen: Callable[[bytes], bool] | None = None) -> Iterator[Embedded]:
         """Every record once, in chunks, in whatever order they are finished. A crew runs once.
 
         Content that one process meets a second time is a duplicate; two processes may each compute it once, since
@@ -252,7 +190,7 @@ class Crew:
         self.close()
 
 
-Computer = Solo | Crew
+Computer = Embedder | Crew
 
 
 @contextmanager
@@ -281,20 +219,10 @@ def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
 
 def _compute(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
     base = base_of(recipe, settings.weights, seed=settings.seed)
-    with CoreThreads(settings.workers) as threads:
-        solo = Solo(base, recipe, settings, threads)
-        pipe.send(_Ready(solo.name, solo.shapes, solo.batch_size))
-        for done in solo.run(_records(pipe), batch_size=pipe.recv(), seen=_Met()):
-            pipe.send(_Report(done, solo.timings, solo.seconds))
-
-
-def _done(engine: Engine, batch: list[Loaded]) -> Done:
-    images = [loaded.pixels for loaded in batch if loaded.pixels is not None]
-    layers = forward(engine, images) if images else []
-    good = [loaded.pixels is not None for loaded in batch]
-    for loaded in batch:
-        loaded.pixels = None
-    return Done(batch, good, layers)
+    with Embedder(base, recipe, settings) as embedder:
+        pipe.send(_Ready(embedder.name, embedder.shapes, embedder.batch_size))
+        for done in embedder.run(_records(pipe), batch_size=pipe.recv(), seen=_Met()):
+            pipe.send(_Report(done, embedder.timings, embedder.seconds))
 
 
 def _records(pipe: Connection) -> Iterator[Record]:

@@ -69,7 +69,7 @@ def evaluate(
     if is_store(source):
         labelled = _from_store(loaded, source, split)
     else:
-        labelled = _from_images(loaded, source, settings, split, progress)
+        labelled = _from_images(loaded.open(), source, settings, split, progress)
     scored = score(loaded, labelled, source)
     result = EvaluateResult(
         Path(model),
@@ -162,7 +162,7 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
         for batch in model.embed(records):
             if batch.indices:
                 rows += batch.indices
-                blocks.append(batch.features)
+                blocks.append(joined(batch.layers))
             bar.advance(len(batch))
     if not rows:
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")

@@ -12,8 +12,8 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
-from pipeline.crew import Computer, Crew, Solo, device_names
-from pipeline.devices import CoreThreads
+from pipeline.crew import Computer, Crew, device_names
+from pipeline.embedder import Embedder
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
 from pipeline.loading import Loaded, refuse_too_many_bad
@@ -152,8 +152,7 @@ def extract(
     """
     started = time.perf_counter()
     job = Job.of(source, options)
-    with ExitStack() as opened:
-        computer = opened.enter_context(computing(job))
+    with computing(job) as computer, ExitStack() as opened:
         layers = layer_specs(job.settings, computer.shapes)
         writer = opened.enter_context(
             StoreWriter.open(
@@ -232,11 +231,11 @@ def _measure(computer: Computer, sample: Sequence[Record]) -> tuple[float, int]:
     """Seconds an image, and how many of `sample` are bad."""
     if not sample:
         return 0.0, 0
-    if isinstance(computer, Solo):  # a crew runs only once
+    if isinstance(computer, Embedder):  # a crew runs only once
         for _ in computer.run(sample[:1]):
             pass  # the first pass is slower than those that count
     started = time.perf_counter()
-    bad = sum(done.good.count(False) for done in computer.run(sample))
+    bad = sum(len(done) - len(done.good) for done in computer.run(sample))
     return (time.perf_counter() - started) / len(sample), bad
 
 
@@ -269,17 +268,12 @@ class Job:
         return cls(settings, manifest, part, base, recipe_of(settings, base))
 
 
-@contextmanager
-def computing(job: Job) -> Iterator[Computer]:
-    """What computes features, on one device or on several; its threads and processes end with the block."""
-    settings = job.settings
-    devices = device_names(settings.device)
+def computing(job: Job) -> Computer:
+    """What computes features, on one device or on several; its threads and processes end with its ``with`` block."""
+    devices = device_names(job.settings.device)
     if len(devices) > 1:
-        with Crew(devices, job.recipe, settings) as crew:
-            yield crew
-    else:
-        with CoreThreads(settings.workers) as threads:
-            yield Solo(job.base, job.recipe, settings.model_copy(update={"device": devices[0]}), threads)
+        return Crew(devices, job.recipe, job.settings)
+    return Embedder(job.base, job.recipe, job.settings.model_copy(update={"device": devices[0]}))
 
 
 class Run:
@@ -312,10 +306,10 @@ class Run:
     def compute(self, pending: NDArray[np.int64], bar: Bar) -> None:
         """Give every pending row a final status, in batches."""
         for done in self._computer.run([self._records[row] for row in pending], seen=self._seen):
-            good = [loaded for loaded, is_good in zip(done.batch, done.good, strict=True) if is_good]
+            good = done.good
             self._write(good, dict(zip(self._names, done.layers, strict=bool(good))))
-            self._settle([loaded for loaded, is_good in zip(done.batch, done.good, strict=True) if not is_good])
-            bar.advance(len(done.batch))
+            self._settle([loaded for loaded in done.images if not loaded.is_good])
+            bar.advance(len(done))
         for index, source in self._copies:
             self._copy(index, source)
 

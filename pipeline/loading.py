@@ -29,6 +29,8 @@ from pipeline.terminal import shown
 Shape = Callable[[bytes, bytes], NDArray[np.uint8]]
 
 BATCHES_AHEAD = 2
+#: Images a batch where it is more important to have the first soon than to have all a little sooner.
+BATCH = 16
 
 
 @dataclass
@@ -42,6 +44,11 @@ class Loaded:
     pixels: NDArray[np.uint8] | None = None
     error: ImageError | None = None
     duplicate: bool = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it has pixels, or had them until its features were computed."""
+        return self.error is None and not self.duplicate
 
 
 @dataclass
@@ -67,7 +74,7 @@ def load(
     records: Iterable[Record],
     shape: Shape,
     *,
-    batch_size: int = 16,
+    batch_size: int = BATCH,
     workers: int | Literal["auto"] = "auto",
     seen: Callable[[bytes], bool] | None = None,
     threads: CoreThreads | None = None,

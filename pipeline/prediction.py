@@ -49,7 +49,7 @@ def predict(
     """
     if csv is not None:
         refuse_nul(csv)
-    loaded = load_model(model, **options)
+    loaded = load_model(model, **options).open()
     manifest = from_paths(images)
     log_remarks(manifest)
     entries: list[dict[str, Any]] = []

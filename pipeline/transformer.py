@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +22,11 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline import pixels
 from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
-from pipeline.config import EngineSettings, Pool, Recipe
-from pipeline.devices import CoreThreads
-from pipeline.engines import Engine, make_engine
+from pipeline.config import Pool, Recipe, RunSettings
+from pipeline.embedder import Embedder
 from pipeline.errors import ImageError, RecipeMismatchError, SourceError
 from pipeline.files import digest_bytes
+from pipeline.loading import Loaded
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 
@@ -109,30 +109,38 @@ class _Runner:
     def __init__(self, extractor: FeatureExtractor) -> None:
         layers = (extractor.layer,) if isinstance(extractor.layer, str) else tuple(extractor.layer)
         self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed, size=extractor.size)
-        recipe = Recipe(
-            base=extractor.base,
-            weights=self.base.digest,
-            layers=layers,
-            pool=extractor.pool,
-            transform=self.base.transform.describe(),
-            pixels=pixels.POLICY_VERSION,
-            decode="exact",
-            views=0,
-            augment=(),
-            seed=None,
-            precision="fp32",
-            dtype="float32",
+        recipe = Recipe.of(
+            {
+                "base": extractor.base,
+                "weights": self.base.digest,
+                "layers": layers,
+                "pool": extractor.pool,
+                "transform": self.base.transform.describe(),
+                "pixels": pixels.POLICY_VERSION,
+                "decode": "exact",
+                "views": 0,
+                "augment": (),
+                "seed": None,
+                "precision": "fp32",
+                "dtype": "float32",
+            }
         )
-        settings = EngineSettings.of({"engine": extractor.engine, "device": extractor.device})
-        self._engine: Engine = make_engine(self.base, recipe, settings, CoreThreads())
+        settings = RunSettings.of({"engine": extractor.engine, "device": extractor.device})
+        self._embedder = Embedder(self.base, recipe, settings)
         self._batch_size = extractor.batch_size
-        self.dimensions = sum(int(np.prod(shape)) for shape in self._engine.shapes)
+        self.dimensions = self._embedder.dimensions
         self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), extractor, layers, self.base)
 
     def features(self, images: Sequence[Any]) -> Features:
         """Features (n, D); what the cache holds is not computed."""
         out = np.empty((len(images), self.dimensions), dtype=np.float32)
-        waiting: list[tuple[int, NDArray[np.uint8]]] = []
+        for batch in self._embedder.compute(self._batches(images, out)):
+            out[batch.indices] = joined(batch.layers)
+        return out
+
+    def _batches(self, images: Sequence[Any], out: Features) -> Generator[list[Loaded], None, None]:
+        """Fill in the rows of `out` that the cache holds, and load the images of the others."""
+        waiting: list[Loaded] = []
         for place, image in enumerate(images):
             data = _file_bytes(image)
             known = self._cache.find(data) if self._cache is not None and data is not None else None
@@ -141,17 +149,12 @@ class _Runner:
                 continue
             picture = _picture(image, data, place)
             with pixels.preprocessing():
-                waiting.append((place, self.base.transform.shape(picture)))
+                waiting.append(Loaded(place, pixels=self.base.transform.shape(picture)[None]))
             if len(waiting) == self._batch_size:
-                self._compute(waiting, out)
+                yield waiting
+                waiting = []
         if waiting:
-            self._compute(waiting, out)
-        return out
-
-    def _compute(self, waiting: list[tuple[int, NDArray[np.uint8]]], out: Features) -> None:
-        places = [place for place, _ in waiting]
-        out[places] = joined(self._engine(np.stack([shaped for _, shaped in waiting])))
-        waiting.clear()
+            yield waiting
 
 
 class _Cache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.bases import base_of
 from pipeline.config import RerunSettings, SourceSettings
-from pipeline.devices import CoreThreads
-from pipeline.engines import make_engine
-from pipeline.errors import RecipeMismatchError, SourceError, StoreDamagedError
-from pipeline.loading import Loaded, load
+from pipeline.embedder import Embedded, Embedder
+from pipeline.errors import SourceError, StoreDamagedError
+from pipeline.loading import BATCH, Loaded
 from pipeline.manifest import Record, read_manifest, shown
 from pipeline.results import Result
-from pipeline.shaping import forward, shaper
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
 from pipeline.store.origins import Origin, pieces
@@ -196,16 +194,10 @@ class Recomputation:
     def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
         recipe, made_with = store.recipe, store.environment
         self._source = _source_of(store, source)
-        weights = settings.weights or made_with["weights"]
-        base = base_of(recipe, weights, seed=made_with["seed"])
-        if base.digest != recipe.weights:
-            raise RecipeMismatchError(
-                f"{store.path} was made with weights {recipe.weights[:12]} of {recipe.base}, and"
-                f" {weights} are {base.digest[:12]}; give the right file with --weights FILE"
-            )
+        base = base_of(recipe, settings.weights or made_with["weights"], seed=made_with["seed"])
         self._store = store
-        self._shape = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
-        self._engine = make_engine(base, recipe, settings, CoreThreads(settings.workers))
+        self._embedder = Embedder(base, recipe, settings)
+        self._batch_size = settings.batch_or(BATCH)
         self._manifest = read_manifest(self._source, SourceSettings.of(made_with["source"]))
 
     def compare(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
@@ -214,15 +206,16 @@ class Recomputation:
         records = self._records(rows)
         for row in sorted(set(rows.tolist()) - {record.index for record in records}):
             result.problems.append(f"{store.ids[row]} is not in {self._source} any more; extract again")
-        for batch in load(records, self._shape):
-            same = [loaded for loaded in batch if self._same_content(loaded, result)]
-            if same:
-                self._compare_features(same, result)
+        loaded = self._embedder.load(records, batch_size=self._batch_size)
+        same = ([image for image in batch if self._same_content(image, result)] for batch in loaded)
+        for batch in self._embedder.compute(same):
+            if len(batch):
+                self._compare_features(batch, result)
 
     def look_again(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
         """Decode the images of `rows`, which have no features, and put into `result` those that are good today."""
         store = self._store
-        for batch in load(self._records(rows), self._shape):
+        for batch in self._embedder.load(self._records(rows), batch_size=self._batch_size):
             for loaded in batch:
                 if loaded.error is None:
                     result.problems.append(
@@ -246,12 +239,11 @@ class Recomputation:
             return True
         return False
 
-    def _compare_features(self, batch: Sequence[Loaded], result: VerifyResult) -> None:
+    def _compare_features(self, batch: Embedded, result: VerifyResult) -> None:
         store, recipe = self._store, self._store.recipe
-        rows = np.array([loaded.index for loaded in batch])
-        found = forward(self._engine, [loaded.pixels for loaded in batch if loaded.pixels is not None])
+        rows = np.array(batch.indices)
         tolerance = max(TOLERANCE[recipe.dtype], TOLERANCE[recipe.precision])
-        for layer, features in zip(recipe.layers, found, strict=True):
+        for layer, features in zip(recipe.layers, batch.layers, strict=True):
             off = relative_difference(features, store.features(layer, rows))
             result.largest_difference = max(result.largest_difference, float(off.max()))
             for row, difference in zip(rows[off > tolerance], off[off > tolerance], strict=True):

@@ -31,6 +31,7 @@ from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead
+from pipeline.manifest import from_paths
 from pipeline.metrics import classification
 from pipeline.network import write_base
 from pipeline.prediction import predict
@@ -131,6 +132,9 @@ def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(
     assert predict(model, image, weights=str(right)).predictions[0]["label"] == "ants"
     with pytest.raises(ModelError, match="give the right file with --weights FILE"):
         predict(model, image, weights=str(wrong))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ModelError, match=r"wrong\.safetensors holds"):  # before any image is looked for
+        predict(model, tmp_path / "nothing", weights=str(wrong))
 
 
 def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path) -> None:
@@ -171,9 +175,11 @@ def test_what_is_there_is_not_replaced_unasked(trained: Trained, model: Path, tm
 
 def test_features_and_answers_are_of_the_head(trained: Trained) -> None:
     model = load_model(trained.linear)
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.uint8)
-    features = model.features(pixels)
-    assert features.shape == (3, 512)
+    records = from_paths(trained.photos / "val").records[:3]
+    (batch,) = model.embed(records)
+    assert batch.indices == [0, 1, 2]
+    features = batch.layers[0]
+    assert features.shape == (3, 512) == (3, model.embedder.dimensions)
     answers = model.answers(features, top=1)
     assert [len(answer["top"]) for answer in answers] == [1, 1, 1]
 

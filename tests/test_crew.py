@@ -1,4 +1,4 @@
-"""Tests of computing on one device and on several: every row once, and a process that dies is an error."""
+"""Tests of computing on several devices: every row once, and a process that dies is an error."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pictures import write_photos
 
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings
-from pipeline.crew import Crew, Done, Solo, device_names, nothing_imported_from_here
-from pipeline.devices import CoreThreads
+from pipeline.crew import Crew, device_names, nothing_imported_from_here
+from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, EngineError, ImageError, SettingsError
 from pipeline.manifest import Manifest, read_manifest
 
@@ -44,23 +44,21 @@ def settings_for(**changes: object) -> ExtractSettings:
     return ExtractSettings.of({"base": "squeezenet1_1", "weights": "embedded", "batch_size": 4, **changes})
 
 
-def by_index(results: Iterator[Done]) -> tuple[dict[int, np.ndarray], dict[int, str], list[int]]:
+def by_index(results: Iterator[Embedded]) -> tuple[dict[int, np.ndarray], dict[int, str], list[int]]:
     features, errors, duplicates = {}, {}, []
     for done in results:
-        good = [loaded.index for loaded, is_good in zip(done.batch, done.good, strict=True) if is_good]
-        if good:
-            features.update(zip(good, done.layers[0], strict=True))
-        errors.update({loaded.index: loaded.error.reason for loaded in done.batch if loaded.error})
-        duplicates += [loaded.index for loaded in done.batch if loaded.duplicate]
-        assert all(loaded.pixels is None for loaded in done.batch)
+        if done.good:
+            features.update(zip(done.indices, done.layers[0], strict=True))
+        errors.update({loaded.index: loaded.error.reason for loaded in done.images if loaded.error})
+        duplicates += [loaded.index for loaded in done.images if loaded.duplicate]
+        assert all(loaded.pixels is None for loaded in done.images)
     return features, errors, duplicates
 
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does(base: Base, photos: Manifest) -> None:
-    with CoreThreads(2) as threads:
-        solo = Solo(base, recipe_for(base), settings_for(), threads)
-        expected, _, _ = by_index(solo.run(photos.records))
+    with Embedder(base, recipe_for(base), settings_for(workers=2)) as embedder:
+        expected, _, _ = by_index(embedder.run(photos.records))
     assert sorted(expected) == [row for row in range(30) if row != 5]
     with Crew(["cpu", "cpu"], recipe_for(base), settings_for()) as crew:
         assert (crew.name, crew.device, crew.shapes) == ("onnxruntime", "cpu,cpu", [(512,)])

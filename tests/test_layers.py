@@ -24,7 +24,8 @@ LIBRARY = (
     *("errors", "terminal", "registry", "results", "wording", "files", "progress", "environment", "interruption"),
     *("config", "prescan", "pixels", "augment", "devices", "memory"),
     *("sources", "manifest", "provenance", "metrics", "loading"),
-    *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines", "shaping", "crew"),
+    *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines"),
+    *("shaping", "embedder", "crew"),
     *("store", "heads", "network", "artifact", "feeding", "examples", "plots", "scores"),
 )
 TOP = ("cli", "__main__", "__init__")

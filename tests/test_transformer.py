@@ -102,7 +102,7 @@ def test_a_cache_spares_the_base(photo_folder, photos, tmp_path, monkeypatch):
     extract(photo_folder, tmp_path / "f.h5", base="squeezenet1_1", weights="embedded")
     cached = extractor(cache=tmp_path / "f.h5").fit(photos)
     plain = cached.transform(photos)
-    monkeypatch.setattr(cached._runner, "_engine", None)  # whoever runs the base now fails
+    monkeypatch.setattr(cached._runner._embedder, "_engine", None)  # whoever runs the base now fails
     np.testing.assert_array_equal(cached.transform(photos), plain)
     with pytest.raises(TypeError):
         cached.transform([Image.open(photos[0])])

@@ -1,0 +1,140 @@
+"""Images to features by a recipe, on one device: read and decoded on the cores' threads while the base computes.
+
+records --load--> batches of pixels --engine--> batches of features
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.bases import Base
+from pipeline.config import Recipe, RunSettings
+from pipeline.devices import CoreThreads
+from pipeline.engines import make_engine
+from pipeline.errors import ImageError
+from pipeline.loading import Loaded, Timings, load
+from pipeline.manifest import Record
+from pipeline.shaping import forward, shaper
+
+
+@dataclass
+class Embedded:
+    """A batch of images without their pixels, and the features of those that are good: (n, ...) a layer, in order."""
+
+    images: list[Loaded]
+    layers: list[NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def good(self) -> list[Loaded]:
+        """The images that have features."""
+        return [image for image in self.images if image.is_good]
+
+    @property
+    def indices(self) -> list[int]:
+        """The indices of the images that have features."""
+        return [image.index for image in self.good]
+
+    def finite(self) -> Embedded:
+        """The same, where images whose features hold NaN or infinity are bad ones."""
+        if not self.layers:
+            return self
+        flat = [layer.reshape(len(layer), -1) for layer in self.layers]
+        finite = np.logical_and.reduce([np.isfinite(layer).all(axis=1) for layer in flat])
+        for image, is_right in zip(self.good, finite, strict=True):
+            if not is_right:
+                image.error = ImageError("non-finite", "what the base gives for it is no number")
+        return Embedded(self.images, [layer[finite] for layer in self.layers])
+
+
+class Embedder:
+    """A base that is ready to give the features of a recipe; use it in a ``with`` block to end its threads early.
+
+    `shapes` are those of one image's features, one a layer, without views.
+
+    >>> with Embedder(base_of(recipe, "DEFAULT", seed=13), recipe, settings) as embedder:  # doctest: +SKIP
+    ...     for batch in embedder.run(records):
+    ...         print(batch.indices, batch.layers[0].shape)
+    """
+
+    def __init__(self, base: Base, recipe: Recipe, settings: RunSettings) -> None:
+        """Make the engine for `base`, which is the one of `recipe`; raises `EngineError` as `make_engine` does."""
+        self._threads = CoreThreads(settings.workers)
+        self._engine = make_engine(base, recipe, settings, self._threads)
+        self._preprocess = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
+        self._views = recipe.views + 1
+        self.timings = Timings()
+        self.name = self._engine.name
+        self.device = self._engine.device
+        self.shapes = self._engine.shapes
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers that all layers give of one view of an image."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch; all their views together are what suits the engine."""
+        return max(1, self._engine.batch_size // self._views)
+
+    @property
+    def seconds(self) -> float:
+        """Time in forward passes."""
+        return self._engine.seconds
+
+    def run(
+        self, records: Iterable[Record], *, batch_size: int | None = None, seen: Callable[[bytes], bool] | None = None
+    ) -> Iterator[Embedded]:
+        """Embed every record once, in their order; `seen` is asked as `load` says."""
+        return self.compute(self.load(records, batch_size=batch_size, seen=seen))
+
+    def load(
+        self, records: Iterable[Record], *, batch_size: int | None = None, seen: Callable[[bytes], bool] | None = None
+    ) -> Generator[list[Loaded], None, None]:
+        """Load batches of pixels, ahead of their use, as the base wants them."""
+        return load(
+            records,
+            self._preprocess,
+            batch_size=batch_size or self.batch_size,
+            threads=self._threads,
+            seen=seen,
+            timings=self.timings,
+        )
+
+    def compute(self, batches: Generator[list[Loaded], None, None]) -> Iterator[Embedded]:
+        """Compute the features of batches whose pixels are uint8 (V, H, W, 3), and drop the pixels.
+
+        A batch is computed while whoever asked for it does something else with the one before, such as writing it.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="device") as device, closing(batches):
+            computed: Future[Embedded] | None = None
+            for batch in batches:
+                earlier, computed = computed, device.submit(self._embedded, batch)
+                if earlier is not None:
+                    yield earlier.result()
+            if computed is not None:
+                yield computed.result()
+
+    def _embedded(self, batch: list[Loaded]) -> Embedded:
+        images = [loaded.pixels for loaded in batch if loaded.pixels is not None]
+        layers = forward(self._engine, images) if images else []
+        for loaded in batch:
+            loaded.pixels = None
+        return Embedded(batch, layers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
