@@ -24,7 +24,7 @@ from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
 from pipeline.config import Pool, Recipe, RunSettings
 from pipeline.embedder import Embedder
-from pipeline.errors import ImageError, RecipeMismatchError, SourceError
+from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.loading import Loaded
 from pipeline.store import FeatureStore
@@ -109,27 +109,19 @@ class _Runner:
     def __init__(self, extractor: FeatureExtractor) -> None:
         layers = (extractor.layer,) if isinstance(extractor.layer, str) else tuple(extractor.layer)
         self.base: Base = load_base(extractor.base, extractor.weights, seed=extractor.seed, size=extractor.size)
-        recipe = Recipe.of(
-            {
-                "base": extractor.base,
-                "weights": self.base.digest,
-                "layers": layers,
-                "pool": extractor.pool,
-                "transform": self.base.transform.describe(),
-                "pixels": pixels.POLICY_VERSION,
-                "decode": "exact",
-                "views": 0,
-                "augment": (),
-                "seed": None,
-                "precision": "fp32",
-                "dtype": "float32",
-            }
+        recipe = Recipe.plain(
+            base=extractor.base,
+            weights=self.base.digest,
+            layers=layers,
+            pool=extractor.pool,
+            transform=self.base.transform.describe(),
+            pixels=pixels.POLICY_VERSION,
         )
         settings = RunSettings.of({"engine": extractor.engine, "device": extractor.device})
         self._embedder = Embedder(self.base, recipe, settings)
         self._batch_size = extractor.batch_size
         self.dimensions = self._embedder.dimensions
-        self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), extractor, layers, self.base)
+        self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), recipe)
 
     def features(self, images: Sequence[Any]) -> Features:
         """Features (n, D); what the cache holds is not computed."""
@@ -160,25 +152,12 @@ class _Runner:
 class _Cache:
     """Rows of a feature file by the content of their images."""
 
-    def __init__(self, path: Path, extractor: FeatureExtractor, layers: Sequence[str], base: Base) -> None:
-        self._layers = layers
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self._layers = recipe.layers
         self._store = FeatureStore.open(path)
-        recipe = self._store.recipe
-        wanted = {
-            "base": (recipe.base, extractor.base),
-            "weights": (recipe.weights, base.digest),
-            "pool": (recipe.pool, extractor.pool),
-            "transform": (recipe.transform, base.transform.describe()),
-            "pixels": (recipe.pixels, pixels.POLICY_VERSION),
-            "decode": (recipe.decode, "exact"),
-            "precision": (recipe.precision, "fp32"),
-            "layer": (sorted(set(layers) - set(recipe.layers)), []),
-        }
-        for name, (found, asked) in wanted.items():
-            if found != asked:
-                raise RecipeMismatchError(
-                    f"{path} was extracted with another {name} than this transformer has: {found}"
-                )
+        found = self._store.recipe
+        recipe = recipe.model_copy(update={"dtype": found.dtype})  # rounded features serve as well
+        recipe.refuse_without(found, where=path, way_out="leave out the cache")
         self._row_of = {self._store.sha256[row].tobytes(): int(row) for row in self._store.select()}
 
     def find(self, data: bytes) -> Features | None:

@@ -112,9 +112,9 @@ def test_a_cache_of_another_recipe_is_refused(photo_folder, photos, tmp_path):
     extract(
         photo_folder, tmp_path / "f.h5", base="squeezenet1_1", weights="embedded", layer=("features.12",), pool="avg"
     )
-    with pytest.raises(RecipeMismatchError, match="another pool"):
-        extractor(cache=tmp_path / "f.h5").fit(photos)
-    with pytest.raises(RecipeMismatchError, match="another layer"):
+    with pytest.raises(RecipeMismatchError, match="with pool='avg', and 'none' is asked for; leave out the cache"):
+        extractor(cache=tmp_path / "f.h5", layer="features.12").fit(photos)
+    with pytest.raises(RecipeMismatchError, match="has no layer 'avgpool'"):
         extractor(cache=tmp_path / "f.h5", pool="avg").fit(photos)
 
 
