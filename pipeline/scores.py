@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
+from pipeline import metrics, plots
 from pipeline.manifest import Target
-from pipeline.plots import Drawing, confusion, predicted_against_true
+from pipeline.plots import Drawing
 from pipeline.wording import plural
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ class Scored:
             return {}
         matrix, names = np.array(found["confusion"]), self.target.names or ()
         title = f"{self.title}: {found['accuracy']:.1%} of {rows} right"
-        return {"confusion": lambda: confusion(matrix, names, title=title)}
+        return {"confusion": lambda: plots.confusion(matrix, names, title=title)}
 
     def _predicted(self, title: str) -> Figure:
-        return predicted_against_true(
+        return plots.predicted_against_true(
             self.truth,
             self.scores,
             name=self.target.name,
