@@ -106,16 +106,20 @@ def sync_folder(path: Path) -> None:
 
 #: Of Linux's renameat2.
 _CURRENT_FOLDER, _EXCHANGE = -100, 2
-#: How a folder is opened to be locked.
-_AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+#: How a file or folder is opened to be locked.
+_TO_BE_LOCKED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 # --- whole or absent
 
 
-def _hidden(path: Path, what: str) -> Path:
-    """A name beside `path` that a listing does not show, of this process alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{what}")
+def _hidden(path: Path) -> tuple[Path, Path]:
+    """Two names beside `path` that a listing does not show: for what is made, and for what it takes the place of.
+
+    They have a random number: that of the process would not do, since in containers all have the same.
+    """
+    number = secrets.randbits(48)
+    return path.with_name(f".{path.name}.{number}.tmp"), path.with_name(f".{path.name}.{number}.old.tmp")
 
 
 @contextlib.contextmanager
@@ -132,11 +136,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         with named(path), path.open("wb") as file:
             yield file
         return
-    temporary = _hidden(path, "tmp")
+    temporary, _ = _hidden(path)
     try:
         with named(path, instead_of=temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(create(temporary), "wb") as file:
+            _sweep(path)
+            with os.fdopen(_make_held(temporary, create), "wb") as file:
                 yield file
                 file.flush()
                 sync(file.fileno())
@@ -169,13 +174,12 @@ def publish_folder(path: Path, *, last: str = "model.json", replace: bool = Fals
     Raises `OutputExistsError` where `path` exists and may not be replaced.
     """
     refuse_existing(path, last=last, replace=replace)
-    number = secrets.randbits(48)  # that of the process would not do: in containers, all have the same
-    temporary, old = (path.with_name(f".{path.name}.{number}.{what}") for what in ("tmp", "old.tmp"))
+    temporary, old = _hidden(path)
     with contextlib.ExitStack() as held:
         with named(path, instead_of=temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path)
-            held.callback(os.close, _make_held(temporary))
+            held.callback(os.close, _make_held(temporary, _make_folder))
         try:
             yield temporary
             if not (temporary / last).is_file():
@@ -210,47 +214,51 @@ def _sweep(path: Path) -> None:
     for left in _leftovers(path, "tmp"):
         with contextlib.suppress(OSError), _held(left) as free:
             if free:
-                _remove_folder(left)
+                _remove_folder(left) if left.is_dir() else remove(left)
 
 
 def _leftovers(path: Path, what: str) -> list[Path]:
-    """Folders beside `path` whose names are those of `publish_folder`, of whichever process."""
+    """Files and folders beside `path` whose names are those of `_hidden`, of whichever process."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(old\.)?tmp")
     try:
         beside = sorted(path.parent.iterdir())
     except OSError:
         return []
     fitting = (one for one in beside if pattern.fullmatch(one.name) and one.name.endswith(what))
-    return [one for one in fitting if one.is_dir() and not one.is_symlink()]
+    return [one for one in fitting if not one.is_symlink() and (one.is_dir() or one.is_file())]
 
 
-def _make_held(folder: Path) -> int:
-    """Make a folder and lock it; returns its descriptor.
+def _make_folder(folder: Path) -> int:
+    folder.mkdir(exist_ok=True)
+    return os.open(folder, _TO_BE_LOCKED | os.O_DIRECTORY)
+
+
+def _make_held(path: Path, make: Callable[[Path], int]) -> int:
+    """Make a file or folder and lock it; returns its descriptor.
 
     Another process that sweeps may take it for one of the dead before it is locked: then it is made again.
     """
     while True:
-        folder.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(folder, _AS_FOLDER)
+            descriptor = make(path)
             with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps
                 fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for whoever is removing it
-            if _is_named(descriptor, folder):
+            if _is_named(descriptor, path):
                 return descriptor
             os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Lock a folder while the block runs, and say whether that was possible: False where another process holds it.
+def _held(path: Path) -> Iterator[bool]:
+    """Lock a file or folder while the block runs; yields whether that was possible: False where another holds it.
 
     The lock dies with its process on whichever machine it runs, which the number of a process does not tell.
     """
-    descriptor = os.open(folder, _AS_FOLDER)
+    descriptor = os.open(path, _TO_BE_LOCKED)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = _is_named(descriptor, folder)
+            free = _is_named(descriptor, path)
         except OSError:  # held, or a file system without locks, where nobody can tell
             free = False
         yield free

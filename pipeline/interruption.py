@@ -71,7 +71,9 @@ def obeying_signals(epitaph: Callable[[], str]) -> Iterator[Interruption]:
     interruption = Interruption(epitaph)
     read, write = os.pipe()
     os.set_blocking(write, False)
-    before = {number: signal.signal(number, interruption.raise_stopped) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What a shell had us ignore, as it does Ctrl-C for its background jobs, stays ignored.
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interruption.raise_stopped) for number in heard}
     earlier = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = threading.Thread(target=interruption.watch, args=(read,), name="signals", daemon=True)
     watcher.start()

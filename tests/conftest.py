@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,13 @@ def real_data() -> Path:
     if not root:
         pytest.skip("PIPELINE_REAL_DATA is not set")
     return Path(root).resolve()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_reach_the_tests() -> None:
+    """A shell has its background jobs ignore Ctrl-C, and their children too: here it is heard."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

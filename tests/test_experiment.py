@@ -51,8 +51,10 @@ def config(split_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return config
 
 
-def state(folder: Path) -> dict[str, int]:
-    return {name: (folder / name / "model.json").stat().st_ino for name in ("linear", "ridge")}
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Which file each model.json is; a number of a file that is gone may be given to another."""
+    files = {name: (folder / name / "model.json").stat() for name in ("linear", "ridge")}
+    return {name: (file.st_ino, file.st_ctime_ns) for name, file in files.items()}
 
 
 def ran(result: ExperimentResult) -> list[bool]:

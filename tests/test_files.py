@@ -89,7 +89,7 @@ def test_what_is_planted_under_a_hidden_name_is_left_alone(tmp_path: Path) -> No
         assert not (tmp_path / name).is_symlink()
     assert (tmp_path / "victim").read_bytes() == b"precious"
     assert (tmp_path / "file").read_bytes() == b"new"
-    assert listing(tmp_path) == ["dangling", "file", "made", "victim"]
+    assert listing(tmp_path) == [f".file.{os.getpid()}.tmp", "dangling", "file", "made", "victim"]
 
 
 def test_a_pipe_and_a_link_to_one_are_written_to_as_they_are(tmp_path: Path) -> None:
@@ -417,3 +417,20 @@ def test_digests() -> None:
     ]
     assert len(set(digests)) == 6
     assert digest_tensors({"b": one["b"], "a": np.asfortranarray(one["a"])}) == digests[0]
+
+
+def test_what_a_kill_left_of_a_file_goes_with_the_next_one(tmp_path: Path) -> None:
+    """And what a living process is writing stays."""
+    killed = os.fork()
+    if not killed:
+        with atomic_write(tmp_path / "table.csv"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert len(listing(tmp_path)) == 1
+    with atomic_write(tmp_path / "table.csv") as file:
+        file.write(b"living")
+        with atomic_write(tmp_path / "table.csv") as other:
+            other.write(b"first")
+        assert (tmp_path / "table.csv").read_bytes() == b"first"
+    assert (tmp_path / "table.csv").read_bytes() == b"living"
+    assert listing(tmp_path) == ["table.csv"]

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 from cheap import LAYERS, recipe
+from conftest import Trained
 from pictures import write_photos
 
 from pipeline.manifest import FileImage, Manifest, Record, Target
@@ -179,7 +180,8 @@ def test_an_extraction_keeps_its_rows_and_says_so(photos: Path, device: str) -> 
                     return
             time.sleep(0.02)
 
-    words = ["extract", "photos", "-o", "f.h5", *EMBEDDED, "--batch-size", "2", "--device", device]
+    slow = ["--size", "640", "--batch-size", "2"]  # rows are committed every two seconds: it must take more than that
+    words = ["extract", "photos", "-o", "f.h5", *EMBEDDED, *slow, "--device", device]
     ended = stop(words, photos, rows_are_there)
     assert ended.status == 130, ended
     assert ended.seconds < IN_TIME
@@ -227,3 +229,21 @@ def test_ctrl_c_while_the_command_line_is_imported(module: str, way: str, tmp_pa
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped; nothing was written\n")
+
+
+def test_what_a_shell_had_ignored_stays_ignored(trained: Trained) -> None:
+    """A background job of a script: Ctrl-C is for the script, and the job goes on."""
+    words = f"fit-head {trained.store} -o {trained.store.parent / 'ignoring'} --force".split()
+    code = "import pipeline.cli; pipeline.cli.main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    while child.poll() is None:
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert child.communicate()[1].decode().count("stopped") == 0
+    assert child.returncode == 0

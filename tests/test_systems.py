@@ -23,7 +23,7 @@ extracted = pipeline.extract(photos, f"{artifacts}/photos.h5", **options)
 assert extracted.to_json()["good"] == 12
 synced = len(sitecustomize.full_syncs)
 assert synced >= 3, "features, statuses and the folder reach the disk itself"
-for head in "linear", "knn":
+for head in "linear", "knn", "svm":
     pipeline.fit_head(f"{artifacts}/photos.h5", f"{artifacts}/{head}", head=head, val=0.25)
 assert len(sitecustomize.full_syncs) > synced, "so does a model"
 photo = f"{photos}/ants/000.jpg"
