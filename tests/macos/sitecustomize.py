@@ -89,6 +89,8 @@ def _caller() -> str:
     return str(frame.f_globals.get("__name__", "")) if frame else ""
 
 
+# joblib warns where Linux lacks sched_getaffinity; on macOS it counts the cores without a word.
+os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(os.cpu_count()))
 _remove()
 _hide_from_c()
 _add_full_sync()
