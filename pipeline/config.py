@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -70,11 +71,14 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_text_holds_nul(cls, options: Any) -> Any:
-        for name, value in options.items() if isinstance(options, dict) else ():
+    def _paths_are_texts_without_nul(cls, options: Any) -> Any:
+        if not isinstance(options, dict):
+            return options
+        texts = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+        for name, value in texts.items():
             if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{name} holds a NUL character, which no name of a file or a column can")
-        return options
+        return texts
 
 
 #: How a kind of value is called.

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +119,9 @@ def test_a_plain_recipe_is_the_one_without_views() -> None:
 
 def test_a_recipe_survives_its_own_json() -> None:
     assert Recipe.model_validate_json(recipe().canonical()) == recipe()
+
+
+def test_a_path_is_as_good_as_its_text() -> None:
+    assert ExtractSettings.of({"weights": Path("w.safetensors"), "labels": Path("l.csv")}) == ExtractSettings.of(
+        {"weights": "w.safetensors", "labels": "l.csv"}
+    )
