@@ -115,18 +115,26 @@ def base_of(recipe: Recipe, weights: str, *, seed: int, tuned: Path | None = Non
             f"the features were made with weights {recipe.weights[:12]} of {recipe.base}, and {tuned or weights} holds "
             f"{base.digest[:12]}; give the right file with --weights FILE"
         )
-    return replace(base, transform=InputTransform.from_description(recipe.transform))
+    transform = InputTransform.from_description(recipe.transform)
+    if transform.size != base.transform.size:
+        _refuse_size(recipe.base, base.module, transform.size, "its recipe is damaged, or not of this base")
+    return replace(base, transform=transform)
 
 
 def _resized(name: str, module: nn.Module, transform: InputTransform, size: int) -> InputTransform:
     resized = transform.at_size(size)
-    try:
-        run_on_meta(module, resized.size)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        height, width = resized.size
-        cause = (str(error) or "an assertion of its code fails").splitlines()[0].rstrip(".!")
-        raise BaseError(f"{name} cannot take images of {height} x {width}: {cause}; leave out --size") from None
+    _refuse_size(name, module, resized.size, "leave out --size")
     return resized
+
+
+def _refuse_size(name: str, module: nn.Module, size: tuple[int, int], way_out: str) -> None:
+    """Raise `BaseError` unless the network takes images of (height, width)."""
+    try:
+        run_on_meta(module, size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        height, width = size
+        cause = (str(error) or "an assertion of its code fails").splitlines()[0].rstrip(".!")
+        raise BaseError(f"{name} cannot take images of {height} x {width}: {cause}; {way_out}") from None
 
 
 def _is_file(weights: str) -> bool:

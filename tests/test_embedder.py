@@ -14,7 +14,7 @@ from pictures import write_photos
 from pipeline.bases import Base, base_of, load_base
 from pipeline.config import RunSettings
 from pipeline.embedder import Embedded, Embedder
-from pipeline.errors import ImageError, RecipeMismatchError
+from pipeline.errors import BaseError, ImageError, RecipeMismatchError
 from pipeline.loading import Loaded, load
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.shaping import shaper
@@ -111,3 +111,10 @@ def test_the_base_of_a_recipe_has_its_very_weights(base: Base) -> None:
     assert base_of(recipe, "embedded", seed=13).digest == recipe.weights
     with pytest.raises(RecipeMismatchError, match=r"of squeezenet1_1, and none holds .*; give the right file with"):
         base_of(recipe, "none", seed=13)
+
+
+def test_a_recipe_of_images_that_the_network_cannot_take_is_refused(base: Base) -> None:
+    recipe = recipe_for(base)
+    narrow = recipe.model_copy(update={"transform": recipe.transform | {"crop": [8192, 1], "resize": [8192, 8192]}})
+    with pytest.raises(BaseError, match=r"squeezenet1_1 cannot take images of 8192 x 1: .*its recipe is damaged"):
+        base_of(narrow, "embedded", seed=13)
