@@ -162,7 +162,7 @@ class BaseSettings(Settings):
 
     base: str = Field("resnet18", description="Frozen base: a torchvision model, or timm:NAME.")
     weights: str = Field("DEFAULT", description="DEFAULT, an enum name, embedded, none (random) or a file.")
-    size: int | None = Field(None, ge=1, le=1448, description="Pixels of the input's shorter side, not the base's own.")
+    size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
 
 
 class EvaluateSettings(RerunSettings, SourceSettings):

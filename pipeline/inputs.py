@@ -23,9 +23,9 @@ Fit = Literal["shortest", "longest", "stretch"]
 
 #: Pixels that a side of the input may have.
 LARGEST = 8192
-#: Pixels that it may have in all: 1448 x 1448. A recipe may come from a file of anybody, and on two cores a small
-#: network takes more than a gigabyte for that, four times as much for twice the side.
-LARGEST_AREA = 2**21
+#: Pixels that it may have in all: 1024 x 1024. A recipe may come from a file of anybody, and on two cores a small
+#: network takes about a gigabyte for that, four times as much for twice the side.
+LARGEST_AREA = 2**20
 
 #: Pixels of a resized image that are all made, though only a crop is kept. More than these are thin images.
 RESIZED_WHOLE = 2**23
