@@ -123,6 +123,20 @@ def _hidden(path: Path) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
+def made_parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path` that are missing; where the block fails, those of them that are empty go again."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # something is in it, which is worth keeping
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """An open binary file that becomes `path` when the block ends well, and nothing when it does not.
 
@@ -137,18 +151,18 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             yield file
         return
     temporary, _ = _hidden(path)
-    try:
-        with named(path, instead_of=temporary):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path)
+    with named(path, instead_of=temporary), made_parents(path):
+        _sweep(path)
+        try:
             with os.fdopen(_make_held(temporary, create), "wb") as file:
                 yield file
                 file.flush()
                 sync(file.fileno())
             rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is told
+                temporary.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -177,7 +191,7 @@ def publish_folder(path: Path, *, last: str = "model.json", replace: bool = Fals
     temporary, old = _hidden(path)
     with contextlib.ExitStack() as held:
         with named(path, instead_of=temporary):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(made_parents(path))
             _sweep(path)
             held.callback(os.close, _make_held(temporary, _make_folder))
         try:
@@ -239,13 +253,17 @@ def _make_held(path: Path, make: Callable[[Path], int]) -> int:
     Another process that sweeps may take it for one of the dead before it is locked: then it is made again.
     """
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             descriptor = make(path)
-            with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for whoever is removing it
-            if _is_named(descriptor, path):
-                return descriptor
-            os.close(descriptor)
+        except FileNotFoundError:
+            if not path.parent.exists():  # which no sweep removes
+                raise
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks, where nobody sweeps
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits for whoever is removing it
+        if _is_named(descriptor, path):
+            return descriptor
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,7 @@ def merge(parts: str | Path | Sequence[str | Path], output: str | Path, *, force
     given = [parts] if isinstance(parts, str | Path) else parts
     named, output = Path(output), usable_path(output)
     with FeatureStore.open_parts([Path(part) for part in given]) as store, explained(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with files.lock(output):
+        with files.made_parents(output), files.lock(output):
             request = _request(store)
             if not force:
                 _refuse_existing(output, request)

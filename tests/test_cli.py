@@ -171,6 +171,36 @@ def test_a_wrong_call_is_one_line(run: Run, place: Path, words: str, status: int
     assert left == [], "nothing is left behind"
 
 
+#: Longer than a file system takes: what is to be written there fails at the last moment.
+LONG = "new/dir/" + "n" * 255
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "extract bad -o new/dir/x.h5 --base squeezenet1_1 --weights embedded",
+        f"extract flat -o {LONG} --base squeezenet1_1 --weights embedded",
+        f"merge classes.h5 -o {LONG}",
+        f"fit-head classes.h5 -o {LONG}",
+        f"finetune photos -o {LONG} --base squeezenet1_1 --weights embedded --size 64 --train head --epochs 1",
+        f"predict model one.jpg --csv {LONG}",
+        f"evaluate model classes.h5 -o {LONG}",
+    ],
+)
+def test_a_call_that_is_refused_late_leaves_no_folder_that_it_made(
+    run: Run, place: Path, trained: Trained, words: str
+) -> None:
+    (place / "photos").symlink_to(trained.photos)
+    (place / "bad").mkdir()
+    (place / "bad/one.jpg").write_bytes(b"no image")
+    said = run(*words.split())
+    assert said.status == 1, said.err
+    assert not (place / "new").exists()
+    [error] = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert "bad: 1 of 1 images are bad" in error or f"{LONG}" in error
+    assert ".tmp" not in error, "a hidden file is named"
+
+
 def test_a_head_on_images_without_labels_names_the_way_out(run: Run, place: Path) -> None:
     run("extract", "flat", "-o", "flat.h5", *EMBEDDED)
     said = run("fit-head", "flat.h5", "-o", "x")

@@ -9,7 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,6 +53,38 @@ def test_a_file_appears_whole(tmp_path: Path) -> None:
         file.write(b"next")
     assert path.read_bytes() == b"next"
     assert listing(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("write", [atomic_write, publish_folder])
+@pytest.mark.parametrize("others", [[], ["other"]])
+def test_folders_that_were_made_for_nothing_go_again(
+    write: Callable[[Path], AbstractContextManager[Any]], others: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+
+    def fail() -> None:
+        with write(tmp_path / "mine/deep/er/output"):
+            for name in others:
+                (tmp_path / "mine" / "deep" / name).write_bytes(b"of somebody else")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == (["deep", "other"] if others else [])
+
+
+def test_a_folder_that_goes_meanwhile_is_an_error_and_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def late(path: Path, *more: int) -> int:
+        (tmp_path / "folder").rmdir()
+        return real(path, *more)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(FileNotFoundError, match="folder/file"), atomic_write(tmp_path / "folder/file"):
+        pass
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:

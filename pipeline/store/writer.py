@@ -98,7 +98,7 @@ class StoreWriter:
         request = Request.of(manifest, layers, recipe, environment | ({FORCED: True} if force else {}), part)
         with contextlib.ExitStack() as opened:
             with explained(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(files.made_parents(path))
                 opened.enter_context(files.lock(path))
                 earlier = (Earlier.find_forced if force else Earlier.find)(path, recipe, opened)
                 writer = cls._start(path, request, earlier, Seen.of(manifest), force=force, rehash=rehash)
