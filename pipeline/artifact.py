@@ -40,7 +40,7 @@ from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
 from pipeline.loading import BATCH
-from pipeline.manifest import Record, from_paths
+from pipeline.sources import Record, from_paths
 
 if TYPE_CHECKING:
     from pipeline.bases import Base

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipeline.bases import Base
 from pipeline.config import Recipe, RunSettings
 from pipeline.devices import CoreThreads
-from pipeline.engines import make_engine
+from pipeline.engines import forward, make_engine
 from pipeline.errors import ImageError
 from pipeline.loading import Loaded, Timings, load
-from pipeline.manifest import Record
-from pipeline.shaping import forward, shaper
+from pipeline.shaping import shaper
+from pipeline.sources import Record
 
 
 @dataclass

@@ -90,6 +90,13 @@ def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: C
     return CpuEngine(cpu, network.shapes, base.transform, threads, batch_size=batch_size, room=room, key=key)
 
 
+def forward(engine: Engine, images: Sequence[Pixels]) -> Features:
+    """Features of images of uint8 (V, H, W, 3) each: (n, ...) a layer for one view, (n, V, ...) for more."""
+    views = len(images[0])
+    found = engine(np.concatenate(images))
+    return found if views == 1 else [layer.reshape(len(images), views, *layer.shape[1:]) for layer in found]
+
+
 class CpuEngine:
     """Each core runs a few images on its own, so that no core ever waits for another."""
 

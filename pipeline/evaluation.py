@@ -16,10 +16,10 @@ from pipeline.artifact import Model, joined, open_model, write_rows
 from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
-from pipeline.manifest import Target, choose_target, log_remarks, read_manifest
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
 from pipeline.scores import Scored
+from pipeline.sources import Target, choose_target, log_remarks, read_manifest
 from pipeline.store import FeatureStore, is_store
 from pipeline.wording import plural
 

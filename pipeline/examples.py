@@ -14,8 +14,8 @@ from pipeline.feeding import Indices, Pictures
 from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.inputs import InputTransform
 from pipeline.loading import refuse_too_many_bad
-from pipeline.manifest import Manifest, Target
 from pipeline.progress import progress as progress_bar
+from pipeline.sources import Manifest, Target
 from pipeline.terminal import shown
 
 

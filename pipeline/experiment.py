@@ -60,7 +60,7 @@ def _features(store: str, settings: Settings) -> str:
 
 
 def _images(source: str, settings: Settings) -> str:
-    from pipeline.manifest import read_manifest
+    from pipeline.sources import read_manifest
 
     assert isinstance(settings, FinetuneSettings)
     return fingerprint_images(read_manifest(source, settings), start_files(settings))

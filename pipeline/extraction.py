@@ -29,10 +29,10 @@ from pipeline.embedder import Embedder
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
 from pipeline.loading import Loaded, refuse_too_many_bad
-from pipeline.manifest import Manifest, Record, Target, read_manifest
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
+from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.terminal import shown
 

@@ -23,8 +23,8 @@ from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.inputs import InputTransform
 from pipeline.loading import load
-from pipeline.manifest import Record
 from pipeline.progress import Bar
+from pipeline.sources import Record
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]

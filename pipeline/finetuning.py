@@ -33,7 +33,6 @@ from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
-from pipeline.manifest import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
 from pipeline.network import (
     Network,
     build_network,
@@ -49,6 +48,7 @@ from pipeline.progress import progress as progress_bar
 from pipeline.provenance import fingerprint_images, request_of, start_files
 from pipeline.results import Result
 from pipeline.scores import Scored
+from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.weights import digest
 from pipeline.wording import plural

@@ -28,12 +28,12 @@ from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
-from pipeline.manifest import Target, choose_target
 from pipeline.progress import progress as progress_bar
 from pipeline.provenance import request_of
 from pipeline.registry import refuse_unknown
 from pipeline.results import Result
 from pipeline.scores import Scored
+from pipeline.sources import Target, choose_target
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import pixels
 from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError, SourceError
-from pipeline.manifest import Record
+from pipeline.sources import Record
 from pipeline.terminal import shown
 
 #: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.

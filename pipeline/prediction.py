@@ -10,9 +10,9 @@ from typing import Any
 
 from pipeline.artifact import load_model, write_rows
 from pipeline.files import refuse_nul
-from pipeline.manifest import from_paths, log_remarks
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
+from pipeline.sources import from_paths, log_remarks
 from pipeline.terminal import shown
 
 

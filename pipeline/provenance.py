@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import FinetuneSettings, Settings
 from pipeline.errors import ImageError
-from pipeline.manifest import Manifest, Record
+from pipeline.sources import Manifest, Record
 from pipeline.terminal import shown
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
-from pipeline.manifest import Target
 from pipeline.plots import Drawing
+from pipeline.sources import Target
 from pipeline.wording import plural
 
 if TYPE_CHECKING:

@@ -1,8 +1,6 @@
-"""From the bytes of an image file, by a recipe, to what a base sees, and on to its features."""
+"""From the bytes of an image file, by a recipe, to what a base sees."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +8,6 @@ from PIL import Image
 
 from pipeline import augment, pixels
 from pipeline.config import MAX_PIXELS, Recipe
-from pipeline.engines import Engine
 from pipeline.inputs import InputTransform
 from pipeline.loading import Shape
 
@@ -35,10 +32,3 @@ def shaper(recipe: Recipe, transform: InputTransform, *, max_pixels: int = MAX_P
         return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
 
     return shape
-
-
-def forward(engine: Engine, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-    """Features of images of uint8 (V, H, W, 3) each: (n, ...) a layer for one view, (n, V, ...) for more."""
-    views = len(images[0])
-    found = engine(np.concatenate(images))
-    return found if views == 1 else [layer.reshape(len(images), views, *layer.shape[1:]) for layer in found]

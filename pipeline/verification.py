@@ -17,8 +17,8 @@ from pipeline.config import RerunSettings, SourceSettings
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
 from pipeline.loading import BATCH, Loaded
-from pipeline.manifest import Record, read_manifest, shown
 from pipeline.results import Result
+from pipeline.sources import Record, read_manifest, shown
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
 from pipeline.store.origins import Origin, pieces

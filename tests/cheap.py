@@ -27,7 +27,7 @@ from pipeline import files
 from pipeline.bases import Base
 from pipeline.config import Recipe
 from pipeline.errors import ImageError, PipelineError
-from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter
 
 LAYERS = [LayerSpec("avgpool", (24,)), LayerSpec("conv", (2, 3), "float16")]

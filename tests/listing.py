@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.sources import Manifest, read_manifest
 
 
 def listed(source: str | Path, **options: object) -> Manifest:

@@ -31,10 +31,10 @@ from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead
-from pipeline.manifest import from_paths
 from pipeline.metrics import classification
 from pipeline.network import write_base
 from pipeline.prediction import predict
+from pipeline.sources import from_paths
 from pipeline.weights import digest
 
 

@@ -21,7 +21,7 @@ from pipeline.config import ExtractSettings
 from pipeline.crew import Crew, device_names, nothing_imported_from_here
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, EngineError, ImageError, SettingsError
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.sources import Manifest, read_manifest
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pipeline.config import RunSettings
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError
 from pipeline.loading import Loaded, load
-from pipeline.manifest import Manifest, read_manifest
 from pipeline.shaping import shaper
+from pipeline.sources import Manifest, read_manifest
 
 SETTINGS = RunSettings.of({"device": "cpu", "batch_size": 4})
 

@@ -13,7 +13,7 @@ from pipeline.examples import Examples, read_pictures, split_examples
 from pipeline.feeding import Pictures
 from pipeline.heads.folds import Split
 from pipeline.inputs import InputTransform
-from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.sources import FileImage, Manifest, Record, Target
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 CODES = Target("class", np.array([0, 1, 1, -1]), ("ant", "bee"))

@@ -11,8 +11,8 @@ from pipeline.augment import build_view
 from pipeline.errors import SourceError
 from pipeline.feeding import Feeder, Indices, Pictures, groups
 from pipeline.inputs import InputTransform
-from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import progress
+from pipeline.sources import Manifest, read_manifest
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 VIEW = build_view(["crop", "flip"], size=(32, 32), plain=np.asarray)

@@ -16,7 +16,7 @@ from pipeline import plots
 from pipeline.errors import HeadError, OutputExistsError, SettingsError
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead, load_head
-from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import LayerSpec, Source, StoreWriter
 
 NAMES = ("ants", "bees", "wasps")

@@ -22,7 +22,7 @@ from cheap import LAYERS, recipe
 from conftest import Trained
 from pictures import write_photos
 
-from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import Source, StoreWriter
 
 #: Seconds that a stop may take: 2 where the machine is at rest.

@@ -19,19 +19,24 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 
-#: A module, or a package as a whole, may import those that stand before it.
-LIBRARY = (
-    *("errors", "terminal", "registry", "results", "wording", "files", "progress", "environment", "interruption"),
-    *("config", "prescan", "pixels", "augment", "devices", "memory"),
-    *("sources", "manifest", "provenance", "metrics", "loading"),
-    *("inputs", "layers", "weights", "zoo", "bases", "batching", "graphs", "runners", "engines"),
-    *("shaping", "embedder", "crew"),
-    *("store", "heads", "network", "artifact", "feeding", "examples", "plots", "scores"),
-)
-TOP = ("cli", "__main__", "__init__")
+#: What stands left of a package is what it may import; two at one place import neither each other.
+RULE = "ground < sources < images < bases < engines < store < heads < models, training < commands < cli"
+FLOORS = [floor.split(", ") for floor in RULE.split(" < ")]
+#: Modules beside the packages; every other one is ground.
+ON_TOP = {"cli": "cli", "__main__": "cli", "__init__": "cli", "feature_extractor": "commands", "scores": "heads"}
+#: Still beside the packages that they belong to.
+MOVING = {
+    **dict.fromkeys(("prescan", "pixels", "augment", "loading", "inputs", "shaping"), "images"),
+    **dict.fromkeys(("layers", "weights", "zoo", "bases"), "bases"),
+    **dict.fromkeys(("memory", "batching", "graphs", "runners", "engines", "embedder", "crew"), "engines"),
+    **dict.fromkeys(("artifact", "provenance"), "models"),
+    **dict.fromkeys(("network", "feeding", "examples", "training"), "training"),
+    **dict.fromkeys(("extraction", "fitting", "finetuning", "prediction", "evaluation", "verification"), "commands"),
+    **dict.fromkeys(("description", "merging", "experiment", "demo", "results", "transformer"), "commands"),
+}
 
-#: Stage -> the stages that it may import; None is all of them.
-BETWEEN_STAGES: dict[str, set[str] | None] = {"finetuning": {"training"}, "demo": None, "experiment": None}
+#: Commands that are made of others.
+OF_OTHERS = ("run", "demo", "experiment")
 
 #: Package -> the only place that imports it.
 ONLY_IN = {"h5py": "store", "click": "cli"}
@@ -51,7 +56,7 @@ LIGHT = (
     "config",
     "devices",
     "pixels",
-    "manifest",
+    "sources",
     "cli",
 )
 
@@ -105,45 +110,49 @@ def our_imports(module: str) -> set[str]:
     return {name for name in imports(module) if name.startswith("pipeline.")}
 
 
+def package(module: str) -> str:
+    """``pipeline.store.reader`` is of the package ``store``, ``pipeline.files`` of the ground."""
+    name = unit(module)
+    packages = {name for floor in FLOORS for name in floor}
+    return MOVING.get(name) or ON_TOP.get(name) or (name if name in packages else "ground")
+
+
+def floor(module: str) -> int:
+    return next(height for height, packages in enumerate(FLOORS) if package(module) in packages)
+
+
 def is_allowed(importer: str, imported: str) -> bool:
-    """Whether one unit may import another."""
-    if importer == imported or importer in TOP:
-        return True
-    if importer in LIBRARY:
-        return imported in LIBRARY[: LIBRARY.index(importer)]
-    stages = BETWEEN_STAGES.get(importer, set())
-    return imported in LIBRARY or (imported not in TOP and (stages is None or imported in stages))
+    """Whether one module may import another."""
+    if package(importer) == package(imported):
+        return package(importer) != "commands" or importer.split(".")[-1] in OF_OTHERS or "results" in imported
+    return floor(imported) < floor(importer)
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
-    wrong = [name for name in our_imports(module) if not is_allowed(unit(module), unit(name))]
-    assert not wrong, f"{module} imports {', '.join(wrong)}; give a new module its place in {__file__}"
+    wrong = [name for name in our_imports(module) if not is_allowed(module, name)]
+    assert not wrong, f"{module} imports {', '.join(wrong)}: {RULE}"
 
 
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [
-        ("heads", "store", True),
-        ("store", "heads", False),
-        ("pixels", "manifest", False),
-        ("bases", "extraction", False),
-        ("extraction", "store", True),
-        ("extraction", "prediction", False),
-        ("finetuning", "training", True),
-        ("training", "finetuning", False),
-        ("demo", "extraction", True),
-        ("extraction", "cli", False),
-        ("cli", "extraction", True),
+        ("pipeline.heads.svm", "pipeline.store", True),
+        ("pipeline.store.reader", "pipeline.heads.svm", False),
+        ("pipeline.files", "pipeline.sources", False),
+        ("pipeline.sources.tars", "pipeline.files", True),
+        ("pipeline.commands.extract", "pipeline.store", True),
+        ("pipeline.commands.extract", "pipeline.commands.predict", False),
+        ("pipeline.commands.extract", "pipeline.commands.results", True),
+        ("pipeline.commands.run", "pipeline.commands.extract", True),
+        ("pipeline.models.folder", "pipeline.training.loop", False),
+        ("pipeline.training.loop", "pipeline.models.folder", False),
+        ("pipeline.commands.extract", "pipeline.cli", False),
+        ("pipeline.cli", "pipeline.commands.extract", True),
     ],
 )
 def test_the_rule_itself(importer: str, imported: str, *, allowed: bool) -> None:
     assert is_allowed(importer, imported) is allowed
-
-
-def test_the_order_names_no_module_twice() -> None:
-    assert len(set(LIBRARY)) == len(LIBRARY)
-    assert not set(LIBRARY) & {*TOP, *BETWEEN_STAGES}
 
 
 def test_no_modules_import_each_other() -> None:

@@ -19,7 +19,7 @@ from pipeline import pixels
 from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError
 from pipeline.loading import BATCHES_AHEAD, Loaded, Timings, load
-from pipeline.manifest import Manifest, read_manifest
+from pipeline.sources import Manifest, read_manifest
 
 
 def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
@@ -159,7 +159,7 @@ def test_ctrl_c_ends_a_program_that_is_loading(tmp_path: Path) -> None:
 import os, signal, threading, time
 import numpy as np
 from pipeline.loading import load
-from pipeline.manifest import read_manifest
+from pipeline.sources import read_manifest
 
 def slow(data, sha256):
     time.sleep(0.05)

@@ -19,9 +19,9 @@ from pipeline.experiment import ExperimentResult, Step
 from pipeline.extraction import ExtractResult, RehearseResult
 from pipeline.finetuning import FinetuneResult
 from pipeline.fitting import FitResult
-from pipeline.manifest import Target
 from pipeline.merging import MergeResult
 from pipeline.prediction import PredictResult
+from pipeline.sources import Target
 from pipeline.training import Epoch
 from pipeline.verification import VerifyResult
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipeline import metrics
-from pipeline.manifest import Target
 from pipeline.scores import Scored
+from pipeline.sources import Target
 
 IDS = ("a.jpg", "b.jpg", "c.jpg")
 SHARES = np.array([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]])

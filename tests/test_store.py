@@ -30,7 +30,7 @@ from cheap import (
 )
 
 from pipeline.errors import OutputExistsError, RecipeMismatchError, SettingsError, StoreError, StoreLockedError
-from pipeline.manifest import FileImage, Manifest, Record, Target
+from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter, is_store, part_range, waiting_rows
 from pipeline.store.header import dataset_name, decode_texts, encode_texts, escape, unescape
 from pipeline.store.rows import RowFile

@@ -27,7 +27,7 @@ from cheap import (
 
 from pipeline import files
 from pipeline.errors import StoreError
-from pipeline.manifest import Manifest
+from pipeline.sources import Manifest
 from pipeline.store import FeatureStore
 
 PAUSE = 0.0003  # seconds before each system call of a child

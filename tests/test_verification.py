@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipeline.errors import BaseError, OutputExistsError, RecipeMismatchError, SourceError, StoreError
 from pipeline.extraction import extract
-from pipeline.manifest import FileImage, Manifest, Record, Target
 from pipeline.merging import merge
+from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source
 from pipeline.verification import relative_difference, verify
 
@@ -93,7 +93,7 @@ def test_other_weights_are_refused(made: Path, tmp_path: Path) -> None:
 
 def test_features_that_its_images_do_not_give_are_found(made: Path, tmp_path: Path) -> None:
     """A store whose every checksum is right, with one row that another program computed."""
-    from pipeline.manifest import read_manifest
+    from pipeline.sources import read_manifest
     from pipeline.store import LayerSpec, StoreWriter
 
     with FeatureStore.open(made / "F.h5") as store:
@@ -199,7 +199,7 @@ def test_merge_does_not_overwrite(tmp_path: Path) -> None:
 
 def store_with_a_bad_row(root: Path, reason: str) -> Path:
     """Four good photos of which the store keeps the second as bad, as one moment without memory makes it."""
-    from pipeline.manifest import read_manifest
+    from pipeline.sources import read_manifest
     from pipeline.store import StoreWriter
 
     write_photos(root / "photos" / "a", 4)

@@ -23,7 +23,7 @@ from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
-from pipeline.sources.records import Task as Task
+from pipeline.sources.manifest import Task as Task
 
 #: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
 LARGEST_NUMBER = 1e30

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.sources.records import WHOLE_NUMBER, Target, class_target, counted, shown
+from pipeline.sources.manifest import WHOLE_NUMBER, Target, class_target, counted, shown
 from pipeline.wording import plural
 
 Kind = Literal["class", "number"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from pipeline.errors import SourceError
-from pipeline.sources.records import shown
+from pipeline.sources.manifest import shown
 
 
 @dataclass(frozen=True, slots=True)

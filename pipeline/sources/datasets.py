@@ -17,7 +17,7 @@ from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SettingsError, SourceError
 from pipeline.registry import refuse_unknown
 from pipeline.sources.columns import column_target
-from pipeline.sources.records import SPLITS, Manifest, Row, Target, class_target, make_manifest, shown
+from pipeline.sources.manifest import SPLITS, Manifest, Row, Target, class_target, make_manifest, shown
 
 PREFIX = "torchvision:"
 _WORDS = {"true": True, "false": False, "none": None}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
-from pipeline.sources.records import (
+from pipeline.sources.manifest import (
     SPLITS,
     FileImage,
     Manifest,

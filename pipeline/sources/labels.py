@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
+from pipeline.sources.manifest import UNKNOWN_CLASS, Manifest, Target, shown
 from pipeline.sources.parquet import load_parquet
-from pipeline.sources.records import UNKNOWN_CLASS, Manifest, Target, shown
 from pipeline.sources.tables import Table, guess_image_column, load_csv, read_splits, read_targets
 from pipeline.wording import plural
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
-from pipeline.sources.records import FileImage, Manifest, Row, as_id, make_manifest, shown
+from pipeline.sources.manifest import FileImage, Manifest, Row, as_id, make_manifest, shown
 from pipeline.sources.tables import find_files, image_root
 
 

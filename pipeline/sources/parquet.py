@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SourceError
 from pipeline.sources.containers import Container, open_regular
-from pipeline.sources.records import ImageRef, Manifest, shown
+from pipeline.sources.manifest import ImageRef, Manifest, shown
 from pipeline.sources.tables import Table, cell_text, read_table
 
 

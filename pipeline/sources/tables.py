@@ -22,7 +22,7 @@ from pipeline.registry import unknown
 from pipeline.sources.columns import MISSING, Kind, column_target
 from pipeline.sources.containers import Container
 from pipeline.sources.folder import is_image_name
-from pipeline.sources.records import (
+from pipeline.sources.manifest import (
     FileImage,
     ImageRef,
     Manifest,

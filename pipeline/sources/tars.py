@@ -18,7 +18,7 @@ from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SourceError
 from pipeline.sources.containers import Container, open_regular
 from pipeline.sources.folder import find_layout, is_image_name
-from pipeline.sources.records import (
+from pipeline.sources.manifest import (
     Manifest,
     Row,
     Target,

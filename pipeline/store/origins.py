@@ -20,7 +20,7 @@ from pipeline.errors import (
     StoreDamagedError,
     StoreError,
 )
-from pipeline.manifest import Manifest
+from pipeline.sources import Manifest
 from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, unescape
 from pipeline.store.request import Request
 from pipeline.store.rows import RowFile, row_checksums, runs

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreDamagedError, StoreError
-from pipeline.manifest import Target, choose_target
 from pipeline.registry import refuse_unknown, unknown
+from pipeline.sources import Target, choose_target
 from pipeline.store.header import (
     FORMAT,
     GOOD,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreError
-from pipeline.manifest import Manifest
+from pipeline.sources import Manifest
 from pipeline.store.header import Header, Part, encode_texts, escape, new_token, plain_name, target_column
 from pipeline.store.layout import LayerSpec, plan_columns
 from pipeline.store.rows import RowFile

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pipeline import files
 from pipeline.config import Recipe
 from pipeline.errors import BAD_IMAGE, OutputExistsError, SettingsError, StoreDamagedError, StoreError
-from pipeline.manifest import Manifest
+from pipeline.sources import Manifest
 from pipeline.store.header import (
     FIRST_BAD,
     GOOD,

@@ -163,7 +163,7 @@ def run_decode(photos: Path, base: str, weights: str, output: Path) -> float:
     from pipeline import pixels
     from pipeline.bases import load_base
     from pipeline.loading import load
-    from pipeline.manifest import read_manifest
+    from pipeline.sources import read_manifest
 
     transform = load_base(base, weights).transform
     records = read_manifest(photos).records

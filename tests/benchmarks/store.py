@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cheap import recipe  # noqa: E402
 
-from pipeline.manifest import FileImage, Manifest, Record, Target  # noqa: E402
+from pipeline.sources import FileImage, Manifest, Record, Target  # noqa: E402
 from pipeline.store import FeatureStore, LayerSpec, Source, StoreWriter  # noqa: E402
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from pipeline.errors import PipelineError  # noqa: E402
-from pipeline.manifest import read_manifest  # noqa: E402
+from pipeline.sources import read_manifest  # noqa: E402
 
 MOST_SECONDS = 5.0
 MOST_MEMORY = 100 * 2**20

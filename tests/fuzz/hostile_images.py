@@ -362,8 +362,8 @@ def _child(path: str, say: int) -> None:
     from pipeline.config import Recipe
     from pipeline.inputs import InputTransform
     from pipeline.loading import load
-    from pipeline.manifest import FileImage, Record
     from pipeline.shaping import shaper
+    from pipeline.sources import FileImage, Record
 
     try:
         transform = InputTransform(resize=(256, 256), crop=(224, 224))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources.columns import MISSING, Kind, column_target
-from pipeline.sources.records import Target
+from pipeline.sources.manifest import Target
 
 
 def target_of(cells: Sequence[str], kind: Kind | None = None) -> Target:

@@ -21,8 +21,8 @@ from listing import ids, labels, listed, make_shard, refusal, table, touch
 from pictures import encoded, photo, write_photos
 
 from pipeline.errors import ImageError, SourceError
-from pipeline.manifest import SOURCES, from_paths
 from pipeline.pixels import decode
+from pipeline.sources import SOURCES, from_paths
 from pipeline.sources.folder import MOST_LINKS
 
 ROOT = Path(__file__).parents[1]
@@ -372,7 +372,7 @@ def test_an_unreadable_folder_is_named() -> None:
         root = touch(Path(folder), "ants/1.jpg", "bees/1.jpg")
         root.chmod(0o755)
         (root / "bees").chmod(0)
-        command = [sys.executable, "-c", f"from pipeline.manifest import read_manifest; read_manifest({folder!r})"]
+        command = [sys.executable, "-c", f"from pipeline.sources import read_manifest; read_manifest({folder!r})"]
         if os.geteuid() == 0:
             command = [str(SETPRIV), "--reuid=65534", "--clear-groups", *command]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -826,7 +826,7 @@ def test_listing_opens_no_image(tmp_path: Path) -> None:
     code = textwrap.dedent(
         f"""
         import sys
-        from pipeline.manifest import read_manifest
+        from pipeline.sources import read_manifest
         opened = []
         sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
         assert len(read_manifest({str(tmp_path)!r})) == 2000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SettingsError, SourceError
-from pipeline.sources.records import Target, Task, choose_target, class_target
+from pipeline.sources.manifest import Target, Task, choose_target, class_target
 
 CODES = Target("class", np.array([0, 1, 1, -1]), ("ant", "bee"))
 LENGTHS = Target("length", np.array([1.0, 3.0, 5.0, np.nan]))
