@@ -33,13 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import pixels
 from pipeline.config import Recipe, RerunSettings
 from pipeline.environment import versions
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
-from pipeline.loading import BATCH
+from pipeline.images import decoding
+from pipeline.images.loading import BATCH
 from pipeline.sources import Record, from_paths
 
 if TYPE_CHECKING:
@@ -287,10 +287,10 @@ def _load(folder: Path, text: bytes, settings: RerunSettings) -> Model:
         where = "".join(f"{part}: " for part in (".".join(str(part) for part in first["loc"]),) if part)
         raise ModelError(f"{path} is damaged: {where}{first['msg']}") from None
     _check_files(folder, record, content)
-    if record.recipe.pixels != pixels.POLICY_VERSION:
+    if record.recipe.pixels != decoding.POLICY_VERSION:
         raise ModelError(
             f"{folder} was trained under pixel policy {record.recipe.pixels}, this version reads pixels under "
-            f"policy {pixels.POLICY_VERSION}; extract and train again"
+            f"policy {decoding.POLICY_VERSION}; extract and train again"
         )
     head = load_head(folder, record.head)
     outputs = 1 if record.classes is None else len(record.classes)

@@ -23,7 +23,7 @@ from torch import nn
 
 from pipeline.config import Recipe
 from pipeline.errors import BaseError, RecipeMismatchError
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
 from pipeline.registry import refuse_unknown
 from pipeline.weights import State, digest, first_line, read_embedded, read_state

@@ -25,7 +25,7 @@ from pipeline.config import ExtractSettings, Recipe
 from pipeline.devices import cores, devices_of_kind, pick_device
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
-from pipeline.loading import BATCHES_AHEAD, Timings
+from pipeline.images.loading import BATCHES_AHEAD, Timings
 from pipeline.sources import Record
 
 #: Loading ahead and computing ahead need so many chunks at hand before the first is reported, and one on its way.

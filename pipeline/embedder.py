@@ -20,8 +20,8 @@ from pipeline.config import Recipe, RunSettings
 from pipeline.devices import CoreThreads
 from pipeline.engines import forward, make_engine
 from pipeline.errors import ImageError
-from pipeline.loading import Loaded, Timings, load
-from pipeline.shaping import shaper
+from pipeline.images.loading import Loaded, Timings, load
+from pipeline.images.preprocess import shaper
 from pipeline.sources import Record
 
 

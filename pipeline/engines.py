@@ -23,7 +23,7 @@ from pipeline.config import EngineSettings, Recipe
 from pipeline.devices import CoreThreads, pick_device
 from pipeline.errors import EngineError
 from pipeline.graphs import graph_key, keep_size, read_size
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 from pipeline.memory import budget, taken
 from pipeline.runners import CompiledRunner, OnnxRunner, TorchRunner
 

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import pixels
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.crew import Computer, Crew, device_names
 from pipeline.embedder import Embedder
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
-from pipeline.loading import Loaded, refuse_too_many_bad
+from pipeline.images import decoding
+from pipeline.images.loading import Loaded, refuse_too_many_bad
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.results import Result
@@ -365,7 +365,7 @@ def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
         layers=settings.layer,
         pool=settings.pool,
         transform=base.transform.describe(),
-        pixels=pixels.POLICY_VERSION,
+        pixels=decoding.POLICY_VERSION,
         decode=settings.decode,
         views=settings.views,
         augment=settings.augment,

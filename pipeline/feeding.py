@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import pixels
-from pipeline.augment import View, view_rng
 from pipeline.config import MAX_PIXELS
 from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
-from pipeline.inputs import InputTransform
-from pipeline.loading import load
+from pipeline.images import decoding
+from pipeline.images.augment import View, view_rng
+from pipeline.images.loading import load
+from pipeline.images.transform import InputTransform
 from pipeline.progress import Bar
 from pipeline.sources import Record
 
@@ -49,7 +49,7 @@ class Pictures:
         self._records = {record.index: record for record in records}
         self._transform = transform
         self._room = room
-        self._limits = pixels.Limits(max_pixels=max_pixels)
+        self._limits = decoding.Limits(max_pixels=max_pixels)
         self._whole: dict[int, Pixels] = {}
         self._shaped: dict[int, Pixels] = {}
         self.sha256: dict[int, bytes] = {}
@@ -86,7 +86,7 @@ class Pictures:
         return self._transform.shape(Image.fromarray(self.whole(index))) if kept is None else kept
 
     def _decode(self, data: bytes, sha256: bytes) -> Pixels:
-        return np.asarray(pixels.decode(data, self._limits, refuse=self._transform.refuse_thin))[None]
+        return np.asarray(decoding.decode(data, self._limits, refuse=self._transform.refuse_thin))[None]
 
     def _keep(self, where: dict[int, Pixels], index: int, image: Pixels) -> None:
         if image.nbytes <= self._room:
@@ -96,12 +96,12 @@ class Pictures:
     def _read_again(self, index: int) -> Pixels:
         record = self._records[index]
         try:
-            data = record.image.read(pixels.Limits().max_bytes)
+            data = record.image.read(decoding.Limits().max_bytes)
         except ImageError as error:
             raise SourceError(f"{record.id} went away while the network was trained ({error})") from None
         if digest_bytes(data) != self.sha256[index]:
             raise SourceError(f"{record.id} was changed while the network was trained; start again")
-        return np.asarray(pixels.decode(data, self._limits))
+        return np.asarray(decoding.decode(data, self._limits))
 
 
 class Feeder:

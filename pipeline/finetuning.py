@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import metrics, pixels, plots
+from pipeline import metrics, plots
 from pipeline.artifact import BaseRecord, DataRecord, load_model, save_model
-from pipeline.augment import View, build_view
 from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
@@ -33,6 +32,8 @@ from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
+from pipeline.images import decoding
+from pipeline.images.augment import View, build_view
 from pipeline.network import (
     Network,
     build_network,
@@ -392,7 +393,7 @@ class Run:
             layers=self._start.layers,
             pool=self._start.pool,
             transform=self._start.base.transform.describe(),
-            pixels=pixels.POLICY_VERSION,
+            pixels=decoding.POLICY_VERSION,
         )
 
 

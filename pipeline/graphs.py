@@ -23,7 +23,7 @@ from pipeline.bases import Base
 from pipeline.batching import Size
 from pipeline.errors import EngineError
 from pipeline.files import atomic_write
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 from pipeline.layers import FeatureNetwork
 
 log = logging.getLogger(__name__)

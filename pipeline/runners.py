@@ -23,7 +23,7 @@ from pipeline.bases import Base, FeatureNetwork
 from pipeline.batching import Features, Pixels
 from pipeline.errors import EngineError
 from pipeline.graphs import export, graph_key, keep_cached, matches, read_cached
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 
 _ONNX_ERRORS = (
     onnx_state.Fail,

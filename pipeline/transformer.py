@@ -19,14 +19,14 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline import pixels
 from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
 from pipeline.config import Pool, Recipe, RunSettings
 from pipeline.embedder import Embedder
 from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
-from pipeline.loading import Loaded
+from pipeline.images import decoding
+from pipeline.images.loading import Loaded
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 
@@ -115,7 +115,7 @@ class _Runner:
             layers=layers,
             pool=extractor.pool,
             transform=self.base.transform.describe(),
-            pixels=pixels.POLICY_VERSION,
+            pixels=decoding.POLICY_VERSION,
         )
         settings = RunSettings.of({"engine": extractor.engine, "device": extractor.device})
         self._embedder = Embedder(self.base, recipe, settings)
@@ -140,7 +140,7 @@ class _Runner:
                 out[place] = known
                 continue
             picture = _picture(image, data, place)
-            with pixels.preprocessing():
+            with decoding.preprocessing():
                 waiting.append(Loaded(place, pixels=self.base.transform.shape(picture)[None]))
             if len(waiting) == self._batch_size:
                 yield waiting
@@ -205,13 +205,13 @@ def _picture(image: Any, data: bytes | None, place: int) -> Image.Image:
     """An RGB picture; raises `ImageError` that names the file or the place in the list."""
     try:
         if data is not None:
-            return pixels.decode(data)
+            return decoding.decode(data)
         if isinstance(image, Image.Image):
-            return pixels.of_image(image)
+            return decoding.of_image(image)
         array = np.asarray(image)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
             raise ImageError("not-an-image", f"an array {array.dtype} {array.shape}; wanted is uint8 (H, W, 3)")
-        return pixels.of_image(Image.fromarray(array))
+        return decoding.of_image(Image.fromarray(array))
     except ImageError as error:
         where = image if data is not None else f"image {place}"
         raise ImageError(error.reason, f"{where}: {error.detail}") from None

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import pixels
 from pipeline.bases import base_of
 from pipeline.config import RerunSettings, SourceSettings
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
-from pipeline.loading import BATCH, Loaded
+from pipeline.images import decoding
+from pipeline.images.loading import BATCH, Loaded
 from pipeline.results import Result
 from pipeline.sources import Record, read_manifest, shown
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
@@ -117,10 +117,10 @@ def _recipe_problems(file: RowFile) -> Iterator[str]:
     recipe = file.header.recipe
     if recipe.version != RECIPE_VERSION:
         yield f"its recipe is of version {recipe.version}, and this version of the package knows {RECIPE_VERSION} alone"
-    if recipe.pixels != pixels.POLICY_VERSION:
+    if recipe.pixels != decoding.POLICY_VERSION:
         yield (
             f"its pixels were read under policy {recipe.pixels}, and this version of the package knows"
-            f" {pixels.POLICY_VERSION} alone"
+            f" {decoding.POLICY_VERSION} alone"
         )
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 from pipeline.errors import BaseError
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 from pipeline.layers import FeatureNetwork, Tap
 from pipeline.registry import nearest
 from pipeline.weights import State, download, first_line, fit_state, without_memory

@@ -64,9 +64,9 @@ def test_one_text_is_a_list_of_one_and_a_comma_separates() -> None:
 
 
 def test_the_help_names_what_the_registries_hold() -> None:
-    from pipeline.augment import CHANGES
     from pipeline.heads import HEADS
     from pipeline.heads.selection import CHOOSERS
+    from pipeline.images.augment import CHANGES
 
     assert set(AUGMENTATIONS) == set(CHANGES)
     assert FitSettings.model_fields["head"].description == f"{', '.join([*HEADS, *CHOOSERS])}."

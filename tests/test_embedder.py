@@ -15,8 +15,8 @@ from pipeline.bases import Base, base_of, load_base
 from pipeline.config import RunSettings
 from pipeline.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError
-from pipeline.loading import Loaded, load
-from pipeline.shaping import shaper
+from pipeline.images.loading import Loaded, load
+from pipeline.images.preprocess import shaper
 from pipeline.sources import Manifest, read_manifest
 
 SETTINGS = RunSettings.of({"device": "cpu", "batch_size": 4})

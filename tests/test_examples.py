@@ -12,7 +12,7 @@ from pipeline.errors import HeadError, SourceError
 from pipeline.examples import Examples, read_pictures, split_examples
 from pipeline.feeding import Pictures
 from pipeline.heads.folds import Split
-from pipeline.inputs import InputTransform
+from pipeline.images.transform import InputTransform
 from pipeline.sources import FileImage, Manifest, Record, Target
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))

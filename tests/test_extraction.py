@@ -31,7 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.extraction import ExtractResult, advice, extract, rehearse
 from pipeline.fitting import fit_head
-from pipeline.pixels import decode
+from pipeline.images.decoding import decode
 from pipeline.prediction import predict
 from pipeline.store import FeatureStore
 from pipeline.transformer import FeatureExtractor

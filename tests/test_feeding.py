@@ -7,10 +7,10 @@ import pytest
 from pictures import photo, write_photos
 from PIL import Image
 
-from pipeline.augment import build_view
 from pipeline.errors import SourceError
 from pipeline.feeding import Feeder, Indices, Pictures, groups
-from pipeline.inputs import InputTransform
+from pipeline.images.augment import build_view
+from pipeline.images.transform import InputTransform
 from pipeline.progress import progress
 from pipeline.sources import Manifest, read_manifest
 

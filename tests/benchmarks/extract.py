@@ -160,15 +160,15 @@ def run_forward(photos: Path, base: str, weights: str, output: Path) -> float:
 
 def run_decode(photos: Path, base: str, weights: str, output: Path) -> float:
     """Seconds of reading, hashing, decoding and shaping alone, with all cores."""
-    from pipeline import pixels
     from pipeline.bases import load_base
-    from pipeline.loading import load
+    from pipeline.images import decoding
+    from pipeline.images.loading import load
     from pipeline.sources import read_manifest
 
     transform = load_base(base, weights).transform
     records = read_manifest(photos).records
     started = time.perf_counter()
-    for _ in load(records, lambda data, _: transform.shape(pixels.decode(data))[None], batch_size=64):
+    for _ in load(records, lambda data, _: transform.shape(decoding.decode(data))[None], batch_size=64):
         pass
     return time.perf_counter() - started
 

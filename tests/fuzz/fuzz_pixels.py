@@ -1,4 +1,4 @@
-"""Feed damaged images to `pipeline.pixels.decode` until it does something that it must not.
+"""Feed damaged images to `pipeline.images.decoding.decode` until it does something that it must not.
 
 It may return an RGB image or raise `ImageError`. It must not raise anything else, crash the process, take
 more than `MOST_SECONDS` or need more than `MOST_MEMORY` beside the interpreter. The corpus beside this file
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from pipeline.errors import ImageError  # noqa: E402
-from pipeline.pixels import Limits, decode  # noqa: E402
+from pipeline.images.decoding import Limits, decode  # noqa: E402
 
 CORPUS = Path(__file__).parent / "corpus"
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6)

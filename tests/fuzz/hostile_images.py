@@ -360,9 +360,9 @@ def attempt(name: str, data: bytes) -> Trial:
 
 def _child(path: str, say: int) -> None:
     from pipeline.config import Recipe
-    from pipeline.inputs import InputTransform
-    from pipeline.loading import load
-    from pipeline.shaping import shaper
+    from pipeline.images.loading import load
+    from pipeline.images.preprocess import shaper
+    from pipeline.images.transform import InputTransform
     from pipeline.sources import FileImage, Record
 
     try:
@@ -388,8 +388,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", nargs="+", help="only these kinds")
     options = parser.parse_args()
-    import pipeline.loading
-    import pipeline.shaping  # noqa: F401 (so that no child has to)
+    import pipeline.images.loading
+    import pipeline.images.preprocess  # noqa: F401 (so that no child has to)
 
     trials = []
     for name, data in hostile_images(options.count, options.seed):

@@ -21,7 +21,7 @@ from listing import ids, labels, listed, make_shard, refusal, table, touch
 from pictures import encoded, photo, write_photos
 
 from pipeline.errors import ImageError, SourceError
-from pipeline.pixels import decode
+from pipeline.images.decoding import decode
 from pipeline.sources import SOURCES, from_paths
 from pipeline.sources.folder import MOST_LINKS
 

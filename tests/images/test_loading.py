@@ -15,15 +15,15 @@ import pytest
 from numpy.typing import NDArray
 from pictures import write_photos
 
-from pipeline import pixels
 from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError
-from pipeline.loading import BATCHES_AHEAD, Loaded, Timings, load
+from pipeline.images import decoding
+from pipeline.images.loading import BATCHES_AHEAD, Loaded, Timings, load
 from pipeline.sources import Manifest, read_manifest
 
 
 def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
-    return np.asarray(pixels.decode(data).resize((8, 8)))[None]
+    return np.asarray(decoding.decode(data).resize((8, 8)))[None]
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_ctrl_c_ends_a_program_that_is_loading(tmp_path: Path) -> None:
     program = f"""
 import os, signal, threading, time
 import numpy as np
-from pipeline.loading import load
+from pipeline.images.loading import load
 from pipeline.sources import read_manifest
 
 def slow(data, sha256):

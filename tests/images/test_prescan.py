@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from random import Random
 
+import hostile_images as hostile
 import pytest
 from pictures import encoded, photo
 
-from pipeline import prescan
 from pipeline.errors import ImageError
-from pipeline.pixels import decode
-
-sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
-import hostile_images as hostile
+from pipeline.images import prescan
+from pipeline.images.decoding import decode
 
 
 def reason(data: bytes) -> str:

@@ -142,7 +142,7 @@ def test_a_thin_image_is_as_if_all_of_it_were_resized(
     for resize, crop in (((40, 40), (32, 32)), ((37, 37), (37, 37)), ((33, 33), (48, 48)), ((40, 60), (32, 48))):
         transform = InputTransform(resize=resize, crop=crop, interpolation=interpolation)
         whole = transform.shape(picture)
-        monkeypatch.setattr("pipeline.inputs.RESIZED_WHOLE", 0)
+        monkeypatch.setattr("pipeline.images.transform.RESIZED_WHOLE", 0)
         assert np.array_equal(transform.shape(picture), whole)
         monkeypatch.undo()
 

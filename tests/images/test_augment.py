@@ -8,9 +8,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from pipeline import augment
-from pipeline.augment import build_view, view_rng
 from pipeline.errors import SettingsError
+from pipeline.images import augment
+from pipeline.images.augment import build_view, view_rng
 
 SIZE = (48, 64)  # height, width: unequal, so that a swap shows
 

@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import pixels
 from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError, SourceError
+from pipeline.images import decoding
 from pipeline.sources import Record
 from pipeline.terminal import shown
 
@@ -127,18 +127,18 @@ def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) ->
     started = time.perf_counter()
     try:
         loaded.size, loaded.mtime_ns = record.image.stat()
-        data = record.image.read(pixels.Limits().max_bytes)
+        data = record.image.read(decoding.Limits().max_bytes)
         loaded.sha256 = hashlib.sha256(data).digest()
         job.read = time.perf_counter() - started
         if seen is not None and seen(loaded.sha256):
             loaded.duplicate = True
         else:
-            with pixels.preprocessing():
+            with decoding.preprocessing():
                 loaded.pixels = shape(data, loaded.sha256)
     except ImageError as error:
         loaded.error = error
     except MemoryError:
-        loaded.error = pixels.short_of_memory()
+        loaded.error = decoding.short_of_memory()
     job.decode = time.perf_counter() - started - job.read
     return job
 

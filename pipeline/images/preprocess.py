@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import augment, pixels
 from pipeline.config import MAX_PIXELS, Recipe
-from pipeline.inputs import InputTransform
-from pipeline.loading import Shape
+from pipeline.images import augment, decoding
+from pipeline.images.loading import Shape
+from pipeline.images.transform import InputTransform
 
 
 def shaper(recipe: Recipe, transform: InputTransform, *, max_pixels: int = MAX_PIXELS) -> Shape:
@@ -18,7 +18,7 @@ def shaper(recipe: Recipe, transform: InputTransform, *, max_pixels: int = MAX_P
     The plain view comes first. The random ones depend on the seed and the content of the file alone.
     """
     fast = recipe.decode == "fast"
-    limits = pixels.Limits(max_pixels=max_pixels)
+    limits = decoding.Limits(max_pixels=max_pixels)
     least = transform.least_size if fast else None
 
     def plain(image: Image.Image) -> NDArray[np.uint8]:
@@ -27,7 +27,7 @@ def shaper(recipe: Recipe, transform: InputTransform, *, max_pixels: int = MAX_P
     view = augment.build_view(recipe.augment, size=transform.size, plain=plain, interpolation=transform.resampling)
 
     def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
-        image = pixels.decode(data, limits, at_least=least, refuse=None if fast else transform.refuse_thin)
+        image = decoding.decode(data, limits, at_least=least, refuse=None if fast else transform.refuse_thin)
         rngs = (augment.view_rng(recipe.seed or 0, sha256, number) for number in range(1, recipe.views + 1))
         return np.stack([plain(image), *(np.asarray(view(image, rng)) for rng in rngs)])
 

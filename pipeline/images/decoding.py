@@ -35,9 +35,9 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from pipeline import prescan
 from pipeline.config import MAX_PIXELS, MOST_PIXELS
 from pipeline.errors import ImageError
+from pipeline.images import prescan
 
 #: Part of the recipe. Raise it when the same bytes no longer give the same pixels.
 POLICY_VERSION = 1

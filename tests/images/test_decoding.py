@@ -21,7 +21,7 @@ from pictures import encoded, photo
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from pipeline.errors import BAD_IMAGE, ImageError
-from pipeline.pixels import FORMATS, Limits, decode
+from pipeline.images.decoding import FORMATS, Limits, decode
 
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
@@ -333,7 +333,7 @@ def test_bombs_of_every_format_need_little_memory(tmp_path: Path) -> None:
         """
         import pathlib, resource, sys
         from pipeline.errors import ImageError
-        from pipeline.pixels import decode
+        from pipeline.images.decoding import decode
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
             try:

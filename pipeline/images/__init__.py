@@ -1,0 +1,9 @@
+"""Images: from the bytes of a file to the uint8 pixels that a base sees.
+
+prescan.py    what a file is made of, counted before a decoder sees it
+decoding.py   bytes to RGB pixels, under one written policy
+transform.py  resize, crop, normalise, as the makers of a base's weights did
+augment.py    random views
+preprocess.py the three above by a recipe: bytes to views
+loading.py    records to batches of pixels, on threads, in order
+"""
