@@ -31,7 +31,7 @@ _HOMES = {
     "FeatureExtractor": "transformer",
     "load_model": "artifact",
     "run": "experiment",
-    "list_bases": "bases",
+    "list_bases": "commands.bases",
     "PipelineError": "errors",
 }
 

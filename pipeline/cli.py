@@ -273,7 +273,7 @@ def evaluate(model: Path, source: str, as_json: bool, quiet: bool, verbose: bool
 @reporting
 def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     """List the bases whose name holds FILTER: layers, dimensions, parameters, weights."""
-    from pipeline.bases import BaseInfo, find_bases
+    from pipeline.commands.bases import BaseInfo, find_bases
 
     begin(quiet=quiet, verbose=verbose)
     found = []

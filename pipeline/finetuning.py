@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.artifact import BaseRecord, DataRecord, load_model, save_model
 from pipeline.bases import Base, load_base
+from pipeline.bases.weights import digest
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
@@ -51,7 +52,6 @@ from pipeline.results import Result
 from pipeline.scores import Scored
 from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
 from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
-from pipeline.weights import digest
 from pipeline.wording import plural
 
 log = logging.getLogger(__name__)

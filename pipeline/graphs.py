@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.bases import Base
+from pipeline.bases.taps import FeatureNetwork
 from pipeline.batching import Size
 from pipeline.errors import EngineError
 from pipeline.files import atomic_write
 from pipeline.images.transform import InputTransform
-from pipeline.layers import FeatureNetwork
 
 log = logging.getLogger(__name__)
 

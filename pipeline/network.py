@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.bases import Base, feature_network
+from pipeline.bases.taps import FeatureNetwork
 from pipeline.config import Pool
 from pipeline.errors import HeadError, SettingsError
-from pipeline.layers import FeatureNetwork
 from pipeline.registry import refuse_unknown
 
 State = dict[str, Tensor]

@@ -26,6 +26,7 @@ from pipeline.artifact import (
     write_rows,
 )
 from pipeline.bases import load_base
+from pipeline.bases.weights import digest
 from pipeline.errors import ModelError, OutputExistsError
 from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
@@ -35,7 +36,6 @@ from pipeline.metrics import classification
 from pipeline.network import write_base
 from pipeline.prediction import predict
 from pipeline.sources import from_paths
-from pipeline.weights import digest
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import pipeline
 from pipeline.artifact import load_model
 from pipeline.bases import load_base
+from pipeline.bases.weights import digest
 from pipeline.errors import (
     BaseError,
     HeadError,
@@ -35,7 +36,6 @@ from pipeline.extraction import extract
 from pipeline.finetuning import FinetuneResult, finetune
 from pipeline.fitting import fit_head
 from pipeline.prediction import predict
-from pipeline.weights import digest
 
 EMBEDDED = {"base": "squeezenet1_1", "weights": "embedded"}
 QUICK = {"epochs": 1, "train": ("features.12",), "workers": 2}

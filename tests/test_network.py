@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.bases import Base, load_base
+from pipeline.bases.weights import digest
 from pipeline.errors import HeadError, SettingsError
 from pipeline.network import (
     Network,
@@ -20,7 +21,6 @@ from pipeline.network import (
     standardise,
     start_from,
 )
-from pipeline.weights import digest
 
 
 @pytest.fixture(scope="module")

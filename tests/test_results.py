@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pipeline.results
-from pipeline.bases import BaseInfo
+from pipeline.commands.bases import BaseInfo
 from pipeline.demo import DemoResult
 from pipeline.description import InfoResult
 from pipeline.evaluation import EvaluateResult

@@ -12,9 +12,8 @@ from packaging.version import Version
 from PIL import Image
 from torchvision import models
 
-from pipeline.bases import InputTransform
+from pipeline.bases import ZOOS, InputTransform
 from pipeline.errors import BaseError, ImageError
-from pipeline.zoo import ZOOS
 
 SIZES = ((500, 400), (333, 501), (64, 64), (700, 90), (232, 256), (1, 40))
 
@@ -61,7 +60,7 @@ def test_equals_timm_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
 def test_every_way_of_timm_to_fit_an_oblong_input(size: tuple[int, int], mode: str, interpolation: str) -> None:
-    from pipeline.zoo import _of_timm
+    from pipeline.bases.timm import _of_timm
 
     if (mode, interpolation) == ("center", "bicubic") and Version(timm.__version__) < Version("1.0.30"):
         pytest.skip("this timm takes bilinear whatever the config says")

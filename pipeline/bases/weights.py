@@ -86,7 +86,7 @@ def _without_wrapping(state: State) -> State:
 
 def read_embedded(name: str) -> State:
     """The weights that ship with this package; raises `BaseError` for a base that has none."""
-    file = resources.files("pipeline") / "data" / f"{name}.safetensors"
+    file = resources.files("pipeline.bases") / "embedded" / f"{name}.safetensors"
     if not file.is_file():
         raise BaseError(f"{name} has no embedded weights; squeezenet1_1 has; give --weights FILE, or none")
     return read_safetensors_bytes(file.read_bytes())

@@ -11,40 +11,67 @@ it can change it.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.bases.scratch import ScratchZoo
+from pipeline.bases.taps import FeatureNetwork, check_pool, find_taps, run_on_meta
+from pipeline.bases.timm import TimmZoo
+from pipeline.bases.torchvision import TorchvisionZoo
+from pipeline.bases.weights import State, digest, read_embedded, read_state
+from pipeline.bases.zoo import Family, Plan, Zoo, fitted
 from pipeline.config import Recipe
 from pipeline.errors import BaseError, RecipeMismatchError
 from pipeline.images.transform import InputTransform
-from pipeline.layers import FeatureNetwork, check_pool, find_taps, run_on_meta
-from pipeline.registry import refuse_unknown
-from pipeline.weights import State, digest, first_line, read_embedded, read_state
-from pipeline.zoo import ZOOS, Family, Plan, Zoo, find_zoo, fitted, measured_size, prefix_of
+from pipeline.registry import nearest, refuse_unknown
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-EMBEDDED = "squeezenet1_1"
-
 __all__ = [
     "Base",
-    "BaseInfo",
     "FeatureNetwork",
     "InputTransform",
     "base_of",
     "feature_network",
-    "find_bases",
-    "list_bases",
+    "find_zoo",
     "load_base",
 ]
+
+
+#: Prefix of a name -> the collection that it is in.
+ZOOS: dict[str, Zoo] = {"": TorchvisionZoo(), "timm:": TimmZoo(), "scratch:": ScratchZoo()}
+
+
+def prefix_of(base: str) -> str:
+    """What stands before the name of a base and says which collection it is in; empty for torchvision's."""
+    return next((prefix for prefix in ZOOS if prefix and base.startswith(prefix)), "")
+
+
+def find_zoo(base: str) -> tuple[Zoo, str]:
+    """The collection that `base` is in and its name there. Raises `BaseError` with the near name."""
+    prefix = prefix_of(base)
+    zoo, name = ZOOS[prefix], base.removeprefix(prefix)
+    known = zoo.names()
+    if name not in known:
+        near = (not prefix and _elsewhere(name)) or nearest(base, [prefix + one for one in known])
+        listing = f"pipeline bases {prefix}".strip()
+        raise BaseError(f"unknown base {base!r}{near}; {listing} lists the {len(known)} there are")
+    return zoo, name
+
+
+def _elsewhere(name: str) -> str:
+    """A network of timm, where that is installed, whose name holds `name`."""
+    try:
+        holding = sorted((known for known in ZOOS["timm:"].names() if name in known), key=len)
+    except BaseError:
+        return ""
+    return f" (did you mean 'timm:{holding[0]}'?)" if holding else ""
 
 
 @dataclass(frozen=True)
@@ -173,72 +200,3 @@ def feature_network(base: Base, layers: Sequence[str], pool: str = "none") -> Fe
             "ask for an earlier layer or give whole weights"
         )
     return network
-
-
-@dataclass(frozen=True)
-class BaseInfo:
-    """What `pipeline bases` says of one base: `dimensions` is the length of its `avgpool` embedding."""
-
-    name: str
-    layers: tuple[str, ...]
-    dimensions: int
-    parameters: int
-    weights: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
-
-    def summary(self) -> str:
-        """One line of a table."""
-        size = f"{self.parameters / 1e6:.1f} M"
-        weights = ", ".join(self.weights) or "none published"
-        return f"{self.name:<28} {self.dimensions:>5}  {size:>8}  {' '.join(self.layers)}  ({weights})"
-
-
-@dataclass(frozen=True)
-class Unusable:
-    """A name that is listed and cannot serve as a base, and why."""
-
-    name: str
-    cause: str
-
-    def summary(self) -> str:
-        """One line of the same table."""
-        return f"{self.name:<28} cannot be a base: {self.cause}"
-
-
-def list_bases(filter: str = "") -> list[BaseInfo]:
-    """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER.
-
-    scratch:FILTER lists networks that have no published weights. What cannot serve as a base is left out.
-    """
-    return [found for found in find_bases(filter) if isinstance(found, BaseInfo)]
-
-
-def find_bases(filter: str = "") -> Iterator[BaseInfo | Unusable]:
-    """What `list_bases` finds, one by one: to measure the bases of timm takes minutes."""
-    prefix = prefix_of(filter)
-    wanted = filter.removeprefix(prefix)
-    pattern = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
-    zoo = ZOOS[prefix]
-    for name in zoo.names():
-        if fnmatch.fnmatchcase(name, pattern):
-            try:
-                yield _info(zoo, prefix, name)
-            except Exception as error:  # noqa: BLE001 - the code of a thousand networks raises what it likes
-                yield Unusable(prefix + name, first_line(error).removeprefix(f"{prefix}{name} "))
-
-
-def _info(zoo: Zoo, prefix: str, name: str) -> BaseInfo:
-    plan = zoo.plan(name, None)
-    dimensions, parameters = zoo.size(name) or measured_size(plan, prefix + name)
-    published = zoo.weights(name)
-    embedded = ["embedded"] if prefix + name == EMBEDDED else []
-    return BaseInfo(
-        name=prefix + name,
-        layers=tuple(plan.family.aliases),
-        dimensions=dimensions,
-        parameters=parameters,
-        weights=(*published, *embedded),
-    )

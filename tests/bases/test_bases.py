@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from pipeline import weights as weights_module
-from pipeline.bases import Base, feature_network, list_bases, load_base
+from pipeline.bases import ZOOS, Base, feature_network, load_base
+from pipeline.bases import weights as weights_module
+from pipeline.bases.torchvision import FAMILIES, WIDTHS
+from pipeline.bases.zoo import measured_size
+from pipeline.commands.bases import list_bases
 from pipeline.errors import BaseError, SettingsError
-from pipeline.zoo import FAMILIES, WIDTHS, ZOOS, measured_size
 
 Reference = Callable[[nn.Module, Tensor], Tensor]
 
@@ -469,7 +471,7 @@ def test_weights_in_the_download_folder_are_used(
 
 def test_features_only_weights_have_no_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"features.0.weight": torch.zeros(2), "classifier.0.weight": torch.full((2,), torch.nan)}
-    monkeypatch.setattr("pipeline.zoo.download", lambda *_, **__: dict(state))
+    monkeypatch.setattr("pipeline.bases.torchvision.download", lambda *_, **__: dict(state))
     assert set(ZOOS[""].fetch("vgg16", "IMAGENET1K_FEATURES")) == {"features.0.weight"}
 
 
