@@ -44,7 +44,7 @@ from pipeline.sources import Record, from_paths
 
 if TYPE_CHECKING:
     from pipeline.bases import Base
-    from pipeline.embedder import Embedded, Embedder
+    from pipeline.engines.embedder import Embedded, Embedder
 
 #: 1 had no checksums; what reads it alone says of 2 that it wants a newer version.
 FORMAT_VERSION = 2
@@ -373,7 +373,7 @@ class Model:
     @cached_property
     def embedder(self) -> Embedder:
         """What makes images into the features that the head takes. Raises `ModelError` where they do not fit."""
-        from pipeline.embedder import Embedder
+        from pipeline.engines.embedder import Embedder
 
         plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
         embedder = Embedder(self.base, plain, self._settings)

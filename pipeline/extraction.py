@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
-from pipeline.crew import Computer, Crew, device_names
-from pipeline.embedder import Embedder
+from pipeline.engines.embedder import Embedder
+from pipeline.engines.workers import Computer, Crew, device_names
 from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
 from pipeline.images import decoding

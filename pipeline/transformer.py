@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
 from pipeline.config import Pool, Recipe, RunSettings
-from pipeline.embedder import Embedder
+from pipeline.engines.embedder import Embedder
 from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.images import decoding

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.bases import base_of
 from pipeline.config import RerunSettings, SourceSettings
-from pipeline.embedder import Embedded, Embedder
+from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
 from pipeline.images import decoding
 from pipeline.images.loading import BATCH, Loaded

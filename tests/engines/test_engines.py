@@ -18,15 +18,15 @@ import torch
 from cheap import recipe_for
 from numpy.typing import NDArray
 
-from pipeline import engines, graphs, runners
+from pipeline import engines
 from pipeline.bases import Base, feature_network, load_base
-from pipeline.batching import Size
 from pipeline.config import EngineSettings
 from pipeline.devices import CoreThreads
-from pipeline.engines import CpuEngine, Engine, GpuEngine, make_engine
+from pipeline.engines import CpuEngine, Engine, GpuEngine, cache, make_engine, onnx_graph, onnx_runner
+from pipeline.engines.batch_size import Size
+from pipeline.engines.cache import keep_size, read_size
+from pipeline.engines.torch_runner import CompiledRunner, TorchRunner
 from pipeline.errors import EngineError, PipelineError, SettingsError
-from pipeline.graphs import keep_size, read_size
-from pipeline.runners import CompiledRunner, TorchRunner
 
 #: A small member of each family of torchvision.
 MEMBERS = (
@@ -37,7 +37,7 @@ MEMBERS = (
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder for the test alone."""
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "onnx"
@@ -157,7 +157,7 @@ def test_what_does_not_go_together(
 def test_a_base_that_does_not_export_runs_in_torch_with_a_word(
     base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(graphs, "LARGEST_BYTES", 1000)
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 1000)
     assert engine_of(base).name == "torch"
     assert "squeezenet1_1 runs in torch, which is slower, since 0.0 GB of weights do not fit" in caplog.text
     with pytest.raises(EngineError, match=r"squeezenet1_1 cannot run in onnxruntime: .*; use --engine torch"):
@@ -172,14 +172,14 @@ def test_an_operation_that_onnx_does_not_have(base: Base, monkeypatch: pytest.Mo
         lambda self, pixels: torch.special.bessel_j0(pixels.permute(0, 3, 1, 2).float()),
     )
     with pytest.raises(EngineError, match="does not export to ONNX: ") as caught:
-        graphs.export(network, base.transform)
+        onnx_graph.export(network, base.transform)
     assert "\n" not in str(caught.value)
 
 
 def test_a_graph_with_other_numbers_is_not_trusted(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     other = load_base("squeezenet1_1", "none")
-    wrong = graphs.export(feature_network(other, ["avgpool"]), other.transform)
-    monkeypatch.setattr(runners, "export", lambda *_: wrong)
+    wrong = onnx_graph.export(feature_network(other, ["avgpool"]), other.transform)
+    monkeypatch.setattr(onnx_runner, "export", lambda *_: wrong)
     with pytest.raises(EngineError, match="gives other numbers than torch"):
         engine_of(base, engine="onnxruntime")
 
@@ -196,10 +196,10 @@ def test_export_says_nothing(tmp_path: Path) -> None:
 # --- the cache of graphs
 
 
-def test_a_graph_is_exported_once(base: Base, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_exported_once(base: Base, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = engine_of(base)(noise(base, 2))[0]
-    assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(runners, "export", lambda *_: pytest.fail("exported again"))
+    assert len(list(own_cache.iterdir())) == 1
+    monkeypatch.setattr(onnx_runner, "export", lambda *_: pytest.fail("exported again"))
     second = engine_of(base)(noise(base, 2))[0]
     np.testing.assert_array_equal(first, second)
 
@@ -207,18 +207,18 @@ def test_a_graph_is_exported_once(base: Base, cache: Path, monkeypatch: pytest.M
 def test_every_part_of_the_recipe_has_its_own_graph(base: Base) -> None:
     random = load_base("squeezenet1_1", "none")
     keys = [
-        graphs.graph_key(base, feature_network(base, ["avgpool"])),
-        graphs.graph_key(base, feature_network(base, ["pool5"])),
-        graphs.graph_key(base, feature_network(base, ["pool5"], "avg")),
-        graphs.graph_key(base, feature_network(base, ["pool5", "avgpool"])),
-        graphs.graph_key(random, feature_network(random, ["avgpool"])),
+        onnx_graph.graph_key(base, feature_network(base, ["avgpool"])),
+        onnx_graph.graph_key(base, feature_network(base, ["pool5"])),
+        onnx_graph.graph_key(base, feature_network(base, ["pool5"], "avg")),
+        onnx_graph.graph_key(base, feature_network(base, ["pool5", "avgpool"])),
+        onnx_graph.graph_key(random, feature_network(random, ["avgpool"])),
     ]
     assert len(set(keys)) == len(keys)
-    assert graphs.graph_key(base, feature_network(base, ["avgpool"])) == keys[0]
+    assert onnx_graph.graph_key(base, feature_network(base, ["avgpool"])) == keys[0]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_entry_is_made_again(base: Base, cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_entry_is_made_again(base: Base, own_cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     before = engine_of(base)(noise(base, 2))[0]
     (entry,) = cache.iterdir()
     good = entry.read_bytes()
@@ -242,13 +242,13 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert graphs.cache_folder() == Path(os.environ["PIPELINE_CACHE"])
+    assert cache.cache_folder() == Path(os.environ["PIPELINE_CACHE"])
     monkeypatch.delenv("PIPELINE_CACHE")
     if sys.platform == "linux":
-        assert graphs.cache_folder() == Path("/somewhere/cached-feature-pipeline")
+        assert cache.cache_folder() == Path("/somewhere/cached-feature-pipeline")
     monkeypatch.delenv("XDG_CACHE_HOME")
     caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    assert graphs.cache_folder() == Path.home() / caches / "cached-feature-pipeline"
+    assert cache.cache_folder() == Path.home() / caches / "cached-feature-pipeline"
 
 
 def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,24 +258,24 @@ def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.Monke
     for name in ("PIPELINE_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)  # a container's number that no table of users has
-    graphs.keep_cached("key", b"graph")
-    assert graphs.read_cached("key") is None
+    cache.keep_cached("key", b"graph")
+    assert cache.read_cached("key") is None
     keep_size("key", Size(8, 100))
     assert read_size("key") is None
 
 
-def test_the_cache_forgets_what_was_used_longest_ago(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "KEPT_BYTES", 250)
+def test_the_cache_forgets_what_was_used_longest_ago(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "KEPT_BYTES", 250)
     for age, key in ((300, "old"), (200, "middle")):
-        graphs.keep_cached(key, bytes(68))
-        entry = cache / f"{key}.onnx"
+        cache.keep_cached(key, bytes(68))
+        entry = own_cache / f"{key}.onnx"
         entry.touch()
         __import__("os").utime(entry, (entry.stat().st_mtime - age,) * 2)
-    assert graphs.read_cached("old") == bytes(68)  # used just now
-    graphs.keep_cached("new", bytes(68))
+    assert cache.read_cached("old") == bytes(68)  # used just now
+    cache.keep_cached("new", bytes(68))
     assert {entry.stem for entry in cache.iterdir()} == {"old", "new"}
-    monkeypatch.setattr(graphs, "KEPT_BYTES", 1)
-    graphs.keep_cached("last", bytes(68))
+    monkeypatch.setattr(cache, "KEPT_BYTES", 1)
+    cache.keep_cached("last", bytes(68))
     assert {entry.stem for entry in cache.iterdir()} == {"last"}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import memory
+from pipeline.engines import memory
 from pipeline.errors import SettingsError
 
 CPU = torch.device("cpu")

@@ -6,24 +6,19 @@ import hashlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import onnxruntime
-import platformdirs
 import torch
 from torch import Tensor, nn
 
 from pipeline.bases import Base
 from pipeline.bases.taps import FeatureNetwork
-from pipeline.batching import Size
 from pipeline.errors import EngineError
-from pipeline.files import atomic_write
 from pipeline.images.transform import InputTransform
 
 log = logging.getLogger(__name__)
@@ -33,7 +28,6 @@ EXPORT_VERSION = 1
 OPSET = 18
 #: One protocol buffer holds 2 GiB; larger networks run in torch.
 LARGEST_BYTES = 1_900_000_000
-KEPT_BYTES = 4_000_000_000
 
 
 class _FromBytes(nn.Module):
@@ -102,77 +96,6 @@ def graph_key(base: Base, network: FeatureNetwork) -> str:
         "versions": [EXPORT_VERSION, OPSET, torch.__version__, onnxruntime.__version__],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where graphs are kept: ``$PIPELINE_CACHE``, else the user's cache folder; `OSError` where there is none."""
-    if given := os.environ.get("PIPELINE_CACHE"):
-        return Path(given)
-    folder: Path | None = None
-    with suppress(RuntimeError):
-        folder = platformdirs.user_cache_path("cached-feature-pipeline", appauthor=False)
-    if folder is None or not folder.is_absolute():  # which of the two depends on the version of platformdirs
-        raise FileNotFoundError("this user has no home folder; name a folder with PIPELINE_CACHE")
-    return folder
-
-
-def read_cached(key: str) -> bytes | None:
-    """The graph kept under `key`; None where there is none, or where its bytes are not those that were kept."""
-    try:
-        path = _path(key)
-        content = path.read_bytes()
-        os.utime(path)
-    except OSError:
-        return None
-    digest, graph = content[:32], content[32:]
-    if hashlib.sha256(graph).digest() != digest:
-        log.warning("%s is damaged; it is made again", path)
-        return None
-    return graph
-
-
-def keep_cached(key: str, graph: bytes) -> None:
-    """Keep `graph` for the next run. A folder that cannot be written costs that run some seconds, nothing else."""
-    try:
-        with atomic_write(_path(key)) as file:
-            file.write(hashlib.sha256(graph).digest())
-            file.write(graph)
-        _forget_oldest(_path(key).parent)
-    except OSError as error:
-        log.info("the graph is not kept for the next run: %s", error)
-
-
-def _path(key: str) -> Path:
-    return cache_folder() / "onnx" / f"{key}.onnx"
-
-
-def read_size(key: str) -> Size | None:
-    """How many images at once were found to be the fastest under `key`; None where that was not measured."""
-    try:
-        size = Size(**json.loads((cache_folder() / "sizes" / key).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    are_counts = type(size.images) is int and type(size.bytes) is int
-    return size if are_counts and size.images > 0 and size.bytes >= 0 else None
-
-
-def keep_size(key: str, size: Size) -> None:
-    """Keep `size` for the next run, like a graph."""
-    try:
-        with atomic_write(cache_folder() / "sizes" / key) as file:
-            file.write(json.dumps(asdict(size)).encode())
-    except OSError as error:
-        log.info("the batch size is not kept for the next run: %s", error)
-
-
-def _forget_oldest(folder: Path) -> None:
-    """Keep the folder below `KEPT_BYTES`: what was used last stays."""
-    files = sorted(folder.glob("*.onnx"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for number, path in enumerate(files):
-        total += path.stat().st_size
-        if number and total > KEPT_BYTES:
-            path.unlink(missing_ok=True)
 
 
 def matches(given: Sequence[Tensor], wanted: Sequence[Tensor], *, tolerance: float = 1e-4) -> bool:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import batching
-from pipeline.batching import Size, fastest_size, in_halves
+from pipeline.engines import batch_size
+from pipeline.engines.batch_size import Size, fastest_size, in_halves
 from pipeline.errors import EngineError
 
 
@@ -73,7 +73,7 @@ def test_a_size_is_doubled_while_it_pays_and_the_budget_lasts(
     monkeypatch: pytest.MonkeyPatch, room: int, budget: int, expected: int
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(batching.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(batch_size.time, "perf_counter", lambda: clock[0])
     memory = Memory(room)
 
     def trial(count: int) -> int:

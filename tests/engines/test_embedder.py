@@ -13,7 +13,7 @@ from pictures import write_photos
 
 from pipeline.bases import Base, base_of, load_base
 from pipeline.config import RunSettings
-from pipeline.embedder import Embedded, Embedder
+from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError
 from pipeline.images.loading import Loaded, load
 from pipeline.images.preprocess import shaper

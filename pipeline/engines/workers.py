@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.bases import base_of
 from pipeline.config import ExtractSettings, Recipe
 from pipeline.devices import cores, devices_of_kind, pick_device
-from pipeline.embedder import Embedded, Embedder
+from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
 from pipeline.images.loading import BATCHES_AHEAD, Timings
 from pipeline.sources import Record

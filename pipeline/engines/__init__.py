@@ -18,14 +18,16 @@ import numpy as np
 import torch
 
 from pipeline.bases import Base, feature_network
-from pipeline.batching import Features, Pixels, fastest_size, in_halves
 from pipeline.config import EngineSettings, Recipe
 from pipeline.devices import CoreThreads, pick_device
+from pipeline.engines.batch_size import Features, Pixels, fastest_size, in_halves
+from pipeline.engines.cache import keep_size, read_size
+from pipeline.engines.memory import budget, taken
+from pipeline.engines.onnx_graph import graph_key
+from pipeline.engines.onnx_runner import OnnxRunner
+from pipeline.engines.torch_runner import CompiledRunner, TorchRunner
 from pipeline.errors import EngineError
-from pipeline.graphs import graph_key, keep_size, read_size
 from pipeline.images.transform import InputTransform
-from pipeline.memory import budget, taken
-from pipeline.runners import CompiledRunner, OnnxRunner, TorchRunner
 
 log = logging.getLogger(__name__)
 
