@@ -29,7 +29,7 @@ _HOMES = {
     "merge": "merging",
     "FeatureStore": "store",
     "FeatureExtractor": "transformer",
-    "load_model": "artifact",
+    "load_model": "models.model",
     "run": "experiment",
     "list_bases": "commands.bases",
     "PipelineError": "errors",

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import plots
-from pipeline.artifact import write_rows
 from pipeline.extraction import extract
 from pipeline.files import create, refuse_nul, remove
 from pipeline.fitting import fit_head
+from pipeline.models.predictions import write_rows
 from pipeline.prediction import predict
 from pipeline.results import Result
 

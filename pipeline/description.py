@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import load_model
 from pipeline.files import heal
+from pipeline.models.model import load_model
 from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.store.header import STATUS_NAMES

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
 from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
 from pipeline.files import refuse_nul
-from pipeline.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
+from pipeline.models.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
 from pipeline.registry import Registry
 from pipeline.results import Result
 from pipeline.terminal import shown
@@ -219,7 +219,7 @@ def _refuse_other(step: Planned, *, force: bool) -> None:
 
 def _refuse_damaged(output: Path) -> None:
     """What is called up to date can be opened."""
-    from pipeline.artifact import load_model
+    from pipeline.models.model import load_model
 
     try:
         load_model(output)

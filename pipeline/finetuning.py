@@ -20,14 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
-from pipeline.artifact import BaseRecord, DataRecord, load_model, save_model
 from pipeline.bases import Base, load_base
 from pipeline.bases.weights import digest
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
-from pipeline.examples import Examples, read_pictures, split_examples
-from pipeline.feeding import Batch, Feeder, Pictures
 from pipeline.files import refuse_existing, require_room
 from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
@@ -35,7 +32,18 @@ from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
 from pipeline.images import decoding
 from pipeline.images.augment import View, build_view
-from pipeline.network import (
+from pipeline.models.folder import BaseRecord, DataRecord, save_model
+from pipeline.models.model import load_model
+from pipeline.models.provenance import fingerprint_images, request_of, start_files
+from pipeline.progress import Bar
+from pipeline.progress import progress as progress_bar
+from pipeline.results import Result
+from pipeline.scores import Scored
+from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
+from pipeline.training.batches import Batch, Feeder, Pictures
+from pipeline.training.dataset import Examples, read_pictures, split_examples
+from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
+from pipeline.training.network import (
     Network,
     build_network,
     folded_head,
@@ -45,13 +53,6 @@ from pipeline.network import (
     start_from,
     write_base,
 )
-from pipeline.progress import Bar
-from pipeline.progress import progress as progress_bar
-from pipeline.provenance import fingerprint_images, request_of, start_files
-from pipeline.results import Result
-from pipeline.scores import Scored
-from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
-from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.wording import plural
 
 log = logging.getLogger(__name__)

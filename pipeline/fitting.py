@@ -18,22 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
-from pipeline.artifact import BaseRecord, DataRecord, save_model
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError, StoreDamagedError
 from pipeline.files import refuse_existing
 from pipeline.heads.calibration import softmax
 from pipeline.heads.contract import Head, Problem, refuse_extremes
-from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
+from pipeline.models.folder import BaseRecord, DataRecord, save_model
+from pipeline.models.provenance import request_of
 from pipeline.progress import progress as progress_bar
-from pipeline.provenance import request_of
 from pipeline.registry import refuse_unknown
 from pipeline.results import Result
 from pipeline.scores import Scored
 from pipeline.sources import Target, choose_target
+from pipeline.splits import Split, group_codes, split_rows
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 

@@ -13,9 +13,9 @@ from pipeline import files
 from pipeline.errors import OutputExistsError, StoreDamagedError, StoreError
 from pipeline.results import Result
 from pipeline.store.header import Part
-from pipeline.store.origins import Origin, partial_path
+from pipeline.store.plan import Request
 from pipeline.store.reader import FeatureStore
-from pipeline.store.request import Request
+from pipeline.store.reuse import Origin, partial_path
 from pipeline.store.rows import RowFile
 from pipeline.store.writer import StoreWriter, explained, usable_path
 

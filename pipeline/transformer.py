@@ -19,7 +19,6 @@ from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.artifact import joined
 from pipeline.bases import Base, load_base
 from pipeline.config import Pool, Recipe, RunSettings
 from pipeline.engines.embedder import Embedder
@@ -27,6 +26,7 @@ from pipeline.errors import ImageError, SourceError
 from pipeline.files import digest_bytes
 from pipeline.images import decoding
 from pipeline.images.loading import Loaded
+from pipeline.models.model import joined
 from pipeline.store import FeatureStore
 from pipeline.terminal import shown
 

@@ -21,9 +21,9 @@ from pipeline.results import Result
 from pipeline.sources import Record, read_manifest, shown
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
-from pipeline.store.origins import Origin, pieces
 from pipeline.store.parts import part_paths
 from pipeline.store.reader import FeatureStore
+from pipeline.store.reuse import Origin, pieces
 from pipeline.store.rows import RowFile
 
 #: How far a recomputed row may be off, relatively, by the type it is kept in and the arithmetic of the base:

@@ -19,7 +19,6 @@ from pictures import encoded, photo, write_photos
 from PIL import Image
 
 from pipeline import bases
-from pipeline.artifact import load_model
 from pipeline.bases import feature_network, load_base
 from pipeline.errors import (
     BaseError,
@@ -32,6 +31,7 @@ from pipeline.errors import (
 from pipeline.extraction import ExtractResult, advice, extract, rehearse
 from pipeline.fitting import fit_head
 from pipeline.images.decoding import decode
+from pipeline.models.model import load_model
 from pipeline.prediction import predict
 from pipeline.store import FeatureStore
 from pipeline.transformer import FeatureExtractor

@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pipeline
-from pipeline.artifact import load_model
 from pipeline.bases import load_base
 from pipeline.bases.weights import digest
 from pipeline.errors import (
@@ -35,6 +34,7 @@ from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.finetuning import FinetuneResult, finetune
 from pipeline.fitting import fit_head
+from pipeline.models.model import load_model
 from pipeline.prediction import predict
 
 EMBEDDED = {"base": "squeezenet1_1", "weights": "embedded"}

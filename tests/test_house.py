@@ -26,8 +26,6 @@ FLOORS = [floor.split(", ") for floor in RULE.split(" < ")]
 ON_TOP = {"cli": "cli", "__main__": "cli", "__init__": "cli", "feature_extractor": "commands", "scores": "heads"}
 #: Still beside the packages that they belong to.
 MOVING = {
-    **dict.fromkeys(("artifact", "provenance"), "models"),
-    **dict.fromkeys(("network", "feeding", "examples", "training"), "training"),
     **dict.fromkeys(("extraction", "fitting", "finetuning", "prediction", "evaluation", "verification"), "commands"),
     **dict.fromkeys(("description", "merging", "experiment", "demo", "results", "transformer"), "commands"),
 }

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifact import load_model
 from pipeline.evaluation import evaluate
 from pipeline.extraction import extract
 from pipeline.finetuning import finetune
 from pipeline.fitting import fit_head
 from pipeline.metrics import regression
+from pipeline.models.model import load_model
 from pipeline.prediction import predict
 from pipeline.store import FeatureStore
 

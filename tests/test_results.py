@@ -22,7 +22,7 @@ from pipeline.fitting import FitResult
 from pipeline.merging import MergeResult
 from pipeline.prediction import PredictResult
 from pipeline.sources import Target
-from pipeline.training import Epoch
+from pipeline.training.loop import Epoch
 from pipeline.verification import VerifyResult
 
 SECONDS = 1.23456

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.basis import Basis, make_basis
 from pipeline.heads.calibration import fit_inverse_temperature, softmax
 from pipeline.heads.contract import TOO_FEW, Head, Problem, Search, Task
 from pipeline.heads.criterion import Best
 from pipeline.heads.linear import LinearHead, fit_all, search_logistic, solver_device
-from pipeline.heads.logistic import Fits
+from pipeline.heads.solvers.basis import Basis, make_basis
+from pipeline.heads.solvers.logistic import Fits
 from pipeline.heads.tensors import FILE, Tensors
 
 #: Ranges that are tried, each with about as many rows as any other.

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError
 from pipeline.heads.calibration import fit_inverse_temperature, interval_half_width, softmax
-from pipeline.heads.folds import make_folds
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
 from pipeline.sources.manifest import Task as Task
+from pipeline.splits import make_folds
 
 #: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
 LARGEST_NUMBER = 1e30

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from pipeline.devices import pick_device
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
-from pipeline.heads.basis import CPU, Basis, make_basis
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
-from pipeline.heads.logistic import Fits, LogisticBatch, fold_weights
+from pipeline.heads.solvers.basis import CPU, Basis, make_basis
+from pipeline.heads.solvers.logistic import Fits, LogisticBatch, fold_weights
+from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
 from pipeline.heads.standard import Standard
-from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 from pipeline.heads.tensors import Tensors
 
 #: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.

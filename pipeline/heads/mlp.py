@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.heads.basis import LARGEST_DECOMPOSITION
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.rows import Rows
+from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION
+from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
 from pipeline.heads.standard import Standard
-from pipeline.heads.steps import Lesson, Plan, search_epochs, train_on_all
 from pipeline.heads.tensors import Tensors, write_tensors
 
 #: What is tried: the strongest pays where most of the target is noise, the weakest where next to nothing is.

@@ -18,8 +18,8 @@ from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.rows import Rows, block_length
+from pipeline.heads.solvers.gram import add_products, eigen, zero_products
 from pipeline.heads.standard import Standard
-from pipeline.heads.symmetric import add_products, eigen, zero_products
 from pipeline.heads.tensors import Tensors
 
 PENALTIES = 50

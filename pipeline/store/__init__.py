@@ -14,9 +14,9 @@ dataset.py    rows as a PyTorch dataset
 
 from pipeline.store.header import Part
 from pipeline.store.layout import LayerSpec
-from pipeline.store.origins import Source
 from pipeline.store.parts import part_range
 from pipeline.store.reader import FeatureStore, is_store
+from pipeline.store.reuse import Source
 from pipeline.store.writer import StoreWriter, waiting_rows
 
 __all__ = ["FeatureStore", "LayerSpec", "Part", "Source", "StoreWriter", "is_store", "part_range", "waiting_rows"]

@@ -40,8 +40,8 @@ from pipeline.store.header import (
     plain_name,
 )
 from pipeline.store.layout import LayerSpec, draw
-from pipeline.store.origins import FORCED, UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
-from pipeline.store.request import Request
+from pipeline.store.plan import Request
+from pipeline.store.reuse import FORCED, UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
 
 #: A kill loses at most the rows of so many seconds or bytes.

@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 
 from examples import problem_of
 
-from pipeline.heads.basis import make_basis
 from pipeline.heads.linear import PENALTIES, SEARCH_TOLERANCE, search_penalty
-from pipeline.heads.logistic import LogisticBatch
 from pipeline.heads.ridge import Decomposition, Target, _path, _targets
 from pipeline.heads.rows import ArrayRows
+from pipeline.heads.solvers.basis import make_basis
+from pipeline.heads.solvers.logistic import LogisticBatch
 from pipeline.heads.standard import Standard
 
 

@@ -218,9 +218,11 @@ def test_every_part_of_the_recipe_has_its_own_graph(base: Base) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
-def test_a_damaged_entry_is_made_again(base: Base, own_cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_entry_is_made_again(
+    base: Base, own_cache: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     before = engine_of(base)(noise(base, 2))[0]
-    (entry,) = cache.iterdir()
+    (entry,) = own_cache.iterdir()
     good = entry.read_bytes()
     flipped = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     entry.write_bytes({"flip": flipped, "cut": good[:1000], "empty": b""}[damage])
@@ -273,10 +275,10 @@ def test_the_cache_forgets_what_was_used_longest_ago(own_cache: Path, monkeypatc
         __import__("os").utime(entry, (entry.stat().st_mtime - age,) * 2)
     assert cache.read_cached("old") == bytes(68)  # used just now
     cache.keep_cached("new", bytes(68))
-    assert {entry.stem for entry in cache.iterdir()} == {"old", "new"}
+    assert {entry.stem for entry in own_cache.iterdir()} == {"old", "new"}
     monkeypatch.setattr(cache, "KEPT_BYTES", 1)
     cache.keep_cached("last", bytes(68))
-    assert {entry.stem for entry in cache.iterdir()} == {"last"}
+    assert {entry.stem for entry in own_cache.iterdir()} == {"last"}
 
 
 # --- threads, batch sizes and memory

@@ -23,10 +23,10 @@ import pytest
 from nursery import End, Nursery
 from pictures import write_photos
 
-from pipeline.artifact import load_model
 from pipeline.errors import ModelError
 from pipeline.extraction import extract
 from pipeline.fitting import fit_head
+from pipeline.models.model import load_model
 from pipeline.store import FeatureStore
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "2"))

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError, PipelineError
 from pipeline.heads import HEADS, Head, Search, load_head
-from pipeline.heads.folds import make_folds
+from pipeline.splits import make_folds
 
 PAIRS = [(name, task) for name in HEADS for task in HEADS[name].learns]
 CLASSIFIERS = [name for name in HEADS if "classes" in HEADS[name].learns]

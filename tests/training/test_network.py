@@ -9,7 +9,7 @@ from torch.nn import functional
 from pipeline.bases import Base, load_base
 from pipeline.bases.weights import digest
 from pipeline.errors import HeadError, SettingsError
-from pipeline.network import (
+from pipeline.training.network import (
     Network,
     build_network,
     folded_head,

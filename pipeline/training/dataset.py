@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import HeadError, SourceError
-from pipeline.feeding import Indices, Pictures
-from pipeline.heads.folds import Split, group_codes, split_rows
 from pipeline.images.loading import refuse_too_many_bad
 from pipeline.images.transform import InputTransform
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Target
+from pipeline.splits import Split, group_codes, split_rows
 from pipeline.terminal import shown
+from pipeline.training.batches import Indices, Pictures
 
 
 class Examples:

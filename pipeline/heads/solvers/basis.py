@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.heads.rows import ArrayRows, Rows
+from pipeline.heads.solvers.gram import add_products, eigen, zero_products
 from pipeline.heads.standard import Standard
-from pipeline.heads.symmetric import add_products, eigen, zero_products
 
 #: Decompositions larger than this cost more than the iterations that they save.
 LARGEST_DECOMPOSITION = 4096

@@ -8,11 +8,11 @@ from pictures import photo, write_photos
 from PIL import Image
 
 from pipeline.errors import SourceError
-from pipeline.feeding import Feeder, Indices, Pictures, groups
 from pipeline.images.augment import build_view
 from pipeline.images.transform import InputTransform
 from pipeline.progress import progress
 from pipeline.sources import Manifest, read_manifest
+from pipeline.training.batches import Feeder, Indices, Pictures, groups
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 VIEW = build_view(["crop", "flip"], size=(32, 32), plain=np.asarray)

@@ -16,15 +16,6 @@ from conftest import Trained
 from pictures import write_photos
 from safetensors.torch import save_file
 
-from pipeline.artifact import (
-    BaseRecord,
-    DataRecord,
-    checksum,
-    load_model,
-    plain_text,
-    save_model,
-    write_rows,
-)
 from pipeline.bases import load_base
 from pipeline.bases.weights import digest
 from pipeline.errors import ModelError, OutputExistsError
@@ -33,9 +24,12 @@ from pipeline.extraction import extract
 from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead
 from pipeline.metrics import classification
-from pipeline.network import write_base
+from pipeline.models.folder import BaseRecord, DataRecord, checksum, save_model
+from pipeline.models.model import load_model
+from pipeline.models.predictions import plain_text, write_rows
 from pipeline.prediction import predict
 from pipeline.sources import from_paths
+from pipeline.training.network import write_base
 
 
 @pytest.fixture
@@ -233,7 +227,7 @@ def test_a_model_that_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
 
 # --- of version 0.1.0, and of any later one
 
-OLD = Path(__file__).parent / "data" / "0.1.0"
+OLD = Path(__file__).parents[1] / "data" / "0.1.0"
 EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((OLD / "expected.json").read_text())
 
 

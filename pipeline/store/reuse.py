@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.sources import Manifest
 from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, unescape
-from pipeline.store.request import Request
+from pipeline.store.plan import Request
 from pipeline.store.rows import RowFile, row_checksums, runs
 
 #: These reasons lie outside the image: another day the same file may be fine.

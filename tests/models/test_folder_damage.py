@@ -22,18 +22,19 @@ import pytest
 from conftest import Trained
 from safetensors.numpy import load_file, save_file
 
-from pipeline.artifact import checksum, head_files, load_model
 from pipeline.bases import load_base
 from pipeline.description import info
 from pipeline.errors import ModelError
 from pipeline.files import digest_bytes
 from pipeline.fitting import fit_head
 from pipeline.heads import HEADS
-from pipeline.network import write_base
+from pipeline.models.folder import checksum, head_files
+from pipeline.models.model import load_model
+from pipeline.training.network import write_base
 
 FLIPS = int(os.environ.get("PIPELINE_FLIPS", "1000"))
 FORGERIES = int(os.environ.get("PIPELINE_FORGERIES", "500"))
-OLD = Path(__file__).parent / "data" / "0.1.0"
+OLD = Path(__file__).parents[1] / "data" / "0.1.0"
 FEATURES = np.random.default_rng(13).random((8, 512), dtype=np.float32)
 
 Dice = random.Random
@@ -290,7 +291,7 @@ PROGRAM = """
 import faulthandler, json, resource, sys
 import numpy as np
 resource.setrlimit(resource.RLIMIT_DATA, (5 << 30, 5 << 30))
-from pipeline.artifact import load_model
+from pipeline.models.model import load_model
 from pipeline.description import info
 from pipeline.errors import PipelineError
 features, image, stores, thorough, folders = json.loads(sys.argv[1])

@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
-from pipeline.feeding import Batch
-from pipeline.network import Network, parameter_groups, restore, snapshot
 from pipeline.registry import Registry
+from pipeline.training.batches import Batch
+from pipeline.training.network import Network, parameter_groups, restore, snapshot
 
 #: The batches of an epoch; epochs count from 1.
 Batches = Callable[[int], Iterable[Batch]]

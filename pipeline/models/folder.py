@@ -14,37 +14,27 @@ A fine-tuned base is a weights file like any other, so a fine-tuned model and a 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.config import Recipe, RerunSettings
+from pipeline.config import Recipe
 from pipeline.environment import versions
-from pipeline.errors import BaseError, ModelError, RecipeMismatchError
-from pipeline.files import atomic_write, digest_bytes, heal, named, open_regular, publish_folder, read_regular
+from pipeline.errors import ModelError
+from pipeline.files import digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
 from pipeline.images import decoding
-from pipeline.images.loading import BATCH
-from pipeline.sources import Record, from_paths
+from pipeline.models.predictions import write_rows
 
 if TYPE_CHECKING:
-    from pipeline.bases import Base
-    from pipeline.engines.embedder import Embedded, Embedder
+    pass
 
 #: 1 had no checksums; what reads it alone says of 2 that it wants a newer version.
 FORMAT_VERSION = 2
@@ -221,55 +211,13 @@ def _measured(path: Path) -> FileRecord:
         return FileRecord(size=file.tell(), sha256=digest.hexdigest())
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `rows` as CSV; the header is the keys of the first one.
-
-    Text that a spreadsheet would take for a formula, because of its first character, gets an apostrophe in front, as
-    does text that has apostrophes in front of such a character: `plain_text` gives back what it was.
-    """
-    table = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-        writer.writerow({name: _cell(name) for name in rows[0]})
-        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    with atomic_write(path) as file:
-        file.write(table.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def plain_text(cell: str) -> str:
-    """What the text of a cell of `write_rows` was.
-
-    >>> plain_text("'=1.jpg"), plain_text("'tis.jpg")
-    ('=1.jpg', "'tis.jpg")
-    """
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _cell(value: Any) -> Any:
-    return "'" + value if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-#: How text begins that a spreadsheet computes, also after the sign that keeps it from doing so.
-_FORMULA = re.compile("'*[=+\\-@\t\r\n]")
-
-
-def load_model(folder: str | Path, **options: Any) -> Model:
-    """Open a model folder, all of whose files are checked; the base itself is loaded when it is first needed.
-
-    `options` are the fields of `RerunSettings`: `weights` names a file with the base's weights where the one recorded
-    has moved, `device` and `engine` say what runs the base, ... Raises `ModelError`.
-    """
-    return open_model(folder, RerunSettings.of(options))
-
-
-def open_model(folder: str | Path, settings: RerunSettings) -> Model:
-    """Open a model folder as `load_model` does, with options that are checked already."""
-    folder = Path(folder)
+def read_folder(folder: Path) -> tuple[ModelRecord, Head]:
+    """What a model folder says and the head in it, all checked; raises `ModelError`."""
     heal(folder)
     before = _read(folder)
     while True:
         try:
-            return _load(folder, before, settings)
+            return _load(folder, before)
         except ModelError:
             now = _read(folder)
             if now == before:
@@ -277,7 +225,7 @@ def open_model(folder: str | Path, settings: RerunSettings) -> Model:
             before = now  # another model has taken this name meanwhile
 
 
-def _load(folder: Path, text: bytes, settings: RerunSettings) -> Model:
+def _load(folder: Path, text: bytes) -> tuple[ModelRecord, Head]:
     path = folder / "model.json"
     content = _parsed(path, text)
     try:
@@ -298,7 +246,7 @@ def _load(folder: Path, text: bytes, settings: RerunSettings) -> Model:
         raise ModelError(
             f"{folder}: a head of {head.outputs} {head.task} does not fit {outputs} {record.task}; train it again"
         )
-    return Model(folder, record, head, settings)
+    return record, head
 
 
 def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) -> None:
@@ -329,123 +277,6 @@ def _refuse_irregular(path: Path) -> None:
     """Raise `ModelError` for a pipe or a device, which would be waited for."""
     if not path.is_file():
         raise ModelError(f"{path} cannot be read: it is no regular file; {RESTORE}")
-
-
-class Model:
-    """A trained model: images to features to answers.
-
-    `record` is the content of model.json, `head` the trained head.
-    """
-
-    def __init__(self, folder: Path, record: ModelRecord, head: Head, settings: RerunSettings) -> None:
-        self.folder = folder
-        self.record = record
-        self.head = head
-        self._settings = settings
-
-    def __repr__(self) -> str:
-        """Folder, head, what it answers, and its base."""
-        classes = self.record.classes
-        what = f"numbers of {self.record.target!r}"
-        if classes is not None:
-            named = ", ".join(classes[:5]) + (f", ... ({len(classes)})" if len(classes) > 5 else "")
-            what = f"classes {named}"
-        base = self.record.base
-        weights = "fine-tuned" if base.fine_tuned else f"weights {base.weights}"
-        return f"Model({str(self.folder)!r}: head {self.head.name}, {what}, base {base.name} with {weights})"
-
-    @cached_property
-    def base(self) -> Base:
-        """The base with the very weights of the training; any others are an error."""
-        from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
-
-        known = self.record.base
-        weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
-        tuned = self.folder / "base.safetensors" if known.fine_tuned else None
-        try:
-            return base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
-        except (BaseError, RecipeMismatchError) as error:
-            way_out = ""
-            if not known.fine_tuned and "/" in weights and not Path(weights).is_file():
-                way_out = "; if the file has moved, give --weights FILE"
-            raise ModelError(f"{self.folder}: its base cannot be loaded: {error}{way_out}") from error
-
-    @cached_property
-    def embedder(self) -> Embedder:
-        """What makes images into the features that the head takes. Raises `ModelError` where they do not fit."""
-        from pipeline.engines.embedder import Embedder
-
-        plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
-        embedder = Embedder(self.base, plain, self._settings)
-        if embedder.dimensions != self.head.dimensions:
-            raise ModelError(
-                f"{self.folder}: a head of {self.head.dimensions} features does not fit its base, which gives "
-                f"{embedder.dimensions}; train it again"
-            )
-        return embedder
-
-    def open(self) -> Self:
-        """Load the base and check it now, where the first image would do so; raises `ModelError` for another one."""
-        self.embedder  # noqa: B018 - it is kept
-        return self
-
-    def embed(self, records: Sequence[Record]) -> Iterator[Embedded]:
-        """Embed the images of `records`, batch by batch, in their order; what has no finite features is bad."""
-        for batch in self.embedder.run(records, batch_size=self._settings.batch_or(BATCH)):
-            yield batch.finite()
-
-    def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
-        """What the model says of image files, or of all images of a folder, in the order asked.
-
-        Each answer is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
-        `error`, why the image has none.
-
-        >>> load_model("artifacts/insects").predict("new.jpg")  # doctest: +SKIP
-        [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]]}]
-        """
-        self.open()
-        records = from_paths(images).records
-        return [answer for batch in self.answer_batches(records, top=top) for answer in batch]
-
-    def answer_batches(self, records: Sequence[Record], *, top: int = 5) -> Iterator[Answers]:
-        """The answers to the images of `records`, batch by batch, in their order."""
-        waiting = iter(records)
-        for batch in self.embed(records):
-            answers = self.answers(joined(batch.layers), top=top) if batch.indices else []
-            said = dict(zip(batch.indices, answers, strict=True))
-            said |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
-            yield [{"id": record.id, **said[record.index]} for record in islice(waiting, len(batch))]
-
-    def check_recipe(self, other: Recipe, where: str | Path) -> None:
-        """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
-        way_out = f"extract again with the recipe of {self.folder}, or train on this file"
-        self.record.recipe.refuse_without(other, where=where, way_out=way_out)
-
-    def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """What the head says of `features` (B, D): `top` classes with scores, or value and interval."""
-        scores = self.head.predict_proba(features)
-        if self.record.classes is None:
-            return [self._number(float(value)) for value in scores]
-        return [self._label(row, top) for row in scores]
-
-    def _number(self, value: float) -> dict[str, Any]:
-        half = self.record.head.get("interval_half_width")
-        return {"value": value, "interval": None if half is None else [value - half, value + half]}
-
-    def _label(self, row: NDArray[np.float64], top: int) -> dict[str, Any]:
-        classes = self.record.classes or ()
-        best = np.argsort(-row, kind="stable")[:top]
-        ranked = [[classes[i], float(row[i])] for i in best]
-        return {"label": ranked[0][0], "score": ranked[0][1], "top": ranked}
-
-
-Answers = list[dict[str, Any]]
-
-
-def joined(layers: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Several layers' features side by side, each flattened: (B, D1 + D2 + ...)."""
-    flat = [layer.reshape(len(layer), -1) for layer in layers]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
 def _read(folder: Path) -> bytes:

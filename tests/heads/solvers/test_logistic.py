@@ -16,12 +16,12 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import FitSettings
 from pipeline.errors import SettingsError
 from pipeline.heads import HEADS
-from pipeline.heads.basis import LARGEST_DECOMPOSITION, make_basis
-from pipeline.heads.folds import make_folds
 from pipeline.heads.linear import fit_logistic, solver_device
-from pipeline.heads.logistic import LogisticBatch, fold_weights
 from pipeline.heads.rows import ArrayRows, StreamedRows
+from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION, make_basis
+from pipeline.heads.solvers.logistic import LogisticBatch, fold_weights
 from pipeline.heads.standard import Standard
+from pipeline.splits import make_folds
 
 
 def digits():
@@ -198,7 +198,7 @@ def test_streamed_rows_give_the_same_head():
 
 
 def test_no_decomposition_where_it_would_be_too_large(monkeypatch):
-    monkeypatch.setattr("pipeline.heads.basis.LARGEST_DECOMPOSITION", 10)
+    monkeypatch.setattr("pipeline.heads.solvers.basis.LARGEST_DECOMPOSITION", 10)
     assert LARGEST_DECOMPOSITION > 10
     features, y = blobs(300, 20, 3)
     problem = problem_of(features, y)

@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.heads.basis import Basis
 from pipeline.heads.calibration import ABSENT
+from pipeline.heads.solvers.basis import Basis
 
 #: Pairs that L-BFGS remembers, and the floats all of them may take.
 MEMORY, MEMORY_FLOATS = 12, 100_000_000

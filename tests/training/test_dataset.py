@@ -9,11 +9,11 @@ from pictures import photo, write_photos
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import HeadError, SourceError
-from pipeline.examples import Examples, read_pictures, split_examples
-from pipeline.feeding import Pictures
-from pipeline.heads.folds import Split
 from pipeline.images.transform import InputTransform
 from pipeline.sources import FileImage, Manifest, Record, Target
+from pipeline.splits import Split
+from pipeline.training.batches import Pictures
+from pipeline.training.dataset import Examples, read_pictures, split_examples
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 CODES = Target("class", np.array([0, 1, 1, -1]), ("ant", "bee"))

@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import training
 from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
-from pipeline.feeding import Batch
-from pipeline.network import Network, build_network, freeze, standardise
-from pipeline.training import Classes, Epoch, Goal, History, Numbers, Trainer, train
+from pipeline.training.batches import Batch
+from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, loop, train
+from pipeline.training.network import Network, build_network, freeze, standardise
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_the_best_epochs_weights_are_put_back(squeezenet: Base) -> None:
 
 def test_training_that_makes_nothing_better_changes_nothing(squeezenet: Base) -> None:
     class Content(Classes):
-        def rank(self, measures: training.Measures) -> tuple[float, ...]:
+        def rank(self, measures: loop.Measures) -> tuple[float, ...]:
             return (0.0,)
 
     network = prepare(squeezenet, Rows())
@@ -169,7 +168,7 @@ def test_the_rate_drops_by_steps(squeezenet: Base) -> None:
     assert [epoch.lr for epoch in history.epochs] == [0.01, 0.01, 0.01]
 
 
-@pytest.mark.parametrize("name", list(training.OPTIMIZERS))
+@pytest.mark.parametrize("name", list(loop.OPTIMIZERS))
 def test_every_optimizer_learns(squeezenet: Base, name: str) -> None:
     lr = 0.001 if name == "sgd" else 0.00002  # the others scale every step to about the rate itself
     _, history = run(squeezenet, Rows(), epochs=1, optimizer=name, lr=lr, weight_decay=1e-4)
@@ -178,7 +177,7 @@ def test_every_optimizer_learns(squeezenet: Base, name: str) -> None:
 
 def test_the_optimizers_the_settings_know_are_those_there_are() -> None:
     annotation = FinetuneSettings.model_fields["optimizer"].annotation
-    assert set(annotation.__args__) == set(training.OPTIMIZERS)  # type: ignore[union-attr]
+    assert set(annotation.__args__) == set(loop.OPTIMIZERS)  # type: ignore[union-attr]
 
 
 def test_a_step_of_sgd_is_the_tutorials(squeezenet: Base) -> None:

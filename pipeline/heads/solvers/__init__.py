@@ -1,0 +1,1 @@
+"""Numerics that know no head: what is minimised, and how."""

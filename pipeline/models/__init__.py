@@ -1,0 +1,1 @@
+"""Trained models: a folder on disk, and what it answers."""
