@@ -7,6 +7,37 @@
 
 Every command of the command line is a function here, with the same options as keyword arguments. They are imported
 when first asked for, so that `import pipeline` costs nothing.
+
+Where things are, each package with a map of its own in its ``__init__``:
+
+    cli.py                parse options, call one library function, print its result
+    feature_extractor.py  the scikit-learn transformer: a thin coat over the embedder
+    commands/             one file a command, named as the command
+    models/               a trained model: its folder on disk, and what it answers
+    training/             fine-tuning: rows, batches, the network that moves, the loop
+    heads/                one file a head; contract.py says what a head is
+    store/                feature files: format, writer, reader, parts
+    engines/              what runs a base: embedder, workers, runners, batch size, cache
+    bases/                networks by name, one file a collection; weights, layers by name
+    images/               bytes to pixels to what a base sees
+    sources/              one file a kind of source; manifest.py is what all are read into
+    scores.py             labelled rows with a model's answers: metrics, rows of a table, plots
+    splits.py             which rows are held out, which fold a row is in
+    metrics.py            how good predictions are, and how sure that is
+    plots.py              the pictures of a training
+    config.py             the settings of each stage, and the recipe of features
+    errors.py             the exception tree
+    registry.py           families of named things, with the near name for an unknown one
+    files.py              files that are whole or absent
+    devices.py            where the work runs: device and cores
+    progress.py           how far the work is, on stderr
+    interruption.py       Ctrl-C, obeyed in time
+    text.py               what may be printed, and counts with their nouns
+    versions.py           what a result was made with
+
+A package imports only what stands left of it; what is no package is ground (scores.py stands beside the heads):
+
+    ground < sources < images < bases < engines < store < heads < models, training < commands < cli
 """
 
 from __future__ import annotations
@@ -19,18 +50,18 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "extract": "extraction",
-    "fit_head": "fitting",
-    "finetune": "finetuning",
-    "predict": "prediction",
-    "evaluate": "evaluation",
-    "verify": "verification",
-    "info": "description",
-    "merge": "merging",
+    "extract": "commands.extract",
+    "fit_head": "commands.fit_head",
+    "finetune": "commands.finetune",
+    "predict": "commands.predict",
+    "evaluate": "commands.evaluate",
+    "verify": "commands.verify",
+    "info": "commands.info",
+    "merge": "commands.merge",
     "FeatureStore": "store",
-    "FeatureExtractor": "transformer",
+    "FeatureExtractor": "feature_extractor",
     "load_model": "models.model",
-    "run": "experiment",
+    "run": "commands.run",
     "list_bases": "commands.bases",
     "PipelineError": "errors",
 }

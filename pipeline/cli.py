@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import click
 
+from pipeline.commands.results import Result
 from pipeline.config import (
     ExtractSettings,
     FinetuneSettings,
@@ -28,8 +29,7 @@ from pipeline.config import (
 )
 from pipeline.errors import PipelineError, SettingsError, require_posix
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
-from pipeline.results import Result
-from pipeline.terminal import lines_shown, shown
+from pipeline.text import lines_shown, shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -176,8 +176,8 @@ def extract(
     SOURCE is a folder (flat, one folder a class, or train/val/test with class folders), a CSV with an image column, or
     a text file of paths. The same command again computes only what is missing.
     """
-    from pipeline.extraction import extract as stage
-    from pipeline.extraction import rehearse
+    from pipeline.commands.extract import extract as stage
+    from pipeline.commands.extract import rehearse
 
     begin(quiet=quiet, verbose=verbose)
     if dry_run:
@@ -194,7 +194,7 @@ def extract(
 @reporting
 def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Stage 2: train a head on the cached features of STORE."""
-    from pipeline.fitting import fit_head as stage
+    from pipeline.commands.fit_head import fit_head as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(store, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
@@ -208,7 +208,7 @@ def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool,
 @reporting
 def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Stage 3, optional: train the network on the images of SOURCE, wholly or in part."""
-    from pipeline.finetuning import finetune as stage
+    from pipeline.commands.finetune import finetune as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
@@ -236,7 +236,7 @@ def predict(
     **options: Any,
 ) -> None:
     """What MODEL says of each IMAGE (files, or folders of them)."""
-    from pipeline.prediction import predict as stage
+    from pipeline.commands.predict import predict as stage
 
     begin(quiet=quiet, verbose=verbose)
     result = stage(model, images, top=top, csv=table, progress=not quiet, **given(options))
@@ -262,7 +262,7 @@ def predict(
 @reporting
 def evaluate(model: Path, source: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Score MODEL on SOURCE: a feature file, or labelled images as extract takes them."""
-    from pipeline.evaluation import evaluate as stage
+    from pipeline.commands.evaluate import evaluate as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(model, source, progress=not quiet, **given(options)), as_json=as_json)
@@ -292,7 +292,7 @@ def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
 @reporting
 def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     """What PATH holds: a feature file, a folder of parts, or a model folder."""
-    from pipeline.description import info as stage
+    from pipeline.commands.info import info as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(path), as_json=as_json)
@@ -307,7 +307,7 @@ def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 @reporting
 def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Check every byte of STORE; with --recompute N also that N rows are what their images give today."""
-    from pipeline.verification import verify as stage
+    from pipeline.commands.verify import verify as stage
 
     begin(quiet=quiet, verbose=verbose)
     result = stage(store, **given(options))
@@ -323,7 +323,7 @@ def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: An
 @reporting
 def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Make one feature file of all its PARTs (files, or one folder of them)."""
-    from pipeline.merging import merge as stage
+    from pipeline.commands.merge import merge as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(parts, output, force=force), as_json=as_json)
@@ -335,7 +335,7 @@ def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, qui
 @reporting
 def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Run the whole experiment that a TOML file describes; a model that is current is left as it is."""
-    from pipeline.experiment import ExperimentResult, run_steps
+    from pipeline.commands.run import ExperimentResult, run_steps
 
     begin(quiet=quiet, verbose=verbose)
     done = ExperimentResult(config, [])
@@ -359,7 +359,7 @@ def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) ->
 @reporting
 def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Everything once, offline: handwritten digits become features, heads, predictions and pictures."""
-    from pipeline.demo import demo as stage
+    from pipeline.commands.demo import demo as stage
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(output, progress=not quiet), as_json=as_json)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.terminal import shown
-from pipeline.wording import plural
+from pipeline.text import plural, shown
 
 #: A confusion matrix of more classes than this is a table nobody reads; the worst confusions are listed instead.
 MATRIX_CLASSES = 100

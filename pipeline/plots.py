@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.wording import plural
+from pipeline.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.plots import Drawing
 from pipeline.sources import Target
-from pipeline.wording import plural
+from pipeline.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.wording import plural
+from pipeline.text import plural
 
 Codes = NDArray[np.int64]
 

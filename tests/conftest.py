@@ -71,8 +71,8 @@ def split_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Photos with splits, their features, and a linear head and a regressor on them: read, never write."""
-    from pipeline.extraction import extract
-    from pipeline.fitting import fit_head
+    from pipeline.commands.extract import extract
+    from pipeline.commands.fit_head import fit_head
 
     root = tmp_path_factory.mktemp("trained")
     for seed, (split, count) in enumerate((("train", 12), ("val", 6))):

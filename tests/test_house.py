@@ -19,19 +19,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 
-#: What stands left of a package is what it may import; two at one place import neither each other.
-RULE = "ground < sources < images < bases < engines < store < heads < models, training < commands < cli"
+#: The map, which stands where a reader looks first.
+MAP = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""
+#: What stands left of a package is what it may import; two at one place do not import each other.
+RULE = next(line.strip() for line in MAP.splitlines() if " < " in line)
 FLOORS = [floor.split(", ") for floor in RULE.split(" < ")]
 #: Modules beside the packages; every other one is ground.
 ON_TOP = {"cli": "cli", "__main__": "cli", "__init__": "cli", "feature_extractor": "commands", "scores": "heads"}
-#: Still beside the packages that they belong to.
-MOVING = {
-    **dict.fromkeys(("extraction", "fitting", "finetuning", "prediction", "evaluation", "verification"), "commands"),
-    **dict.fromkeys(("description", "merging", "experiment", "demo", "results", "transformer"), "commands"),
-}
-
 #: Commands that are made of others.
-OF_OTHERS = ("run", "demo", "experiment")
+OF_OTHERS = ("run", "demo")
 
 #: Package -> the only place that imports it.
 ONLY_IN = {"h5py": "store", "click": "cli"}
@@ -44,7 +40,7 @@ HEAVY = (
 LIGHT = (
     "errors",
     "registry",
-    "wording",
+    "text",
     "files",
     "metrics",
     "progress",
@@ -109,7 +105,7 @@ def package(module: str) -> str:
     """``pipeline.store.reader`` is of the package ``store``, ``pipeline.files`` of the ground."""
     name = unit(module)
     packages = {name for floor in FLOORS for name in floor}
-    return MOVING.get(name) or ON_TOP.get(name) or (name if name in packages else "ground")
+    return ON_TOP.get(name) or (name if name in packages else "ground")
 
 
 def floor(module: str) -> int:
@@ -148,6 +144,14 @@ def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
 )
 def test_the_rule_itself(importer: str, imported: str, *, allowed: bool) -> None:
     assert is_allowed(importer, imported) is allowed
+
+
+def test_the_map_names_every_room_and_no_other() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__") and path.suffix in (".py", "")}
+    named = set(re.findall(r"^    ([a-z_]+(?:/|\.py))", MAP, re.MULTILINE))
+    assert named == {room if room.endswith(".py") else f"{room}/" for room in rooms}
+    packages = {name for floor in FLOORS for name in floor} - {"ground", "cli"}
+    assert packages == {room for room in rooms if not room.endswith(".py")}
 
 
 def test_no_modules_import_each_other() -> None:
@@ -193,7 +197,7 @@ def test_light_modules_load_nothing_heavy() -> None:
 
 def test_training_a_head_loads_no_base() -> None:
     """180 MB of them, which streaming a large file leaves no room for; matplotlib comes with the first plot."""
-    loaded = modules_after("import pipeline.fitting")
+    loaded = modules_after("import pipeline.commands.fit_head")
     assert not loaded & {"torchvision", "onnxruntime", "sklearn", "joblib", "matplotlib", "sympy"}
 
 

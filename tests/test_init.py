@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import demo
 from pipeline.cli import cli
+from pipeline.commands import demo
 
 HERE = Path(__file__).parent.parent
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.evaluation import evaluate
-from pipeline.extraction import extract
-from pipeline.finetuning import finetune
-from pipeline.fitting import fit_head
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.extract import extract
+from pipeline.commands.finetune import finetune
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.predict import predict
 from pipeline.metrics import regression
 from pipeline.models.model import load_model
-from pipeline.prediction import predict
 from pipeline.store import FeatureStore
 
 EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}

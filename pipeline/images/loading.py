@@ -23,7 +23,7 @@ from pipeline.devices import CoreThreads
 from pipeline.errors import ImageError, SourceError
 from pipeline.images import decoding
 from pipeline.sources import Record
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 #: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
 Shape = Callable[[bytes, bytes], NDArray[np.uint8]]

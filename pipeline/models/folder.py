@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.config import Recipe
-from pipeline.environment import versions
 from pipeline.errors import ModelError
 from pipeline.files import digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
+from pipeline.versions import versions
 
 if TYPE_CHECKING:
     pass

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import FinetuneSettings, Settings
 from pipeline.errors import ImageError
 from pipeline.sources import Manifest, Record
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 
 def request_of(command: str, settings: Settings, inputs: str) -> dict[str, Any]:

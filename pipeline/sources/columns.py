@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import SourceError
 from pipeline.sources.manifest import WHOLE_NUMBER, Target, class_target, counted, shown
-from pipeline.wording import plural
+from pipeline.text import plural
 
 Kind = Literal["class", "number"]
 

@@ -22,7 +22,7 @@ from pipeline.sources.manifest import (
     shown,
     split_name,
 )
-from pipeline.wording import plural
+from pipeline.text import plural
 
 #: Names of files that are rows. What such a file really holds, its content decides when it is decoded.
 EXTENSIONS = frozenset(

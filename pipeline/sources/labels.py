@@ -15,7 +15,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.manifest import UNKNOWN_CLASS, Manifest, Target, shown
 from pipeline.sources.parquet import load_parquet
 from pipeline.sources.tables import Table, guess_image_column, load_csv, read_splits, read_targets
-from pipeline.wording import plural
+from pipeline.text import plural
 
 
 def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> Manifest:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, SourceError
 from pipeline.registry import nearest, unknown
-from pipeline.terminal import shown as shown
-from pipeline.wording import plural
+from pipeline.text import plural
+from pipeline.text import shown as shown
 
 Task = Literal["classes", "numbers"]
 

@@ -4,8 +4,8 @@ header.py     format 1: the columns, and where each byte lies
 layout.py     the HDF5 around them, drawn in memory
 inspection.py what other programs find when they read it as HDF5
 rows.py       rows of one file at the level of bytes, with their checksums
-request.py    what a run asks of a file
-origins.py    which rows of earlier files may be kept
+plan.py       what a run asks of a file
+reuse.py      which rows of earlier files may be kept
 writer.py     `StoreWriter`: crash-safe, resumable, incremental
 parts.py      which ranges of rows make one store
 reader.py     `FeatureStore`: one file, or a folder of parts

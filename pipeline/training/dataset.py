@@ -15,7 +15,7 @@ from pipeline.images.transform import InputTransform
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Target
 from pipeline.splits import Split, group_codes, split_rows
-from pipeline.terminal import shown
+from pipeline.text import shown
 from pipeline.training.batches import Indices, Pictures
 
 

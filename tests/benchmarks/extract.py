@@ -142,10 +142,10 @@ def run_forward(photos: Path, base: str, weights: str, output: Path) -> float:
     import numpy as np
 
     from pipeline.bases import load_base
+    from pipeline.commands.extract import recipe_of
     from pipeline.config import ExtractSettings
     from pipeline.devices import CoreThreads
     from pipeline.engines import make_engine
-    from pipeline.extraction import recipe_of
 
     loaded, settings = load_base(base, weights), ExtractSettings.of({"base": base, "weights": weights})
     engine = make_engine(loaded, recipe_of(settings, loaded), settings, CoreThreads())
@@ -187,7 +187,7 @@ def child(name: str, photos: Path, base: str, weights: str) -> None:
     """One run in this process; prints what it took as JSON."""
     started = time.perf_counter()
     if name.startswith("ours") or name.endswith("alone"):
-        import pipeline.extraction  # noqa: F401
+        import pipeline.commands.extract  # noqa: F401
     else:
         import torch  # noqa: F401
         import torchvision  # noqa: F401

@@ -20,7 +20,7 @@ from torch import nn
 from torchvision import datasets, transforms
 
 from pipeline.bases import load_base
-from pipeline.finetuning import finetune
+from pipeline.commands.finetune import finetune
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CHOICES = {"last two fire modules": ("features.11", "features.12"), "all": ("all",)}

@@ -186,7 +186,7 @@ def test_a_graph_with_other_numbers_is_not_trusted(base: Base, monkeypatch: pyte
 
 def test_export_says_nothing(tmp_path: Path) -> None:
     program = (
-        "from pipeline.transformer import FeatureExtractor; "
+        "from pipeline.feature_extractor import FeatureExtractor; "
         "FeatureExtractor('squeezenet1_1', weights='embedded', engine='onnxruntime').fit(['any.jpg']); print('done')"
     )
     run = subprocess.run([sys.executable, "-W", "default", "-c", program], capture_output=True, text=True, check=True)

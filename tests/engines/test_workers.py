@@ -92,7 +92,7 @@ def test_a_process_that_dies_is_an_error_and_no_hang(base: Base, photos: Manifes
 
 
 def test_extraction_on_two_devices_gives_the_store_of_one(photos: Manifest, tmp_path: Path) -> None:
-    from pipeline.extraction import extract
+    from pipeline.commands.extract import extract
     from pipeline.store import FeatureStore
 
     options = {"base": "squeezenet1_1", "weights": "embedded", "batch_size": 4}

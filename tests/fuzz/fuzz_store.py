@@ -28,9 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cheap import everything, extract, manifest_of, write_images  # noqa: E402
 
+from pipeline.commands.verify import verify  # noqa: E402
 from pipeline.errors import StoreDamagedError  # noqa: E402
 from pipeline.store.header import MAGIC, parse_header  # noqa: E402
-from pipeline.verification import verify  # noqa: E402
 
 CORPUS = Path(__file__).parent / "corpus_store"
 MOST_MEMORY = 150 * 2**20

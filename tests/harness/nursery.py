@@ -95,7 +95,7 @@ class Nursery:
 def _serve() -> None:
     import torch  # noqa: F401  # before any fork: children share it
 
-    from pipeline import cli, evaluation, extraction, finetuning, fitting, merging, prediction  # noqa: F401
+    from pipeline.commands import evaluate, extract, finetune, fit_head, merge, predict  # noqa: F401
 
     for line in sys.stdin:
         read, write = os.pipe()

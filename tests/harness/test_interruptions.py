@@ -23,9 +23,9 @@ import pytest
 from nursery import End, Nursery
 from pictures import write_photos
 
+from pipeline.commands.extract import extract
+from pipeline.commands.fit_head import fit_head
 from pipeline.errors import ModelError
-from pipeline.extraction import extract
-from pipeline.fitting import fit_head
 from pipeline.models.model import load_model
 from pipeline.store import FeatureStore
 

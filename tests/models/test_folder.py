@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 
 from pipeline.bases import load_base
 from pipeline.bases.weights import digest
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.extract import extract
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.predict import predict
 from pipeline.errors import ModelError, OutputExistsError
-from pipeline.evaluation import evaluate
-from pipeline.extraction import extract
-from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead
 from pipeline.metrics import classification
 from pipeline.models.folder import BaseRecord, DataRecord, checksum, save_model
 from pipeline.models.model import load_model
 from pipeline.models.predictions import plain_text, write_rows
-from pipeline.prediction import predict
 from pipeline.sources import from_paths
 from pipeline.training.network import write_base
 

@@ -23,10 +23,10 @@ from conftest import Trained
 from safetensors.numpy import load_file, save_file
 
 from pipeline.bases import load_base
-from pipeline.description import info
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.info import info
 from pipeline.errors import ModelError
 from pipeline.files import digest_bytes
-from pipeline.fitting import fit_head
 from pipeline.heads import HEADS
 from pipeline.models.folder import checksum, head_files
 from pipeline.models.model import load_model
@@ -292,7 +292,7 @@ import faulthandler, json, resource, sys
 import numpy as np
 resource.setrlimit(resource.RLIMIT_DATA, (5 << 30, 5 << 30))
 from pipeline.models.model import load_model
-from pipeline.description import info
+from pipeline.commands.info import info
 from pipeline.errors import PipelineError
 features, image, stores, thorough, folders = json.loads(sys.argv[1])
 features = np.load(features)
@@ -300,8 +300,8 @@ def questions(folder):
     yield lambda: info(folder).summary()
     yield lambda: load_model(folder).answers(features)
     if thorough:
-        from pipeline.evaluation import evaluate
-        from pipeline.prediction import predict
+        from pipeline.commands.evaluate import evaluate
+        from pipeline.commands.predict import predict
         yield lambda: predict(folder, image, memory=1).predictions
         yield lambda: evaluate(folder, stores["numbers" in folder], memory=1).metrics
 for folder in folders:

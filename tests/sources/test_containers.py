@@ -14,8 +14,8 @@ import pytest
 from listing import listed, make_shard, table
 from pictures import encoded, photo
 
+from pipeline.commands.extract import extract
 from pipeline.errors import SourceError
-from pipeline.extraction import extract
 from pipeline.store import FeatureStore
 
 IMAGES = 120

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from cheap import LAYERS, datasets, everything, extract, manifest_of, write_images
 
+from pipeline.commands.merge import merge
+from pipeline.commands.verify import verify
 from pipeline.errors import StoreDamagedError, StoreError
-from pipeline.merging import merge
 from pipeline.store import FeatureStore, Part
 from pipeline.store.header import MAGIC, parse_header
 from pipeline.store.rows import RowFile
-from pipeline.verification import verify
 
 FLIPS = int(os.environ.get("PIPELINE_FLIPS", "1000"))
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from pipeline import files
+from pipeline.commands.verify import verify
 from pipeline.store import FeatureStore
-from pipeline.verification import verify
 
 CALLS = ("create", "reserve", "write_at", "sync_data", "sync", "rename", "remove")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cheap import Nursery, assert_rows_right, datasets, everything, extract, manifest_of, open_writer, write_images
 
+from pipeline.commands.merge import merge
 from pipeline.errors import OutputExistsError, SettingsError, StoreError, StoreLockedError
-from pipeline.merging import merge
 from pipeline.store import FeatureStore, Part, Source, part_range
 
 NOBODY = 65534

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import plots
-from pipeline.extraction import extract
+from pipeline.commands.extract import extract
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.predict import predict
+from pipeline.commands.results import Result
 from pipeline.files import create, refuse_nul, remove
-from pipeline.fitting import fit_head
 from pipeline.models.predictions import write_rows
-from pipeline.prediction import predict
-from pipeline.results import Result
 
 HELD_OUT = 0.25
 #: Digits are 8 x 8 with 17 grey levels; drawn this large, with a margin, they survive the base's centre crop.

@@ -13,8 +13,8 @@ import pytest
 from cheap import recipe
 
 from pipeline import plots
+from pipeline.commands.fit_head import fit_head
 from pipeline.errors import HeadError, OutputExistsError, SettingsError
-from pipeline.fitting import fit_head
 from pipeline.heads import LinearHead, load_head
 from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import LayerSpec, Source, StoreWriter

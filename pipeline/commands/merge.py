@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
+from pipeline.commands.results import Result
 from pipeline.errors import OutputExistsError, StoreDamagedError, StoreError
-from pipeline.results import Result
 from pipeline.store.header import Part
 from pipeline.store.plan import Request
 from pipeline.store.reader import FeatureStore

@@ -9,8 +9,8 @@ import pytest
 from conftest import Trained
 from pictures import encoded, photo
 
+from pipeline.commands.predict import predict
 from pipeline.errors import ModelError, SourceError
-from pipeline.prediction import predict
 
 
 def test_one_image_alone_and_in_a_batch_agree(trained: Trained) -> None:

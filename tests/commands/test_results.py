@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-import pipeline.results
+import pipeline.commands.results
 from pipeline.commands.bases import BaseInfo
-from pipeline.demo import DemoResult
-from pipeline.description import InfoResult
-from pipeline.evaluation import EvaluateResult
-from pipeline.experiment import ExperimentResult, Step
-from pipeline.extraction import ExtractResult, RehearseResult
-from pipeline.finetuning import FinetuneResult
-from pipeline.fitting import FitResult
-from pipeline.merging import MergeResult
-from pipeline.prediction import PredictResult
+from pipeline.commands.demo import DemoResult
+from pipeline.commands.evaluate import EvaluateResult
+from pipeline.commands.extract import ExtractResult, RehearseResult
+from pipeline.commands.finetune import FinetuneResult
+from pipeline.commands.fit_head import FitResult
+from pipeline.commands.info import InfoResult
+from pipeline.commands.merge import MergeResult
+from pipeline.commands.predict import PredictResult
+from pipeline.commands.run import ExperimentResult, Step
+from pipeline.commands.verify import VerifyResult
 from pipeline.sources import Target
 from pipeline.training.loop import Epoch
-from pipeline.verification import VerifyResult
 
 SECONDS = 1.23456
 MERGED = MergeResult(Path("all.h5"), parts=2, rows=7)
@@ -200,4 +200,4 @@ def test_json_has_these_keys_and_values(result: Any, printed: dict[str, Any]) ->
 
 
 def test_its_example_runs() -> None:
-    assert doctest.testmod(pipeline.results).failed == 0
+    assert doctest.testmod(pipeline.commands.results).failed == 0

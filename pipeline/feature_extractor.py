@@ -28,7 +28,7 @@ from pipeline.images import decoding
 from pipeline.images.loading import Loaded
 from pipeline.models.model import joined
 from pipeline.store import FeatureStore
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 Features = NDArray[np.float32]
 

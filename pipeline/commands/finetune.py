@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.bases import Base, load_base
 from pipeline.bases.weights import digest
+from pipeline.commands.results import Result
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
@@ -37,9 +38,9 @@ from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.results import Result
 from pipeline.scores import Scored
 from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
+from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Pictures
 from pipeline.training.dataset import Examples, read_pictures, split_examples
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
@@ -53,7 +54,6 @@ from pipeline.training.network import (
     start_from,
     write_base,
 )
-from pipeline.wording import plural
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from pictures import write_photos
 
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.run import ExperimentResult, read_experiment, run
 from pipeline.errors import OutputExistsError, PipelineError, SettingsError
-from pipeline.experiment import ExperimentResult, read_experiment, run
-from pipeline.fitting import fit_head
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 
 EXTRACT = """
@@ -146,7 +146,7 @@ def test_what_was_done_is_told_where_a_later_step_fails(config: Path, tmp_path: 
 
 
 def pipeline_run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    here = str(Path(__file__).parent.parent)
+    here = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": here}
     command = [sys.executable, "-m", "pipeline", "run", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from pipeline import FeatureExtractor
+from pipeline.commands.extract import extract
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError, SourceError
-from pipeline.extraction import extract
 from pipeline.store import FeatureStore
 
 

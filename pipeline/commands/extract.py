@@ -22,19 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bases import Base, load_base
+from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.engines.embedder import Embedder
 from pipeline.engines.workers import Computer, Crew, device_names
-from pipeline.environment import machine, versions
 from pipeline.errors import ImageError
 from pipeline.images import decoding
 from pipeline.images.loading import Loaded, refuse_too_many_bad
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.results import Result
 from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
-from pipeline.terminal import shown
+from pipeline.text import shown
+from pipeline.versions import machine, versions
 
 #: Images that a dry run measures.
 REHEARSED = 32

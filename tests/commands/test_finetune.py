@@ -21,6 +21,11 @@ from safetensors.torch import load_file
 import pipeline
 from pipeline.bases import load_base
 from pipeline.bases.weights import digest
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.extract import extract
+from pipeline.commands.finetune import FinetuneResult, finetune
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.predict import predict
 from pipeline.errors import (
     BaseError,
     HeadError,
@@ -30,12 +35,7 @@ from pipeline.errors import (
     SettingsError,
     SourceError,
 )
-from pipeline.evaluation import evaluate
-from pipeline.extraction import extract
-from pipeline.finetuning import FinetuneResult, finetune
-from pipeline.fitting import fit_head
 from pipeline.models.model import load_model
-from pipeline.prediction import predict
 
 EMBEDDED = {"base": "squeezenet1_1", "weights": "embedded"}
 QUICK = {"epochs": 1, "train": ("features.12",), "workers": 2}
@@ -379,7 +379,7 @@ def test_a_head_that_is_no_linear_layer_cannot_be_trained_on(source: Path, store
 def test_a_kill_leaves_no_half_written_model(source: Path, tmp_path: Path) -> None:
     """Killed while it trains, and again at moments while it writes: nothing, or all of it, is there."""
     program = (
-        "import sys; from pipeline.finetuning import finetune\n"
+        "import sys; from pipeline.commands.finetune import finetune\n"
         "finetune(sys.argv[1], sys.argv[2], base='squeezenet1_1', weights='embedded', train=('head',),"
         " epochs=1, force=True)\n"
         "print('done', flush=True)\n"

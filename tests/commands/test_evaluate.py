@@ -11,9 +11,9 @@ import pytest
 from conftest import Trained
 from pictures import write_photos
 
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.extract import extract
 from pipeline.errors import OutputExistsError, RecipeMismatchError, SourceError
-from pipeline.evaluation import evaluate
-from pipeline.extraction import extract
 
 
 def test_features_and_images_give_the_score_of_the_training(trained: Trained) -> None:

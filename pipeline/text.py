@@ -1,4 +1,4 @@
-"""What may be printed: text that came from a file cannot move the cursor, fake a line or write the clipboard.
+"""Text for a person: counts with their nouns, and names that cannot move the cursor or fake a line.
 
 Names of files and classes, and the strings of a header, are escaped with `shown` where a line is composed of them; the
 command line passes all that it prints through `lines_shown`, which knows no exception but the ends of our own lines.
@@ -29,3 +29,13 @@ def lines_shown(text: str) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return repr(found[0])[1:-1]
+
+
+def plural(count: int, noun: str) -> str:
+    """`count` and the noun in its form.
+
+    >>> plural(1, "row"), plural(3, "row"), plural(1200, "class")
+    ('1 row', '3 rows', '1,200 classes')
+    """
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "sh")) else "s"
+    return f"{count:,} {noun}{ending}"

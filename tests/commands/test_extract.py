@@ -20,6 +20,10 @@ from PIL import Image
 
 from pipeline import bases
 from pipeline.bases import feature_network, load_base
+from pipeline.commands.extract import ExtractResult, advice, extract, rehearse
+from pipeline.commands.fit_head import fit_head
+from pipeline.commands.predict import predict
+from pipeline.commands.verify import verify
 from pipeline.errors import (
     BaseError,
     OutputExistsError,
@@ -28,14 +32,10 @@ from pipeline.errors import (
     SourceError,
     StoreError,
 )
-from pipeline.extraction import ExtractResult, advice, extract, rehearse
-from pipeline.fitting import fit_head
+from pipeline.feature_extractor import FeatureExtractor
 from pipeline.images.decoding import decode
 from pipeline.models.model import load_model
-from pipeline.prediction import predict
 from pipeline.store import FeatureStore
-from pipeline.transformer import FeatureExtractor
-from pipeline.verification import verify
 
 EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}
 
@@ -344,7 +344,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, number: sig
     write_photos(tmp_path / "p", 150)
     command = [sys.executable, "-m", "pipeline", "extract", "p", "-o", "f.h5", "--base", "squeezenet1_1"]
     command += ["--weights", "embedded", "--batch-size", "2", "--workers", "1", "--views", "4", "--augment", "crop"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     child = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     partial = tmp_path / "f.h5.partial"
     while child.poll() is None and not (partial.exists() and _done(partial)):

@@ -22,32 +22,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
 from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
 from pipeline.files import refuse_nul
 from pipeline.models.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
 from pipeline.registry import Registry
-from pipeline.results import Result
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 # A stage is imported when its step is due: what is refused, or is current, waits for no import of torch.
 
 
 def _extract(source: str, output: str, *, force: bool, progress: bool, **options: Any) -> Any:
     """Cached features are what all is about: no `force` of a run ever discards them."""
-    from pipeline.extraction import extract
+    from pipeline.commands.extract import extract
 
     return extract(source, output, progress=progress, **options)
 
 
 def _fit_head(store: str, output: str, **options: Any) -> Any:
-    from pipeline.fitting import fit_head
+    from pipeline.commands.fit_head import fit_head
 
     return fit_head(store, output, **options)
 
 
 def _finetune(source: str, output: str, **options: Any) -> Any:
-    from pipeline.finetuning import finetune
+    from pipeline.commands.finetune import finetune
 
     return finetune(source, output, **options)
 

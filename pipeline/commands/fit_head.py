@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
+from pipeline.commands.results import Result
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError, StoreDamagedError
 from pipeline.files import refuse_existing
@@ -30,12 +31,11 @@ from pipeline.models.folder import BaseRecord, DataRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import refuse_unknown
-from pipeline.results import Result
 from pipeline.scores import Scored
 from pipeline.sources import Target, choose_target
 from pipeline.splits import Split, group_codes, split_rows
 from pipeline.store import FeatureStore
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import demo
+from pipeline.commands import demo
 from pipeline.store import FeatureStore
 
 

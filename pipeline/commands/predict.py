@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.results import Result
 from pipeline.files import refuse_nul
 from pipeline.models.model import load_model
 from pipeline.models.predictions import write_rows
 from pipeline.progress import progress as progress_bar
-from pipeline.results import Result
 from pipeline.sources import from_paths, log_remarks
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 
 @dataclass

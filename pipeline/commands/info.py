@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.results import Result
 from pipeline.files import heal
 from pipeline.models.model import load_model
-from pipeline.results import Result
 from pipeline.store import FeatureStore
 from pipeline.store.header import STATUS_NAMES
-from pipeline.terminal import shown
+from pipeline.text import shown
 
 
 @dataclass

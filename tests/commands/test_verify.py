@@ -15,12 +15,12 @@ from cheap import manifest_of, open_writer, write_images
 from pictures import write_photos
 from PIL import Image
 
+from pipeline.commands.extract import extract
+from pipeline.commands.merge import merge
+from pipeline.commands.verify import relative_difference, verify
 from pipeline.errors import BaseError, OutputExistsError, RecipeMismatchError, SourceError, StoreError
-from pipeline.extraction import extract
-from pipeline.merging import merge
 from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source
-from pipeline.verification import relative_difference, verify
 
 OPTIONS: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded", "layer": ("avgpool",)}
 LAYER = LayerSpec("avgpool", (512,))

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics, plots
+from pipeline.commands.results import Result
 from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
 from pipeline.models.model import Model, joined, open_model
 from pipeline.models.predictions import write_rows
 from pipeline.progress import progress as progress_bar
-from pipeline.results import Result
 from pipeline.scores import Scored
 from pipeline.sources import Target, choose_target, log_remarks, read_manifest
 from pipeline.store import FeatureStore, is_store
-from pipeline.wording import plural
+from pipeline.text import plural
 
 
 @dataclass
