@@ -14,8 +14,9 @@ from torch import Tensor
 from pipeline.bases import Base, load_base
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
+from pipeline.training import loop
 from pipeline.training.batches import Batch
-from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, loop, train
+from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import Network, build_network, freeze, standardise
 
 
