@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.config import MAX_PIXELS, MOST_PIXELS
@@ -68,7 +69,10 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = {_ORIENTATIONS[value] for value in (5, 6, 7, 8)}
+#: What these turns bring from the left to the right, and from the top to the bottom, after any change of sides.
+_MIRRORED = {_ORIENTATIONS[value] for value in (2, 3, 6, 7)}
+_UPSIDE_DOWN = {_ORIENTATIONS[value] for value in (3, 4, 7, 8)}
 _ORIENTATION_KEYS = ("exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp")
 
 #: What Pillow raises on metadata that it cannot read. Such a file has no orientation; its pixels are fine.
@@ -77,13 +81,21 @@ _BAD_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSErr
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest file and the largest image that are decoded: decoding takes up to 12 bytes of memory a pixel."""
+    """The largest file and the largest image that are decoded.
+
+    Beside the file's bytes, a large image takes about 7 bytes of memory a pixel, 16 if it is a WebP.
+    """
 
     max_bytes: int = 128 * 2**20
     max_pixels: int = MAX_PIXELS
 
 
 _DEFAULT_LIMITS = Limits()
+
+#: Pixels of an image that is large: at Pillow's four bytes a pixel it is never there twice.
+_LARGE = 2**25
+#: Pixels of a piece of an image, for what is done piece by piece.
+_PIECE = 2**18
 
 
 #: Pillow's modules, as a regular expression that no other filter of warnings is likely to have.
@@ -174,10 +186,9 @@ def decode(
     kind = _kind(data)
     try:
         with _strict_pillow:
-            image = _open(data, kind, limits)
-            if refuse is not None:
-                refuse(image.width, image.height)
-            return _to_rgb(image, at_least)
+            # Two steps, so that nothing here still holds the image of the first while the second makes its own.
+            flat, orientation = _read(data, kind, limits, at_least, refuse)
+            return _upright(flat, orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -199,7 +210,7 @@ def short_of_memory() -> ImageError:
 def of_image(image: Image.Image) -> Image.Image:
     """RGB image of one that Pillow has opened or made, under the same policy. Raises `ImageError`."""
     try:
-        return _to_rgb(image, None)
+        return _upright(*_flat(image, None))
     except MemoryError as error:
         raise short_of_memory() from error
     except OSError as error:
@@ -246,19 +257,90 @@ def _largest_block(image: Image.Image) -> int:
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
 
 
-def _to_rgb(image: Image.Image, at_least: tuple[int, int] | None) -> Image.Image:
+def _read(
+    data: bytes,
+    kind: str,
+    limits: Limits,
+    at_least: tuple[int, int] | None,
+    refuse: Callable[[int, int], None] | None,
+) -> tuple[Image.Image | NDArray[np.uint8], int]:
+    image = _open(data, kind, limits)
+    if refuse is not None:
+        refuse(image.width, image.height)
+    return _flat(image, at_least)
+
+
+def _flat(image: Image.Image, at_least: tuple[int, int] | None) -> tuple[Image.Image | NDArray[np.uint8], int]:
+    """Pixels of mode L or RGB as they lie in the file, and the orientation that is still to be applied.
+
+    They are a packed array, (H, W) or (H, W, 3), where a second image would take too much memory.
+    """
     if at_least is not None and image.format in ("JPEG", "MPO"):
-        image.draft(None, at_least if _orientation(image) not in _SIDEWAYS else at_least[::-1])
+        image.draft(None, at_least[::-1] if _ORIENTATIONS.get(_orientation(image)) in _SIDEWAYS else at_least)
     image.load()
     # After loading: a PNG may keep its EXIF behind the pixels. Pillow turns TIFFs itself.
-    turn = None if image.format == "TIFF" else _ORIENTATIONS.get(_orientation(image))
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
     if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
-    elif image.has_transparency_data:
-        image = _on_white(image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+        return _eight_bits(image), orientation
+    is_done = image.mode == "RGB" and not image.has_transparency_data
+    if image.width * image.height > _LARGE and not (is_done and orientation not in _ORIENTATIONS):
+        return _packed(image), orientation
+    return image if is_done else _opaque(image), orientation
+
+
+def _upright(flat: Image.Image | NDArray[np.uint8], orientation: int) -> Image.Image:
+    """RGB image of what `_flat` gives."""
+    turn = _ORIENTATIONS.get(orientation)
+    if not isinstance(flat, Image.Image):
+        return _unpacked(flat, turn)
+    image = flat if flat.mode == "RGB" else flat.convert("RGB")
     return image if turn is None else image.transpose(turn)
+
+
+def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that make up an image, each of at most `_PIECE` pixels, however thin the image is."""
+    columns = min(width, _PIECE) or 1
+    rows = _PIECE // columns
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield left, top, min(left + columns, width), min(top + rows, height)
+
+
+def _packed(image: Image.Image) -> NDArray[np.uint8]:
+    """`_opaque` at one byte a pixel, (H, W), or three, (H, W, 3)."""
+    is_grey = image.mode in ("1", "L") and not image.has_transparency_data
+    packed = np.empty((image.height, image.width) if is_grey else (image.height, image.width, 3), np.uint8)
+    for box in _pieces(*image.size):
+        left, top, right, bottom = box
+        packed[top:bottom, left:right] = np.asarray(_opaque(image.crop(box)))
+    return packed
+
+
+def _unpacked(values: NDArray[np.uint8], turn: Image.Transpose | None) -> Image.Image:
+    """RGB image of (H, W) or (H, W, 3), turned."""
+    height, width = values.shape[:2]
+    image = Image.new("RGB", (height, width) if turn in _SIDEWAYS else (width, height))
+    for left, top, right, bottom in _pieces(width, height):
+        piece = Image.fromarray(np.ascontiguousarray(values[top:bottom, left:right]))
+        if turn is None:
+            image.paste(piece, (left, top))
+            continue
+        if turn in _SIDEWAYS:
+            left, top, right, bottom = top, left, bottom, right
+        left = image.width - right if turn in _MIRRORED else left
+        top = image.height - bottom if turn in _UPSIDE_DOWN else top
+        image.paste(piece.transpose(turn), (left, top))
+    return image
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Image of mode L or RGB, composited on white."""
+    if image.has_transparency_data:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(layer, mask=layer)
+        return white
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -279,41 +361,34 @@ def _exif_of(image: Image.Image) -> bytes:
     return bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGB", image.size, "white")
-    for top in range(0, image.height, 256):  # by strips: a third copy of a large image is 256 MB
-        strip = image.crop((0, top, image.width, min(image.height, top + 256))).convert("RGBA")
-        white.paste(strip, (0, top), mask=strip)
-    return white
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey image of mode I, I;16 or F, scaled by its range of values to mode L."""
-    values = np.asarray(image)
-    low, high = _range_of_values(values)
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey image of mode I, I;16 or F, scaled by its range of values: (H, W)."""
+    low, high = _range_of_values(image)
     scale = 255.0 / ((high - low) or 1.0)
-    grey = np.empty(values.shape, np.uint8)
-    for top in range(0, len(values), 256):  # by strips: the arithmetic needs eight bytes a pixel
-        strip = np.clip(values[top : top + 256].astype(np.float64), low, high)
-        grey[top : top + 256] = np.nan_to_num(np.rint((strip - low) * scale), nan=0.0)
     colour_key = image.info.get("transparency")
-    if isinstance(colour_key, int):
-        grey[values == colour_key] = 255
-    return Image.fromarray(grey)
+    grey = np.empty((image.height, image.width), np.uint8)
+    for box in _pieces(*image.size):
+        values = np.asarray(image.crop(box))
+        scaled = np.rint((np.clip(values.astype(np.float64), low, high) - low) * scale)
+        scaled = np.nan_to_num(scaled, copy=False, nan=0.0)
+        if isinstance(colour_key, int):
+            scaled[values == colour_key] = 255
+        left, top, right, bottom = box
+        grey[top:bottom, left:right] = scaled
+    return grey
 
 
-def _range_of_values(values: np.ndarray[Any, Any]) -> tuple[float, float]:
+def _range_of_values(image: Image.Image) -> tuple[float, float]:
     """What becomes 0 and what becomes 255."""
-    is_float = values.dtype.kind == "f"
-    if is_float:
-        finite = np.isfinite(values)
-        if not finite.any():
-            raise ImageError("corrupt", "no pixel of this floating-point image is finite")
-        low = float(values.min(where=finite, initial=np.inf))
-        high = float(values.max(where=finite, initial=-np.inf))
-    else:
-        low, high = float(values.min()), float(values.max())
-    tops = (1, *_INTEGER_TOPS) if is_float else _INTEGER_TOPS
+    low, high = np.inf, -np.inf
+    for box in _pieces(*image.size):
+        values = np.asarray(image.crop(box))
+        finite = values[np.isfinite(values)] if image.mode == "F" else values
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        raise ImageError("corrupt", "no pixel of this floating-point image is finite")
+    tops = (1, *_INTEGER_TOPS) if image.mode == "F" else _INTEGER_TOPS
     top = next((top for top in tops if high <= top), None)
     if low < 0 or top is None or round(high * 255 / top) == 0:
         return low, high

@@ -31,8 +31,6 @@ sys.path.insert(0, str(ROOT))
 
 MOST_SECONDS = 5.0
 MOST_MEMORY = 500 * 2**20
-#: A good image of as many pixels as are let in is there twice, at four bytes a pixel, while it is turned or composited.
-MOST_MEMORY_OF_GOOD = 9 * 2**26
 #: After so many seconds a child is killed.
 PATIENCE = 60
 
@@ -325,8 +323,8 @@ class Trial:
     def passed(self) -> bool:
         from pipeline.errors import BAD_IMAGE
 
-        most = MOST_MEMORY_OF_GOOD if self.outcome == "pixels" else MOST_MEMORY
-        return self.outcome in ("pixels", *BAD_IMAGE) and self.seconds <= MOST_SECONDS and self.memory <= most
+        is_answered = self.outcome in ("pixels", *BAD_IMAGE)
+        return is_answered and self.seconds <= MOST_SECONDS and self.memory <= MOST_MEMORY
 
     def line(self) -> str:
         return (

@@ -48,6 +48,14 @@ def png_of_black(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
+#: Code for a child: its most memory so far, kB. That of getrusage begins with what its parent had.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+"""
+
+
 # ---- plain images are Pillow's own ----
 
 
@@ -238,6 +246,77 @@ def test_thirty_two_bit_integers_use_their_own_range() -> None:
     assert (found[0, 0], found[-1, -1], len(np.unique(found))) == (0, 255, 256)
 
 
+# ---- large images are made piece by piece ----
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def odd(mode: str) -> Image.Image:
+    """A photo in this mode, of every opacity where it has one, and of prime width and height."""
+    picture = photo(4, (61, 47))
+    if mode in ("I;16", "I", "F"):
+        return Image.fromarray(np.asarray(picture)[..., 0].astype({"I;16": "u2", "I": "i4", "F": "f4"}[mode]) * 7)
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(photo(5, picture.size).convert("L"))
+    return picture.convert(mode)
+
+
+WAYS = [
+    *[(mode, "PNG", {}) for mode in ("1", "L", "P", "RGB", "LA", "RGBA", "I;16")],
+    ("L", "PNG", {"transparency": 90}),
+    ("RGB", "PNG", {"transparency": (90, 90, 90)}),
+    ("P", "PNG", {"transparency": bytes(range(256))}),
+    ("P", "GIF", {"transparency": 3}),
+    *[(mode, "JPEG", {}) for mode in ("L", "RGB", "CMYK")],
+    *[(mode, "TIFF", {}) for mode in ("1", "P", "CMYK", "YCbCr", "RGBX", "I;16", "I", "F")],
+    *[(mode, "WEBP", {}) for mode in ("RGB", "RGBA")],
+]
+
+
+@pytest.mark.parametrize(("mode", "format", "options"), WAYS)
+@pytest.mark.parametrize("piece", [59, 700])
+def test_pixels_are_the_same_piece_by_piece(
+    mode: str, format: str, options: dict[str, object], piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [encoded(odd(mode), format, exif=turned(number), **options) for number in range(1, 9)]
+    whole = [pixels(data) for data in files]
+    monkeypatch.setattr("pipeline.images.decoding._LARGE", 0)
+    monkeypatch.setattr("pipeline.images.decoding._PIECE", piece)
+    assert all(np.array_equal(pixels(data), expected) for data, expected in zip(files, whole, strict=True))
+
+
+LARGEST = {
+    "rgba.png": ("RGBA", {"exif": turned(6), "compress_level": 1}),
+    "deep.png": ("I;16", {"compress_level": 1}),
+    "cmyk.jpg": ("CMYK", {"exif": turned(3)}),
+    "float.tif": ("F", {"compression": "tiff_adobe_deflate"}),
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's figure")
+@pytest.mark.parametrize("name", ["rgba.png", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LARGEST)[1:])])
+def test_the_largest_good_image_needs_little_memory(name: str, tmp_path: Path) -> None:
+    mode, options = LARGEST[name]
+    Image.new(mode, (8192, 8192)).save(tmp_path / name, **options)
+    code = textwrap.dedent(
+        """
+        import pathlib, sys
+        from pipeline.images.decoding import decode
+        before = peak()
+        image = decode(pathlib.Path(sys.argv[1]).read_bytes())
+        print(*image.size, (peak() - before) // 2**10)
+        """
+    )
+    child = [sys.executable, "-c", PEAK + code, tmp_path / name]
+    width, height, grown = subprocess.run(child, check=True, capture_output=True, timeout=60).stdout.split()
+    assert (int(width), int(height)) == (8192, 8192)
+    assert 250 < int(grown) < 500
+
+
 # ---- what is refused ----
 
 
@@ -325,26 +404,26 @@ BOMBS = {
 }
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's figure")
 def test_bombs_of_every_format_need_little_memory(tmp_path: Path) -> None:
     for name, data in BOMBS.items():
         (tmp_path / name).write_bytes(data)
     code = textwrap.dedent(
         """
-        import pathlib, resource, sys
+        import pathlib, sys
         from pipeline.errors import ImageError
         from pipeline.images.decoding import decode
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak()
         for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
             try:
                 decode(path.read_bytes())
             except ImageError as error:
                 print(path.name, error.reason)
-        print("kB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print("kB", peak() - before)
         """
     )
     lines = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PEAK + code, tmp_path], check=True, capture_output=True, text=True, timeout=60
     ).stdout.splitlines()
     assert lines[:-1] == [f"{name} too-large" for name in sorted(BOMBS)]
     assert int(lines[-1].split()[1]) < 20_000
