@@ -1,4 +1,4 @@
-"""Any source to a `Manifest`: what images there are, in which order, and what is known of them.
+"""Sources: folders, tables, lists, archives and datasets, each read into a `Manifest` of images and targets.
 
 Listing reads no image: one that is missing or damaged is still a row, and says so when it is read.
 """
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of source: how it is recognised, how it is read, and which options it has."""
+    """A kind of source: its test, its reader, and the options that it has."""
 
     description: str
     fits: Callable[[str], bool]
@@ -113,7 +113,7 @@ SOURCES.add(
 
 
 def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | None = None) -> Manifest:
-    """List the images of a source, sorted by their unique ids.
+    """List the images of `source`, sorted by their unique ids, with their splits and targets.
 
     Raises `SourceError` if the source is not there, is empty, or can be understood in two ways, and
     `SettingsError` for an option that this kind of source does not have.
@@ -172,7 +172,7 @@ def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings)
 
 
 def from_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Manifest:
-    """Images one by one, or a single one, in the order given and under the names given, for prediction.
+    """List single images, in the order and under the names given, for prediction.
 
     A folder stands for all the images below it, in the order of their names. No layout is asked of it.
 
@@ -189,7 +189,7 @@ def from_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 
 
 def _files_of(path: str, notes: list[str]) -> list[str]:
-    """A file itself, or all images below a folder; what is left out there is added to `notes`."""
+    """Return the file itself, or all images below a folder; append what is left out there to `notes`."""
     if not Path(path).is_dir():
         return [path]
     listing = folder.scan(Path(path))

@@ -1,4 +1,4 @@
-"""A column of text cells as a target: what kind it is, what is unknown, and what looks like a mistake."""
+"""Columns of text cells as targets: their kind, their unknown cells, their likely mistakes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WITH_UNIT = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*[^\W\d_%°]{0,3}[%°²³]?")
 
 
 def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Callable[[int], str]) -> Target:
-    """A column as a target; empty cells and those of `MISSING` are unknown.
+    """Parse a column as a target; empty cells and those of `MISSING` are unknown.
 
     Text and whole numbers are classes, other numbers are numbers, unless `kind` says which. What may be meant in
     another way is in the target's notes. `place(row)` names a row in messages.
@@ -75,7 +75,7 @@ def _value(cell: str) -> float | None:
 
 
 def _doubts(name: str, known: dict[int, str], kind: Kind, place: Callable[[int], str]) -> Iterator[str]:
-    """What a person may have meant in another way than it was guessed."""
+    """Yield a notice where the kind that was guessed may not be the one that was meant."""
     different = set(known.values())
     if kind == "number":
         if len(known) > 2 * len(different) and all(cell.rstrip("0").endswith(".") for cell in different):
@@ -90,7 +90,7 @@ def _doubts(name: str, known: dict[int, str], kind: Kind, place: Callable[[int],
 
 
 def _almost_numbers(name: str, known: dict[int, str], place: Callable[[int], str]) -> Iterator[str]:
-    """A note where nearly all cells of a column of text look like measurements rather than codes of classes."""
+    """Yield a notice where nearly all cells of a column of text look like measurements, not like codes of classes."""
     ways = {cell: _way_of_writing(cell) for cell in set(known.values())}
     alike = sum(ways[cell] != "" for cell in known.values())
     measured = sum(way != "" and not WHOLE_NUMBER.fullmatch(cell) for cell, way in ways.items())
@@ -106,7 +106,7 @@ def _almost_numbers(name: str, known: dict[int, str], place: Callable[[int], str
 
 
 def _way_of_writing(cell: str) -> str:
-    """How a cell writes a number: as a number, with a decimal comma, with a unit, or not at all (empty)."""
+    """Return number, comma (a decimal one) or unit for a cell that writes a number so, else the empty string."""
     if _value(cell) is not None:
         return "number"
     if _DECIMAL_COMMA.fullmatch(cell):

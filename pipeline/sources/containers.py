@@ -1,4 +1,4 @@
-"""Files that hold many images, and whether they still are what was listed."""
+"""Files that hold many images, checked for changes since they were listed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.sources.manifest import shown
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A file with many images in it, and its state when it was opened to be listed.
+    """A file with many images in it, and its state when it was listed.
 
     Offsets and cells are those of that state. Who reads an image opens the file and calls `check` with what was
     opened, before and after: bytes of another state would be some other image's.
@@ -27,14 +27,14 @@ class Container:
 
     @classmethod
     def of(cls, path: str, file: BinaryIO) -> Self:
-        """The state of an open file; raises `SourceError` for a pipe or a device."""
+        """Record the state of an open file; raise `SourceError` for a pipe or a device."""
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise SourceError(f"{shown(path)} is not a regular file: copy it to one first")
         return cls(path, found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino))
 
     def open(self) -> BinaryIO:
-        """Open the file again, unbuffered; raises `SourceError` where it is not the one that was listed."""
+        """Open the file again, unbuffered; raise `SourceError` where it is not the one that was listed."""
         try:
             file = open_regular(self.path)
         except OSError as error:

@@ -24,7 +24,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 class OneReader:
-    """Asks datasets for one image at a time: many keep a file or random numbers that threads would share."""
+    """A lock around datasets: many keep a file or random numbers that threads would share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,7 +33,7 @@ class OneReader:
         return OneReader, ()  # another process has datasets of its own
 
     def image(self, dataset: Any, position: int) -> Any:
-        """The image at `position`, its pixels loaded."""
+        """Return the image at `position`, its pixels loaded."""
         with self._lock:
             image = dataset[position][0]
             if isinstance(image, Image.Image):
@@ -43,7 +43,7 @@ class OneReader:
 
 @dataclass(frozen=True, slots=True)
 class DatasetImage:
-    """An image that a dataset makes when asked; its bytes are those of a PNG, which loses nothing."""
+    """An image that a dataset makes when asked; its bytes are those of a PNG, which is lossless."""
 
     reader: OneReader
     dataset: Any
@@ -53,13 +53,15 @@ class DatasetImage:
 
     @property
     def where(self) -> str:
+        """Place for messages: the dataset and the position in it."""
         return f"{shown(self.name)}[{self.position}]"
 
     def stat(self) -> tuple[int, int]:
-        """Of the dataset's files together."""
+        """Return size and newest time of all the dataset's files, which is as near to one image as they tell."""
         return self.state
 
     def read(self, limit: int) -> bytes:
+        """Return the image as PNG; raise `ImageError` where the dataset has none, or more than `limit` bytes of it."""
         try:
             image = self.reader.image(self.dataset, self.position)
         except (OSError, ValueError, RuntimeError) as error:
@@ -75,7 +77,7 @@ class DatasetImage:
 
 
 def read_dataset(source: str, settings: SourceSettings) -> Manifest:
-    """The images of a torchvision dataset, with its classes; a numeric target is called ``target``."""
+    """List the images of a torchvision dataset, with its classes; a numeric target is called ``target``."""
     name, _, query = source.removeprefix(PREFIX).partition("?")
     options = {key: value if key == "root" else _word(value) for key, value in parse_qsl(query)}
     builder = _find_dataset(name)
@@ -113,7 +115,7 @@ def _find_dataset(name: str) -> Any:
 
 
 def _splits(source: str, builder: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every split that the dataset has, or the one that the options name."""
+    """Make every split that the dataset has, or the one that the options name."""
     parameters = inspect.signature(builder).parameters
     if "train" in parameters and "train" not in options:
         choices: list[tuple[str, dict[str, Any]]] = [("train", {"train": True}), ("test", {"train": False})]
@@ -138,7 +140,7 @@ def _splits(source: str, builder: Any, options: dict[str, Any]) -> Iterator[tupl
 
 
 def _labels(dataset: Any) -> list[Any]:
-    """One label an image, without decoding any where the dataset keeps a list."""
+    """Return one label an image, without decoding any where the dataset keeps a list."""
     for attribute in ("targets", "labels", "_labels", "y"):
         found = getattr(dataset, attribute, None)
         if found is not None and len(found) == len(dataset):
@@ -160,7 +162,7 @@ def _targets(labels: Sequence[Any], classes: Sequence[Any] | None) -> list[Targe
 
 
 def _newest(root: str) -> tuple[int, int]:
-    """Size of all files under `root`, and the time of the newest in nanoseconds."""
+    """Return the bytes of all files under `root`, and the time of the newest in nanoseconds."""
     size = newest = 0
     for folder, _, files in os.walk(root):
         for file in files:

@@ -1,4 +1,4 @@
-"""A folder of images: flat, one folder a class, or train/val/test with a folder a class in each."""
+"""Folders of images: flat, one folder a class, or train/val/test with a folder a class in each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MOST_LINKS = 3
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the name ends as an image's does."""
+    """Return True where the name ends as an image's does."""
     return _extension(name) in EXTENSIONS
 
 
@@ -138,7 +138,7 @@ class Layout:
 
 
 def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layout:
-    """Which of the layouts these relative paths have; `folders` are all folders, also those without images.
+    """Return the layout of these relative paths; `folders` are all folders, also those without images.
 
     Raises `SourceError` where there are two ways to read it.
     """
@@ -171,7 +171,7 @@ def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[s
 
 
 def _labels(name: str, parts: Sequence[Sequence[str]]) -> list[str | None]:
-    """The first folder of each path is its class; none has one in a flat folder."""
+    """Return the first folder of each path as its class; in a flat folder none has one."""
     tops = {part[0] for part in parts if len(part) > 1}
     loose = sum(len(part) == 1 for part in parts)
     if not tops:
@@ -187,7 +187,7 @@ def _labels(name: str, parts: Sequence[Sequence[str]]) -> list[str | None]:
 
 
 def _empty_classes(folders: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
-    """A note on the class folders that have no image, where there are classes at all."""
+    """Return a notice on the class folders that have no image, where there are classes at all."""
     classes = {label for label in labels if label is not None}
     empty = sorted(set(map(as_id, folders)) - classes) if classes else []
     return (f"left out {plural(len(empty), 'class folder')} without images: {_some(empty)}",) if empty else ()
@@ -206,7 +206,7 @@ def _only(skipped: Counter[str]) -> str:
 
 
 def left_out(listing: Listing) -> list[str]:
-    """Notes on all that is in a folder and no row: images of formats that are not read first."""
+    """Return notices on all that is in a folder and is no row, images of unread formats first."""
     pictures = {kind: count for kind, count in listing.skipped.items() if kind in OTHER_FORMATS}
     others = {kind: count for kind, count in listing.skipped.items() if kind not in OTHER_FORMATS}
     notes = []

@@ -1,4 +1,4 @@
-"""Targets from a table joined onto images that another source lists."""
+"""Tables of labels, joined onto images that another source lists."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> M
 
 
 def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int]:
-    """Row of the table -> row of the manifest."""
+    """Map rows of the table to rows of the manifest."""
     ids = [record.id for record in manifest.records]
     exact, normal = _Names(ids), _Names([unicodedata.normalize("NFC", name) for name in ids])
     found: dict[int, int] = {}
@@ -82,7 +82,7 @@ def _find_images(manifest: Manifest, table: Table, column: str) -> dict[int, int
 
 
 def _unmatched(manifest: Manifest, table: Table, column: str, found: dict[int, int]) -> Iterator[str]:
-    """Notes on images without a row and on rows without an image, where there are such."""
+    """Yield notices on images without a row and on rows without an image."""
     if len(found) < len(manifest):
         yield f"{table.name} labels {len(found)} of {plural(len(manifest), 'image')}"
     if len(found) < len(table):
@@ -97,13 +97,13 @@ _NOT_THERE = -1
 
 
 class _Names:
-    """Images by their paths, by their file names, and by those without suffix."""
+    """Rows of images by path, by file name, and by file name without suffix."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._keys = [_unique(ids, str), _unique(ids, posixpath.basename), _unique(ids, _stem)]
 
     def find(self, cell: str) -> int | None:
-        """The image that a cell names: None for several, `_NOT_THERE` for none."""
+        """Return the row of the image that a cell names: None for several, `_NOT_THERE` for none."""
         path = posixpath.normpath(cell)
         name = posixpath.basename(path)
         for known, key in zip(self._keys, (path, name, name), strict=True):
@@ -113,7 +113,7 @@ class _Names:
 
 
 def _unique(ids: Sequence[str], key: Callable[[str], str]) -> dict[str, int | None]:
-    """Row of each key; None where several rows share it."""
+    """Map each key to its row; to None where several rows share it."""
     rows: dict[str, int | None] = {}
     for row, name in enumerate(map(key, ids)):
         rows[name] = None if name in rows else row
@@ -125,7 +125,7 @@ def _stem(path: str) -> str:
 
 
 def _spread(target: Target, found: dict[int, int], rows: int) -> Target:
-    """The target of the table's rows at the places of their images, unknown elsewhere."""
+    """Return the target with the table's values at the rows of their images, unknown elsewhere."""
     unknown = np.nan if target.task == "numbers" else UNKNOWN_CLASS
     values = np.full(rows, unknown, target.values.dtype)
     values[list(found.values())] = target.values[list(found)]

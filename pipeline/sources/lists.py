@@ -1,4 +1,4 @@
-"""A text file with the path of one image a line."""
+"""Text files with the path of one image a line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.sources.tables import find_files, image_root
 
 
 def read_list(source: Path, settings: SourceSettings) -> Manifest:
-    """The images that a text file names, relative to its own folder or to the image root."""
+    """List the images that a text file names, relative to its own folder or to the image root."""
     name = shown(source)
     root = image_root(source.parent, settings)
     try:

@@ -1,4 +1,4 @@
-"""What a source is read into: one record an image, sorted by id, with the targets that are known of it."""
+"""Manifests: one record an image, sorted by id, with the targets that are known of it."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 
 
 class ImageRef(Protocol):
-    """Where the bytes of one image are. Nothing is read before it is asked for."""
+    """A place where the bytes of one image are; nothing is read before it is asked for."""
 
     @property
     def where(self) -> str:
-        """The place, for messages."""
+        """Place, for messages."""
 
     def stat(self) -> tuple[int, int]:
-        """Size in bytes and modification time in nanoseconds; raises `ImageError` (missing, unreadable)."""
+        """Return size in bytes and modification time in nanoseconds; raise `ImageError` (missing, unreadable)."""
 
     def read(self, limit: int) -> bytes:
-        """The bytes; raises `ImageError` (missing, unreadable, too-large for more than `limit` bytes)."""
+        """Return the bytes; raise `ImageError` (missing, unreadable, too-large for more than `limit` bytes)."""
 
 
 class Unchanging(Protocol):
-    """What has to be at the end what it was at the start."""
+    """A file that must not change between the first image and the last."""
 
     def require_unchanged(self) -> None:
-        """Raise `SourceError` where it is not."""
+        """Raise `SourceError` where it has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,11 @@ class FileImage:
 
     @property
     def where(self) -> str:
+        """Path, for messages."""
         return shown(self.path)
 
     def stat(self) -> tuple[int, int]:
+        """Return size in bytes and modification time in nanoseconds, links followed."""
         try:
             found = os.stat(self.path)  # noqa: PTH116 (a Path for every one of 100,000 files is slow)
         except (OSError, ValueError) as error:
@@ -77,6 +79,7 @@ class FileImage:
         return found.st_size, found.st_mtime_ns
 
     def read(self, limit: int) -> bytes:
+        """Return the bytes; raise `ImageError` for a file that is not regular, or larger than `limit`."""
         try:
             # O_NONBLOCK: opening a pipe that is named like an image must not wait for a writer.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -110,7 +113,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted: codes of named classes, or numbers.
+    """A quantity to predict: codes of named classes, or numbers.
 
     `values` is int64 (N,), -1 where unknown, with `names`; or float64 (N,), NaN where unknown, without. `notes` say
     what may have been meant in another way, each one line.
@@ -122,12 +125,12 @@ class Target:
     notes: tuple[str, ...] = ()
 
     def take(self, rows: Any) -> Target:
-        """The same target for some of the rows."""
+        """Return the same target for some of the rows."""
         return replace(self, values=self.values[rows])
 
     @property
     def task(self) -> Task:
-        """Whether classes or numbers are to be predicted."""
+        """Task: classes or numbers."""
         return "numbers" if self.names is None else "classes"
 
     @property
@@ -136,9 +139,9 @@ class Target:
         return np.asarray(~np.isnan(self.values) if self.task == "numbers" else self.values >= 0)
 
     def recoded(self, classes: tuple[str, ...] | None) -> Target:
-        """The same target under the codes of a model's `classes`, matched by name; numbers, without, as they are.
+        """Return the same target under the codes of a model's `classes`, matched by name; numbers as they are.
 
-        Raise `SourceError` where rows are of a class that is none of them.
+        Raises `SourceError` where rows are of a class that is none of them.
 
         >>> class_target("kind", ["ant", "bee", None]).recoded(("bee", "ant")).values.tolist()
         [1, 0, -1]
@@ -161,7 +164,7 @@ class Target:
         return replace(self, values=code_of[self.values], names=classes)
 
     def describe(self) -> str:
-        """Its kind and how much there is of it, in one line.
+        """Return kind and extent of the target in one line.
 
         >>> class_target("kind", ["ant", "bee", "ant"]).describe()
         'kind: 2 classes (ant 2, bee 1)'
@@ -180,7 +183,7 @@ class Target:
         return f"{shown(self.name)}: {classes} ({listed}){known if count < len(self.values) else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """The same for a program."""
+        """Return what `describe` says, for a program."""
         known = int(np.count_nonzero(self.known))
         if self.task == "numbers":
             return {"kind": "number", "known": known}
@@ -215,7 +218,7 @@ class Manifest:
         return len(self.records)
 
     def rows(self, start: int, stop: int) -> Manifest:
-        """The part from row `start` up to `stop`, numbered from 0 again. Codes of classes stay the same."""
+        """Return the rows from `start` up to `stop`, numbered from 0 again; codes of classes stay the same."""
         if not 0 <= start < stop <= len(self):
             raise SourceError(f"rows {start}:{stop} are not in {shown(self.source)}, which has 0:{len(self)}")
         part = [replace(record, index=index) for index, record in enumerate(self.records[start:stop])]
@@ -223,7 +226,7 @@ class Manifest:
         return replace(self, records=part, targets=targets)
 
     def remarks(self) -> list[str]:
-        """All that the user should be told: of the source, and of each target."""
+        """Return the notices for the user: of the source, and of each target."""
         return [*self.notes, *(note for target in self.targets.values() for note in target.notes)]
 
     def require_unchanged(self) -> None:
@@ -258,7 +261,7 @@ def make_manifest(
 
 
 def class_target(name: str, labels: Sequence[str | None]) -> Target:
-    """Codes by the sorted names of the classes; None is unknown.
+    """Encode labels by the sorted names of their classes; None is unknown.
 
     >>> class_target("label", ["cat", None, "ant"]).values.tolist()
     [1, -1, 0]
@@ -278,9 +281,9 @@ def choose_target(
     task: Task | None = None,
     error: type[PipelineError] = SourceError,
 ) -> Target:
-    """The target called `name`, or the only one; with `task`, one that a model predicts and of the model's kind.
+    """Return the target called `name`, or the only one; with `task`, one of that task.
 
-    Raise `error` where there is none such, or several to choose from.
+    Raises `error` where there is none such, or several to choose from.
     """
     if name is None:
         if len(targets) == 1:
@@ -297,7 +300,7 @@ def choose_target(
 
 
 def _easily_confused(target: str, names: Sequence[str]) -> Iterator[str]:
-    """Classes whose names differ in case, spaces or the way of writing accents alone."""
+    """Yield a notice on classes whose names differ in case, spaces or the way of writing accents alone."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[" ".join(unicodedata.normalize("NFC", name).casefold().split())].append(name)
@@ -309,24 +312,24 @@ def _easily_confused(target: str, names: Sequence[str]) -> Iterator[str]:
 
 
 def _class_order(label: str) -> tuple[int, int, str]:
-    """Whole numbers first and by value, so that class 10 follows class 9."""
+    """Sort whole numbers first and by value, so that class 10 follows class 9."""
     if WHOLE_NUMBER.fullmatch(label) and len(label) < 20:
         return 0, int(label), label
     return 1, 0, label
 
 
 def split_name(text: str) -> str | None:
-    """train, val or test for any of the usual spellings, the empty string for none, None for a stranger."""
+    """Return train, val or test for any usual spelling of it, the empty string for none, None for another word."""
     return "" if not text else SPLITS.get(text.lower())
 
 
 def as_id(path: str) -> str:
-    r"""The id of a relative POSIX path: the path itself, with `\xNN` for bytes that are not UTF-8."""
+    r"""Return the id of a relative POSIX path: the path itself, with `\xNN` for bytes that are not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def counted(counts: Mapping[str, int], most: int = 4, *, words: str = "kinds") -> str:
-    """``".txt 10, .db 2"``: the largest counts first.
+    """Return counts as ``".txt 10, .db 2"``, the largest first.
 
     >>> counted({"b": 1, "a": 3})
     'a 3, b 1'

@@ -17,7 +17,7 @@ from pipeline.sources.tables import Table, cell_text, read_table
 
 
 class ParquetFile:
-    """A file that gives cells of its image columns, keeping the row group read last; it is open only meanwhile.
+    """A file that gives cells of its image columns, open only for a read, with the last row group in memory.
 
     Images are asked for in about the order of the rows, so every row group is read once. Raises `SourceError` where
     the file, in this process or in the one it was sent to, is not the one that was listed any more.
@@ -33,7 +33,7 @@ class ParquetFile:
         return ParquetFile, (self.container, self.metadata)
 
     def cell(self, column: str, group: int, row: int) -> bytes | None:
-        """The bytes of one image; raises `ImageError` where they are damaged."""
+        """Return the bytes of one image; raise `ImageError` where they are damaged."""
         with self._lock:
             if self._held is None or self._held[0] != (column, group):
                 self._held = (column, group), self._read_group(column, group)
@@ -56,7 +56,7 @@ class ParquetFile:
 
 @dataclass(frozen=True, slots=True)
 class ParquetImage:
-    """An image that is a cell."""
+    """An image that is a cell of a Parquet file."""
 
     file: ParquetFile
     column: str
@@ -65,14 +65,15 @@ class ParquetImage:
 
     @property
     def where(self) -> str:
+        """Place for messages: the file, its column, row group and row."""
         return f"{shown(self.file.container.path)}!{self.column}[{self.group}:{self.row}]"
 
     def stat(self) -> tuple[int, int]:
-        """Of the whole file when it was listed: a rewritten file has new images."""
+        """Return size and time of the whole file when it was listed: a rewritten file has new images."""
         return self.file.container.size, self.file.container.mtime_ns
 
     def read(self, limit: int) -> bytes:
-        """The bytes; raises `SourceError` where the file is not the one that was listed."""
+        """Return the bytes; raise `SourceError` where the file is not the one that was listed."""
         data = self.file.cell(self.column, self.group, self.row)
         if data is None:
             raise ImageError("missing", "the cell is empty")
@@ -82,7 +83,7 @@ class ParquetImage:
 
 
 def read_parquet(source: Path, settings: SourceSettings) -> Manifest:
-    """The images that a Parquet file names or holds."""
+    """List the images that a Parquet file names or holds."""
     table = load_parquet(source)
     manifest = read_table(table, source.parent, settings)
     return replace(manifest, source=os.fspath(source), containers=table.containers)

@@ -18,7 +18,7 @@ Respell = Callable[[str], str]
 
 
 def respell(root: str, paths: Sequence[str]) -> tuple[list[str], str]:
-    """Relative paths as the files below `root` are called, and what was different, in words.
+    """Spell relative paths as the files below `root` are called; return them, and what was different in words.
 
     They stay what they are, without a word, where one of a sample of them is there, or where nothing helps: else
     backslashes are read as slashes, accents as one character or as two, and a suffix is added where a single image
@@ -34,7 +34,7 @@ def respell(root: str, paths: Sequence[str]) -> tuple[list[str], str]:
 
 
 def is_any_there(root: str, paths: Sequence[str]) -> bool:
-    """Whether one of a sample of the paths is a file."""
+    """Return True where one of a sample of the paths is a file."""
     return any(_is_there(root, path) for path in paths[:: max(1, len(paths) // SAMPLE)][:SAMPLE])
 
 
@@ -78,7 +78,7 @@ def _suffixes(root: str) -> list[tuple[str, Respell]]:
 
 
 def _by_stem(folder: str) -> dict[str, list[str]]:
-    """The images in a folder, by their names without suffix; none where it cannot be listed."""
+    """Map names without suffix to the images in a folder; to none where it cannot be listed."""
     stems: dict[str, list[str]] = defaultdict(list)
     try:
         with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""A table with a column of images: CSV and other delimited text, or Parquet.
+"""Tables with a column of images: CSV and other delimited text, or Parquet.
 
 Columns are named by options, and guessed where there is only one candidate. Cells are text here, whatever the
 file's own types are; an empty cell is an unknown value.
@@ -69,23 +69,23 @@ class Table:
         return len(self.lines)
 
     def place(self, row: int) -> str:
-        """A row, for messages."""
+        """Name a row, for messages."""
         return f"{self.name}, {self.row_word} {self.lines[row]}"
 
     def column(self, name: str) -> list[str]:
-        """The cells of a column; an unknown name is answered with the nearest."""
+        """Return the cells of a column; raise for an unknown name, with the nearest one."""
         if name not in self.columns:
             raise SourceError(unknown("column", name, [*self.columns, *self.images], where=self.name))
         return self.columns[name]
 
 
 def cell_text(value: Any) -> str:
-    """A typed value as the text that a CSV would hold; empty for none and for NaN."""
+    """Return a typed value as the text that a CSV would hold; empty for None and NaN."""
     return "" if value is None or value != value else str(value).strip()
 
 
 def read_csv(source: Path, settings: SourceSettings) -> Manifest:
-    """The images that a CSV names."""
+    """List the images that a CSV names."""
     return replace(read_table(load_csv(source), source.parent, settings), source=os.fspath(source))
 
 
@@ -131,7 +131,7 @@ def _check_header(name: str, header: Sequence[str]) -> None:
 
 
 def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest:
-    """The images of a table; paths are relative to `folder`, or to the image root of the settings."""
+    """List the images of a table; paths are relative to `folder`, or to the image root of the settings."""
     if not len(table):
         raise SourceError(f"{table.name} has column names but no rows")
     column = settings.image_column or guess_image_column(table)
@@ -147,6 +147,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
 
 
 def guess_image_column(table: Table) -> str:
+    """Return the only column that holds or names images; raise `SourceError` where there are none or several."""
     if len(table.images) == 1:
         return next(iter(table.images))
     by_content = [name for name, cells in table.columns.items() if _names_images(cells)]
@@ -170,7 +171,7 @@ def _names_images(cells: Sequence[str]) -> bool:
 def _images(
     table: Table, column: str, folder: Path, settings: SourceSettings
 ) -> tuple[Sequence[ImageRef], list[str], list[str]]:
-    """The images of a column, an id for each, and notes."""
+    """Return the images of a column, an id for each, and notices."""
     if column in table.images:
         digits = len(str(len(table)))
         held = table.columns.get(f"{column}.path", [""] * len(table))
@@ -183,7 +184,7 @@ def _images(
 
 
 def find_files(root: Path, cells: Sequence[str], name: str, place: Callable[[int], str]) -> tuple[list[str], list[str]]:
-    """The paths in `cells` relative to `root`, as the files are called, and notes on what was spelt otherwise."""
+    """Return the paths in `cells` relative to `root`, as the files are called, and notices on other spellings."""
     prefix = os.fspath(root)
     paths = [inside(root, cell, place(row)) for row, cell in enumerate(cells)]
     found, difference = respell(prefix, paths)
@@ -198,7 +199,7 @@ def find_files(root: Path, cells: Sequence[str], name: str, place: Callable[[int
 
 
 def image_root(folder: Path, settings: SourceSettings) -> Path:
-    """The folder that relative paths start from, and that no path may leave."""
+    """Return the folder that relative paths start from, and that no path may leave."""
     root = folder if settings.image_root is None else Path(settings.image_root)
     if not root.is_dir():
         raise SourceError(f"the image root {shown(root)} is not a folder")
@@ -206,7 +207,7 @@ def image_root(folder: Path, settings: SourceSettings) -> Path:
 
 
 def inside(root: Path, path: str, place: str) -> str:
-    """The path relative to `root`, in its shortest form; raises `SourceError` if it leads out of it.
+    """Return the path relative to `root`, in its shortest form; raise `SourceError` if it leads out of it.
 
     The question is only what the path says. A link inside the folder may well point elsewhere: whoever may
     write there may also copy the file.
@@ -231,7 +232,7 @@ def _ids(table: Table, column: str) -> list[str]:
 
 
 def read_splits(table: Table, settings: SourceSettings) -> tuple[list[str], str | None]:
-    """The split of every row, and the column that says it; one called split needs no option."""
+    """Return the split of every row, and the column that says it; one called split needs no option."""
     if settings.split_column is not None:
         column: str | None = settings.split_column
         cells = table.column(settings.split_column)
@@ -248,13 +249,13 @@ def read_splits(table: Table, settings: SourceSettings) -> tuple[list[str], str 
 
 
 def read_targets(table: Table, settings: SourceSettings, *, used: set[str]) -> dict[str, Target]:
-    """The targets that the settings name, or the only column that can be one."""
+    """Parse the targets that the settings name, or the only column that can be one."""
     wanted = dict(_with_kind(table, name) for name in settings.target) or _guess_target(table, used)
     return {name: column_target(name, table.column(name), kind, table.place) for name, kind in wanted.items()}
 
 
 def _with_kind(table: Table, name: str) -> tuple[str, Kind | None]:
-    """``length:number`` is column length, as a number; a column may have a colon in its name."""
+    """Split ``length:number`` into column and kind; a column may have a colon in its own name."""
     column, colon, kind = name.rpartition(":")
     if name in table.columns or not colon:
         return name, None

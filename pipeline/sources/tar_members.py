@@ -1,4 +1,4 @@
-"""The members of a plain tar file, by a reader that always ends: ustar, GNU's and pax's headers.
+"""Members of a plain tar file, by a reader that always ends: ustar, GNU's and pax's headers.
 
 Every step goes forward by at least one block, a member has to end inside of the file, and what stands before a
 member to give it a longer name is bounded. What breaks these rules is damage, and the whole file is refused.
@@ -31,12 +31,12 @@ _LONGEST_NAME = 4096
 
 
 class TarDamage(Exception):
-    """The file is not a whole, plain tar."""
+    """A file that is not a whole, plain tar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One entry of a tar: its data lies at `offset`. `kind` is file, sparse file, link or other."""
+    """An entry of a tar, with its data at `offset`; `kind` is file, sparse file, link or other."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class Member:
 
 @dataclass
 class _Extensions:
-    """What headers before a member say of it: pax's, for one member or for all that follow, or a long name."""
+    """Extended headers before a member: pax's, for one member or for all that follow, or a long name."""
 
     lasting: dict[str, str] = field(default_factory=dict)
     passing: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class _Extensions:
 
 
 def read_members(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The members of an open file of `size` bytes, in their order; raises `TarDamage` unless it is whole."""
+    """Yield the members of an open file of `size` bytes, in their order; raise `TarDamage` unless it is whole."""
     position, extensions = 0, _Extensions()
     while True:
         header = _read(file, position, BLOCK, size)
@@ -86,7 +86,7 @@ def _read(file: BinaryIO, position: int, length: int, size: int) -> bytes:
 
 
 def _require_end(file: BinaryIO, position: int, size: int) -> None:
-    """After the end mark comes padding; a megabyte of it is looked at."""
+    """Raise `TarDamage` where more than padding follows the end mark; a megabyte of it is looked at."""
     if _read(file, position, min(2**20, size - position), size).strip(b"\0"):
         raise TarDamage(f"a second archive begins after byte {position}")
 
@@ -96,8 +96,8 @@ def _padded(length: int) -> int:
 
 
 def _check(header: bytes, position: int) -> None:
-    """The checksum is of unsigned bytes, of signed ones in some old tars, with its own field as spaces."""
-    plain = header[:148] + b" " * 8 + header[156:]
+    """Raise `TarDamage` unless a header has its checksum: of unsigned bytes, or of signed ones as in some old tars."""
+    plain = header[:148] + b" " * 8 + header[156:]  # its own field counts as spaces
     unsigned = sum(plain)
     said = _number(header[148:156], position)
     if said not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in plain)):
@@ -105,7 +105,7 @@ def _check(header: bytes, position: int) -> None:
 
 
 def _number(digits: bytes, position: int) -> int:
-    """An octal number, or, where its first bit is set, the big-endian one of GNU tar."""
+    """Parse an octal number, or, where its first bit is set, the big-endian one of GNU tar."""
     if digits[0] == 0x80:
         return int.from_bytes(digits[1:], "big")
     octal = _OCTAL.fullmatch(digits)
@@ -115,7 +115,7 @@ def _number(digits: bytes, position: int) -> int:
 
 
 def _member(file: BinaryIO, header: bytes, extensions: _Extensions, position: int, size: int) -> tuple[Member, int]:
-    """The member of a header that ends at `position`, and where the next header is."""
+    """Return the member of a header that ends at `position`, and where the next header is."""
     fields = extensions.lasting | extensions.passing
     kind, length = header[156:157], _number(header[124:136], position - BLOCK)
     name = _name(header) if extensions.long_name is None else extensions.long_name
@@ -143,7 +143,7 @@ def _describe(kind: bytes, *, is_sparse: bool) -> str:
 
 
 def _skip_sparse_map(file: BinaryIO, header: bytes, position: int, size: int) -> int:
-    """GNU's old sparse files have blocks more of their map, each of which says whether another follows."""
+    """Skip the further blocks of an old GNU sparse file's map, each of which says whether another follows."""
     goes_on = header[482]
     while goes_on:
         goes_on = _read(file, position, BLOCK, size)[504]
@@ -171,7 +171,7 @@ def _extend(extensions: _Extensions, kind: bytes, data: bytes, position: int) ->
 
 
 def _pax_fields(data: bytes, position: int) -> dict[str, str]:
-    """The records ``LENGTH KEY=VALUE`` that say anything of where a member is and how it is called."""
+    """Parse the records ``LENGTH KEY=VALUE`` that tell where a member is and how it is called."""
     fields: dict[str, str] = {}
     at = 0
     while at < len(data) and data[at]:

@@ -36,7 +36,7 @@ _LARGEST_LABEL = 2**20
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """An image that is a member of an uncompressed tar file."""
+    """An image that is a member of a plain tar file."""
 
     tar: Container
     member: str
@@ -45,14 +45,15 @@ class TarImage:
 
     @property
     def where(self) -> str:
+        """Place for messages: the tar and the member in it."""
         return f"{shown(self.tar.path)}!{shown(self.member)}"
 
     def stat(self) -> tuple[int, int]:
-        """The member's size, and the time of the tar file when it was listed: a rewritten tar has new images."""
+        """Return the member's size, and the time of the tar when it was listed: a rewritten tar has new images."""
         return self.size, self.tar.mtime_ns
 
     def read(self, limit: int) -> bytes:
-        """The bytes; raises `SourceError` where the tar is not the one that was listed."""
+        """Return the bytes; raise `SourceError` where the tar is not the one that was listed."""
         if self.size > limit:
             raise ImageError("too-large", f"{self.size} bytes, the limit is {limit}")
         try:
@@ -67,7 +68,7 @@ class TarImage:
 
 
 def is_shards(folder: Path) -> bool:
-    """Whether a folder holds tar files, and nothing else that could be images."""
+    """Return True where a folder holds tar files, and nothing else that could be images."""
     try:
         with os.scandir(folder) as entries:
             seen = [e for e in entries if not e.name.startswith(".")]
@@ -78,7 +79,7 @@ def is_shards(folder: Path) -> bool:
 
 
 def read_tars(source: Path, settings: SourceSettings) -> Manifest:
-    """The images in one tar file, or in all the tar files of a folder."""
+    """List the images in one tar file, or in all the tar files of a folder."""
     shards = sorted(source.glob("*.tar")) if source.is_dir() else [source]
     several = len(shards) > 1
     rows: list[Row] = []
@@ -113,14 +114,14 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
 
 
 def _without_common_top(paths: list[str]) -> list[str]:
-    """The paths below the folder that was packed as a whole, where one was."""
+    """Strip the folder that was packed as a whole from the paths, where one was."""
     while len({path.split("/", 1)[0] for path in paths}) == 1 and all(path.count("/") > 1 for path in paths):
         paths = [path.split("/", 1)[1] for path in paths]
     return paths
 
 
 def _list(shard: Path) -> tuple[Container, list[Member]]:
-    """A tar as it is now, and what is in it; raises `SourceError` unless the list is known to be whole."""
+    """Return a tar as it is now, and its members; raise `SourceError` unless the list is known to be whole."""
     path = os.fspath(shard)
     try:
         with open_regular(path) as file:
@@ -146,7 +147,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _safe_name(shard: Path, name: str) -> str:
-    """The member's name as a relative path; one that would leave a folder is refused, though none is made."""
+    """Return a member's name as a relative path; refuse one that would leave a folder, though none is made."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or not parts:
         raise SourceError(f"{shown(shard)} has a member called {name!r}, which is no path inside of it")
@@ -154,7 +155,7 @@ def _safe_name(shard: Path, name: str) -> str:
 
 
 def _key(name: str) -> str:
-    """WebDataset's: the path up to the first dot of the file name."""
+    """Return WebDataset's key: the path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.split(".", 1)[0]
 
