@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import pickle
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pictures import encoded, photo
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
@@ -56,3 +59,26 @@ def make_shard(path: Path, members: dict[str, bytes], *, format: int = tarfile.G
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def make_parquet(root: Path) -> str:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    images = [encoded(photo(seed)) for seed in range(4)]
+    columns = {"image": images, "class": ["ants", "bees", "ants", "bees"], "name": ["d", "b", "a", "c"]}
+    pq.write_table(pa.table(columns), root / "photos.parquet", row_group_size=3)
+    return str(root / "photos.parquet")
+
+
+def make_torchvision(root: Path) -> str:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name in names:
+        pixels = random.integers(0, 256, (2, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [0, 1]}))
+    classes = ["airplane", "automobile", *(f"class {number}" for number in range(8))]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+    return f"torchvision:CIFAR10?root={root}"
