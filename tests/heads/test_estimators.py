@@ -43,10 +43,15 @@ VOTES = {
 
 
 def old_pipeline(machine: Any, features: Any, y: Any) -> Any:
-    """What 0.1.0 trained: a scaler that does what `Standard` says, and an estimator."""
+    """What 0.1.0 trained: a scaler that does what `Standard` says, and an estimator.
+
+    Mean and scale are of single precision, with which every scikit-learn scales alike: with more digits, releases
+    differ in whether they are rounded before they are used, or only what comes out is.
+    """
     machine = clone(machine)
     standard, scaler = Standard.of(ArrayRows(features)), StandardScaler()
-    scaler.mean_, scaler.scale_, scaler.n_features_in_ = standard.mean, standard.scale, len(standard.mean)
+    scaler.mean_, scaler.scale_ = (of.astype(np.float32).astype(float) for of in (standard.mean, standard.scale))
+    scaler.n_features_in_ = len(standard.mean)
     single = scaler.transform(features).astype(np.float32)
     machine.fit(single if hasattr(machine, "n_neighbors") else single.astype(np.float64), y)
     if hasattr(machine, "n_neighbors"):
