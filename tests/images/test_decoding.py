@@ -272,7 +272,7 @@ WAYS = [
     ("P", "PNG", {"transparency": bytes(range(256))}),
     ("P", "GIF", {"transparency": 3}),
     *[(mode, "JPEG", {}) for mode in ("L", "RGB", "CMYK")],
-    *[(mode, "TIFF", {}) for mode in ("1", "P", "CMYK", "YCbCr", "RGBX", "I;16", "I", "F")],
+    *[(mode, "TIFF", {}) for mode in ("1", "P", "CMYK", "RGBX", "I;16", "I", "F")],
     *[(mode, "WEBP", {}) for mode in ("RGB", "RGBA")],
 ]
 
