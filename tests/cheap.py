@@ -1,18 +1,14 @@
 """An extraction without images or networks: features are a function of a file's bytes, so that tests know them.
 
-Run as a program it is a nursery: it reads one JSON object a line, forks a child that extracts accordingly, and
-prints its process id, then, at the next line, its exit status. A test can kill such children by the hundred.
+Run as a program it is a nursery of children that extract: see there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from nursery import ForkServer, serve
 
 from pipeline import files
 from pipeline.bases import Base
@@ -190,51 +187,25 @@ def datasets(path: Path) -> dict[str, bytes]:
 # --- the nursery
 
 
-class Nursery:
+class Nursery(ForkServer):
     """Starts children that extract, from a process that has all modules loaded and no threads."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(__file__)
 
     def start(self, folder: Path, output: Path, **options: Any) -> int:
         """Begin an extraction, as `_child` does it, and return the id of its process."""
-        return int(self._ask(json.dumps({"folder": os.fspath(folder), "output": os.fspath(output), **options})))
+        return self.fork({"folder": os.fspath(folder), "output": os.fspath(output), **options})
 
     def wait(self) -> tuple[int, str]:
         """Wait for the last child; its exit status (negative: the signal) and what it said last."""
-        status, said = json.loads(self._ask("wait"))
+        status, said, _ = self.end()
         return status, said
 
     def run(self, folder: Path, output: Path, **options: Any) -> tuple[int, str]:
         """`start` and `wait`."""
         self.start(folder, output, **options)
         return self.wait()
-
-    def _ask(self, line: str) -> str:
-        assert self._process.stdin
-        assert self._process.stdout
-        print(line, file=self._process.stdin, flush=True)
-        return self._process.stdout.readline()
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-def _serve() -> None:
-    for line in sys.stdin:
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(read)
-            _child(json.loads(line), write)
-        os.close(write)
-        print(child, flush=True)
-        assert sys.stdin.readline() == "wait\n"
-        _, status = os.waitpid(child, 0)
-        with os.fdopen(read) as said:
-            print(json.dumps([os.waitstatus_to_exitcode(status), said.read()]), flush=True)
 
 
 def _child(options: dict[str, Any], say: int) -> None:
@@ -292,4 +263,4 @@ def slow_disk(pause: float) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(_child)

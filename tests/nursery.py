@@ -1,8 +1,7 @@
-"""Children that run real commands and die where they are told to, forked from a process that has every module loaded.
+"""Children that die where they are told to, forked from a process that has every module loaded: tests kill hundreds.
 
-Run as a program it reads one JSON object a line, forks a child that runs such a command, prints its process id, and
-at the next line how it ended. A kill is a real SIGKILL: after so many steps on the disk, counted by the child itself,
-or from outside at any time.
+Run as a program it forks children that run real commands. A kill is a real SIGKILL: after so many steps on the disk,
+counted by the child itself, or from outside at any time.
 """
 
 from __future__ import annotations
@@ -30,6 +29,52 @@ TRACEBACK = 70
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
+class ForkServer:
+    """A program that runs `serve`, whose children have at once what it has loaded. One child at a time."""
+
+    def __init__(self, program: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def fork(self, order: dict[str, Any]) -> int:
+        """Have a child do what `order` says; return its process id."""
+        return int(self._ask(json.dumps(order)))
+
+    def end(self) -> tuple[int, str, float]:
+        """Wait for the last child; its exit status (negative: the signal), what it said, and its seconds."""
+        status, said, seconds = json.loads(self._ask("wait"))
+        return status, said, seconds
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(line, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline()
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.communicate()
+
+
+def serve(child: Callable[[dict[str, Any], int], None]) -> None:
+    """Fork for every line that is read: `child` gets its order, and a descriptor to say something on, and exits."""
+    for line in sys.stdin:
+        read, write = os.pipe()
+        started = time.monotonic()
+        process = os.fork()
+        if not process:
+            os.close(read)
+            child(json.loads(line), write)
+        os.close(write)
+        print(process, flush=True)
+        assert sys.stdin.readline() == "wait\n"
+        with os.fdopen(read) as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(process, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), said, time.monotonic() - started]), flush=True)
+
+
 @dataclass(frozen=True)
 class End:
     """How a child ended: its exit status (negative: the signal), what it said, and its steps on the disk."""
@@ -45,7 +90,7 @@ class End:
         return self.status == -signal.SIGKILL
 
 
-class Nursery:
+class Nursery(ForkServer):
     """Starts commands one at a time.
 
     >>> nursery.run(["fit-head", "F.h5", "-o", "M"], watch=folder, kill_at=17).killed  # doctest: +SKIP
@@ -53,21 +98,20 @@ class Nursery:
     """
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__(__file__)
 
     def start(self, arguments: list[str], *, watch: Path, kill_at: int | None = None, torn: bool = False) -> int:
         """Run `pipeline` with `arguments`; return the child's process id.
 
         It kills itself before step `kill_at` on files below `watch`; with `torn`, half of a write gets there first.
         """
-        order = {"arguments": arguments, "watch": os.fspath(watch), "kill_at": kill_at, "torn": torn}
-        return int(self._ask(json.dumps(order)))
+        return self.fork({"arguments": arguments, "watch": os.fspath(watch), "kill_at": kill_at, "torn": torn})
 
     def wait(self) -> End:
         """Wait for the child that was started last."""
-        return End(**json.loads(self._ask("wait")))
+        status, said, seconds = self.end()
+        steps, _, text = said.partition("\n")
+        return End(status, text, int(steps or 0), seconds)
 
     def run(self, arguments: list[str], *, watch: Path, kill_at: int | None = None, torn: bool = False) -> End:
         """`start` and `wait`."""
@@ -81,38 +125,12 @@ class Nursery:
         os.kill(child, signal.SIGKILL)
         return self.wait()
 
-    def _ask(self, line: str) -> str:
-        assert self._process.stdin
-        assert self._process.stdout
-        print(line, file=self._process.stdin, flush=True)
-        return self._process.stdout.readline()
 
-    def close(self) -> None:
-        """End the process that the children come from."""
-        self._process.communicate()
-
-
-def _serve() -> None:
-    import torch  # noqa: F401  # before any fork: children share it
+def _load() -> None:
+    """What children share, imported before any fork."""
+    import torch  # noqa: F401
 
     from pipeline.commands import evaluate, extract, finetune, fit_head, merge, predict  # noqa: F401
-
-    for line in sys.stdin:
-        read, write = os.pipe()
-        started = time.monotonic()
-        child = os.fork()
-        if not child:
-            os.close(read)
-            _child(json.loads(line), write)
-        os.close(write)
-        print(child, flush=True)
-        assert sys.stdin.readline() == "wait\n"
-        with os.fdopen(read) as pipe:
-            said = pipe.read()
-        _, status = os.waitpid(child, 0)
-        steps, _, text = said.partition("\n")
-        end = {"status": os.waitstatus_to_exitcode(status), "said": text, "steps": int(steps or 0)}
-        print(json.dumps({**end, "seconds": time.monotonic() - started}), flush=True)
 
 
 def _child(order: dict[str, Any], say: int) -> None:
@@ -184,4 +202,5 @@ class Counter:
 
 
 if __name__ == "__main__":
-    _serve()
+    _load()
+    serve(_child)
