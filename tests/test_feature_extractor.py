@@ -77,7 +77,9 @@ def test_clone_and_parameters():
 def test_pickles_without_its_base(fitted, photos):
     data = pickle.dumps(fitted)
     assert len(data) < 2000
-    np.testing.assert_array_equal(pickle.loads(data).transform(photos[:3]), fitted.transform(photos[:3]))  # noqa: S301
+    found = pickle.loads(data).transform(photos[:3])  # noqa: S301
+    # To a tolerance: the new engine may measure another number of images at once, which rounds otherwise.
+    np.testing.assert_allclose(found, fitted.transform(photos[:3]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

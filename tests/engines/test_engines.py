@@ -197,10 +197,10 @@ def test_export_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_graph_is_exported_once(base: Base, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = engine_of(base)(noise(base, 2))[0]
+    first = engine_of(base, batch_size=2)(noise(base, 2))[0]  # where it is measured, numbers may differ in a last bit
     assert len(list(own_cache.iterdir())) == 1
     monkeypatch.setattr(onnx_runner, "export", lambda *_: pytest.fail("exported again"))
-    second = engine_of(base)(noise(base, 2))[0]
+    second = engine_of(base, batch_size=2)(noise(base, 2))[0]
     np.testing.assert_array_equal(first, second)
 
 
@@ -221,12 +221,12 @@ def test_every_part_of_the_recipe_has_its_own_graph(base: Base) -> None:
 def test_a_damaged_entry_is_made_again(
     base: Base, own_cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = engine_of(base)(noise(base, 2))[0]
+    before = engine_of(base, batch_size=2)(noise(base, 2))[0]  # measured sizes may differ, and so may last bits
     (entry,) = own_cache.iterdir()
     good = entry.read_bytes()
     flipped = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     entry.write_bytes({"flip": flipped, "cut": good[:1000], "empty": b""}[damage])
-    after = engine_of(base)(noise(base, 2))[0]
+    after = engine_of(base, batch_size=2)(noise(base, 2))[0]
     assert "is damaged; it is made again" in caplog.text
     np.testing.assert_array_equal(before, after)
     assert entry.read_bytes() == good
