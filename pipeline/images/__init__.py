@@ -1,6 +1,6 @@
 """Images: from the bytes of a file to the uint8 pixels that a base sees.
 
-prescan.py    what a file is made of, counted before a decoder sees it
+prescan.py    parts of a file, counted before a decoder sees them
 decoding.py   bytes to RGB pixels, under one written policy
 transform.py  resize, crop, normalise, as the makers of a base's weights did
 augment.py    random views

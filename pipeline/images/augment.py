@@ -1,4 +1,4 @@
-"""Random views of an image: what changes in a photo without changing what it shows.
+"""Random views of an image: changes to a photo that do not change what it shows.
 
 A view is drawn from its own random generator, made from the seed, the content of the file and the number of
 the view (`view_rng`), so it does not depend on batch size, number of workers or the order of the files.
@@ -39,7 +39,7 @@ def build_view(
     plain: Plain,
     interpolation: Resampling = Resampling.BILINEAR,
 ) -> View:
-    """A view that applies `names` (crop, flip, vflip, mirror, rotate, brightness) and has `size` (h, w).
+    """Make a view that applies `names` (members of `CHANGES`) and gives RGB images of `size` (h, w).
 
     Without ``crop`` the image is brought to its size by `plain`, the base's own transform.
     Raises `SettingsError` for an unknown name, naming the nearest, and for a name given twice.
@@ -66,7 +66,7 @@ def build_view(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise `SettingsError` where `names` holds a stranger or the same name twice."""
+    """Raise `SettingsError` where `names` holds an unknown name, or one twice."""
     for name in names:
         CHANGES[name]
     repeated = next((name for name in names if list(names).count(name) > 1), None)
@@ -75,15 +75,15 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def view_rng(seed: int, sha256: bytes, view: int) -> np.random.Generator:
-    """The generator of one view of one image, known by the digest of its file's content."""
+    """Make the random generator of one view of one image, known by the digest of its file's content."""
     entropy = hashlib.sha256(f"{seed}:{view}:".encode() + sha256).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(entropy[:16])))
 
 
 def random_box(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a random crop: area within `SCALE`, width / height within `RATIO`.
+    """Draw left, top, right, bottom of a random crop: area within `SCALE`, width / height within `RATIO`.
 
-    The rule of torchvision's RandomResizedCrop: ten tries, then the largest centred box of an allowed shape.
+    The rule is that of torchvision's RandomResizedCrop: ten tries, then the largest centred box of an allowed ratio.
     """
     width, height = size
     for _ in range(10):
@@ -107,7 +107,7 @@ def _below(count: int, rng: np.random.Generator) -> int:
 
 @CHANGES.register("crop")
 def random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The part of the image inside a random box; every other change keeps the size, this one does not."""
+    """Return the part of the image inside a random box; every other change keeps the size, this one does not."""
     return image.crop(random_box(image.size, rng))
 
 
@@ -123,13 +123,13 @@ def _flip_vertically(image: Image.Image, rng: np.random.Generator) -> Image.Imag
 
 @CHANGES.register("mirror")
 def _mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Always: one plain view and one mirrored view are the whole of a flip."""
+    """Flip always: one plain view and one mirrored view are the whole of a flip."""
     return image.transpose(Transpose.FLIP_LEFT_RIGHT)
 
 
 @CHANGES.register("rotate")
 def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """By up to `DEGREES` either way; corners are filled by reflection, for black ones would be a feature."""
+    """Rotate by up to `DEGREES` either way; fill corners by reflection, for black ones would be a feature."""
     angle = rng.uniform(-DEGREES, DEGREES)
     width, height = image.size
     reach = math.ceil(max(image.size) / 2 * math.sin(math.radians(DEGREES))) + 2

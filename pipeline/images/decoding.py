@@ -103,7 +103,7 @@ _PILLOW = r"(?:PIL)\."
 
 
 class _StrictPillow:
-    """While entered, by however many threads: no truncated images, no warnings, and our cap on pixels alone.
+    """Pillow's switches set for us, by however many threads: no truncated images, no warnings, our cap on pixels.
 
     Pillow and `warnings` keep these switches in global variables, so the first thread in turns them and the
     last one out puts them back.
@@ -145,7 +145,7 @@ _REFUSALS = (ValueError, OverflowError, RecursionError, OSError, SystemError, st
 
 @contextmanager
 def preprocessing() -> Iterator[None]:
-    """While entered, what goes wrong with one image is an `ImageError`: a run of thousands goes on without it.
+    """Turn what goes wrong with one image inside into an `ImageError`: a run of thousands goes on without it.
 
     A mistake of ours, such as a TypeError, stays what it is.
     """
@@ -167,7 +167,7 @@ def decode(
     at_least: tuple[int, int] | None = None,
     refuse: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
-    """RGB image of the bytes of one file, under the policy at the top of this module.
+    """Decode the bytes of one file to an RGB image, under the policy at the top of this module.
 
     With `at_least` = (width, height), a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as
     neither side falls below that. This is several times faster, and gives other pixels: another recipe.
@@ -203,12 +203,12 @@ def decode(
 
 
 def short_of_memory() -> ImageError:
-    """Nothing is wrong with the image: another time there may be room for it, so this reason is tried again."""
+    """Make the error for an image that is fine: another time there may be room for it, so it is tried again."""
     return ImageError("unreadable", "there is not enough memory to decode it now; give fewer --workers, or more memory")
 
 
 def of_image(image: Image.Image) -> Image.Image:
-    """RGB image of one that Pillow has opened or made, under the same policy. Raises `ImageError`."""
+    """Convert an image that Pillow has opened or made to RGB, under the same policy; raise `ImageError`."""
     try:
         return _upright(*_flat(image, None))
     except MemoryError as error:
@@ -218,7 +218,7 @@ def of_image(image: Image.Image) -> Image.Image:
 
 
 def _kind(data: bytes) -> str:
-    """Format of the bytes, by their first few."""
+    """Return the format of the bytes, by their first few."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
@@ -251,7 +251,7 @@ def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
 
 
 def _largest_block(image: Image.Image) -> int:
-    """Pixels of a TIFF's tile, which is allocated whole even where the image is smaller; 0 without tiles."""
+    """Return pixels of a TIFF's tile, which is allocated whole even where the image is smaller; 0 without tiles."""
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     width, height = tags.get(322, 0), tags.get(323, 0)
     return width * height if isinstance(width, int) and isinstance(height, int) else 0
@@ -271,7 +271,7 @@ def _read(
 
 
 def _flat(image: Image.Image, at_least: tuple[int, int] | None) -> tuple[Image.Image | NDArray[np.uint8], int]:
-    """Pixels of mode L or RGB as they lie in the file, and the orientation that is still to be applied.
+    """Decode pixels of mode L or RGB as they lie in the file, with the orientation that is still to be applied.
 
     They are a packed array, (H, W) or (H, W, 3), where a second image would take too much memory.
     """
@@ -289,7 +289,7 @@ def _flat(image: Image.Image, at_least: tuple[int, int] | None) -> tuple[Image.I
 
 
 def _upright(flat: Image.Image | NDArray[np.uint8], orientation: int) -> Image.Image:
-    """RGB image of what `_flat` gives."""
+    """Turn what `_flat` gives upright, as an RGB image."""
     turn = _ORIENTATIONS.get(orientation)
     if not isinstance(flat, Image.Image):
         return _unpacked(flat, turn)
@@ -298,7 +298,7 @@ def _upright(flat: Image.Image | NDArray[np.uint8], orientation: int) -> Image.I
 
 
 def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes that make up an image, each of at most `_PIECE` pixels, however thin the image is."""
+    """Yield boxes that make up an image, each of at most `_PIECE` pixels, however thin the image is."""
     columns = min(width, _PIECE) or 1
     rows = _PIECE // columns
     for top in range(0, height, rows):
@@ -307,7 +307,7 @@ def _pieces(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _packed(image: Image.Image) -> NDArray[np.uint8]:
-    """`_opaque` at one byte a pixel, (H, W), or three, (H, W, 3)."""
+    """Return what `_opaque` gives at one byte a pixel, (H, W), or three, (H, W, 3)."""
     is_grey = image.mode in ("1", "L") and not image.has_transparency_data
     packed = np.empty((image.height, image.width) if is_grey else (image.height, image.width, 3), np.uint8)
     for box in _pieces(*image.size):
@@ -317,7 +317,7 @@ def _packed(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _unpacked(values: NDArray[np.uint8], turn: Image.Transpose | None) -> Image.Image:
-    """RGB image of (H, W) or (H, W, 3), turned."""
+    """Make an RGB image of (H, W) or (H, W, 3), turned."""
     height, width = values.shape[:2]
     image = Image.new("RGB", (height, width) if turn in _SIDEWAYS else (width, height))
     for left, top, right, bottom in _pieces(width, height):
@@ -334,7 +334,7 @@ def _unpacked(values: NDArray[np.uint8], turn: Image.Transpose | None) -> Image.
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Image of mode L or RGB, composited on white."""
+    """Composite an image on white; the result has mode L or RGB."""
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
@@ -355,14 +355,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_of(image: Image.Image) -> bytes:
-    """The block of EXIF that Pillow is going to read."""
+    """Return the block of EXIF that Pillow is going to read."""
     if "exif" in image.info:
         return bytes(image.info["exif"])
     return bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
 
 
 def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey image of mode I, I;16 or F, scaled by its range of values: (H, W)."""
+    """Scale an image of mode I, I;16 or F to 8 bits by its range of values: (H, W)."""
     low, high = _range_of_values(image)
     scale = 255.0 / ((high - low) or 1.0)
     colour_key = image.info.get("transparency")
@@ -379,7 +379,7 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _range_of_values(image: Image.Image) -> tuple[float, float]:
-    """What becomes 0 and what becomes 255."""
+    """Return the values that become 0 and 255."""
     low, high = np.inf, -np.inf
     for box in _pieces(*image.size):
         values = np.asarray(image.crop(box))
@@ -407,7 +407,7 @@ def _bad_image(data: bytes, kind: str, error: Exception, *, part: str = "pixels"
 
 
 def _ends_early(data: bytes, kind: str) -> bool:
-    """Whether the mark of this format's end is absent, or fewer bytes are there than its header declares."""
+    """Return True where the mark of this format's end is absent, or fewer bytes are there than the header declares."""
     if kind == "JPEG":
         return b"\xff\xd9" not in data[-4096:]
     if kind == "PNG":

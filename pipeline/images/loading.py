@@ -1,4 +1,4 @@
-"""Records to batches of pixels, in order: read, hash, decode, shape, on threads and a bounded number of batches ahead.
+"""Loading: records to batches of pixels, in order, on threads, a bounded number of batches ahead.
 
 Threads, not processes: Pillow decodes and resizes without holding Python's lock, pixels need no copy, and no worker
 can die alone. A bad image is an entry with an error; it is never dropped and nothing takes its place.
@@ -47,13 +47,13 @@ class Loaded:
 
     @property
     def is_good(self) -> bool:
-        """Whether it has pixels, or had them until its features were computed."""
+        """True where it has pixels, or had them until its features were computed."""
         return self.error is None and not self.duplicate
 
 
 @dataclass
 class Timings:
-    """Where loading spent its time, in seconds.
+    """Seconds that loading spent on its parts.
 
     `read` and `decode` are as if all threads did one thing at a time, `wait` is that of the one who asked for batches.
     """
@@ -80,7 +80,7 @@ def load(
     threads: CoreThreads | None = None,
     timings: Timings | None = None,
 ) -> Generator[list[Loaded], None, None]:
-    """Batches of images in the order of `records`, loaded ahead of their use.
+    """Yield batches of images in the order of `records`, loaded ahead of their use.
 
     `seen` is asked, on a loading thread, whether the content with this sha256 is known already; such an image is a
     duplicate and is not decoded. `threads` does the work, else `workers` threads of its own. `timings` is added to.

@@ -1,4 +1,4 @@
-"""From the bytes of an image file, by a recipe, to what a base sees."""
+"""Preprocessing: the bytes of an image file to the views that a base sees, by a recipe."""
 
 from __future__ import annotations
 

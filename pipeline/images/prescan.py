@@ -1,4 +1,4 @@
-"""Count what an image file is made of before a decoder sees it, so that no small file takes minutes or gigabytes.
+"""Bounds on the parts of an image file, checked before a decoder sees it: no small file takes minutes or gigabytes.
 
 Pillow walks markers, chunks, blocks and tags one at a time in Python, libjpeg goes over every pixel once a scan, and
 both read as much as a file tells them to. Photos have tens of such parts; the bounds here are thousands. Each walk is
@@ -47,7 +47,7 @@ _EXIF = b"Exif\0\0"
 def refuse_slow(data: bytes, kind: str) -> bool:
     """Raise `ImageError` where the header of a file of this `kind` would take a parser too long.
 
-    Whether its scans are to be counted too, by `refuse_many_scans`, once its size is known.
+    Return True where its scans are to be counted too, by `refuse_many_scans`, once its size is known.
     """
     if kind == "JPEG":
         return _scans_are_counted(data)
@@ -120,7 +120,7 @@ def check_tags(data: bytes, where: str, *, claims: int) -> None:
 
 
 def _scans_are_counted(data: bytes) -> bool:
-    """Walk the markers up to the first scan as Pillow does; whether that scan is not all of the picture.
+    """Walk the markers up to the first scan as Pillow does; return True where that scan is not the whole image.
 
     All of it is one scan unless the file is progressive or has a scan for each colour.
     """
@@ -153,14 +153,14 @@ def _scans_are_counted(data: bytes) -> bool:
 
 
 def _check_segments(segments: list[bytes]) -> None:
-    """The blocks of tags among the segments before the first scan; those of EXIF are one."""
+    """Check the blocks of tags among the segments before the first scan; those of EXIF are one."""
     exif = b"".join(body[6:] for body in segments if body.startswith(_EXIF))
     if len(exif) > MOST_EXIF:
         raise ImageError("too-large", f"{len(exif)} bytes of EXIF, the limit is {MOST_EXIF}")
     check_exif(exif)
     for body in segments:
         if body.startswith(b"MPF\0"):
-            check_tags(body[4:], "index of pictures", claims=CLAIMED_BYTES)
+            check_tags(body[4:], "index of images", claims=CLAIMED_BYTES)
 
 
 def _end_of_fill(data: bytes, at: int) -> int:
@@ -169,7 +169,7 @@ def _end_of_fill(data: bytes, at: int) -> int:
 
 
 def _at_most(most: int, data: bytes) -> bool:
-    """Whether no more than `most` pairs of bytes look like the marker of a scan: several times faster than a walk."""
+    """Return True where at most `most` pairs of bytes look like the marker of a scan, which is faster than a walk."""
     codes, pairs = np.frombuffer(data, np.uint8), 0
     for start in range(0, len(codes), 2**20):
         block = codes[start : start + 2**20 + 1]
@@ -178,7 +178,7 @@ def _at_most(most: int, data: bytes) -> bool:
 
 
 def _markers(data: bytes) -> Iterator[int]:
-    """Codes of all markers of the first picture, those between and inside of its scans too."""
+    """Yield the codes of all markers of the first image, those between and inside of its scans too."""
     at = 2
     while (found := _MARKER_IN_SCAN.search(data, at)) is not None:
         code = data[found.end() - 1]
@@ -196,7 +196,7 @@ def _markers(data: bytes) -> Iterator[int]:
 def _check_chunks(
     data: bytes, at: int, order: Literal["big", "little"], *, extra: int, end: bytes | None = None
 ) -> None:
-    """Chunks of a PNG (length, name) or of a RIFF file (name, length), each with `extra` bytes beside its body."""
+    """Count the chunks of a PNG (length, name) or a RIFF file (name, length), with `extra` bytes beside each body."""
     length, name = (0, 4) if order == "big" else (4, 0)
     for _ in range(MOST_CHUNKS):
         if at + 8 > len(data) or data[at + name : at + name + 4] == end:
@@ -207,7 +207,7 @@ def _check_chunks(
 
 
 def _check_gif_header(data: bytes) -> None:
-    """Blocks of extensions before the first frame."""
+    """Count the blocks of extensions before the first frame."""
     if len(data) < 13:
         return
     at = 13 + (3 << (data[10] % 8 + 1) if data[10] & 0x80 else 0)

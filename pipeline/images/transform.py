@@ -1,4 +1,4 @@
-"""What a base sees of an image: resize, centre crop, normalise, as the makers of its weights did.
+"""Input transforms: resize, centre crop and normalisation, as the makers of a base's weights did.
 
 The work is split in two, so that images travel as bytes: `InputTransform.shape` runs where images are decoded
 and gives uint8, `InputTransform.normalize` runs on the device of the base and gives float32. One after the
@@ -81,11 +81,11 @@ class InputTransform:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what the base sees."""
+        """Height and width of the base's input, in pixels."""
         return self.crop
 
     def at_size(self, size: int) -> InputTransform:
-        """The same part of an image with `size` pixels on its shorter side."""
+        """Return a transform that shows the same part of an image with `size` pixels on its shorter side."""
         times = size / min(self.crop)
         height, width = (round(side * times) for side in self.crop)
         to_height, to_width = (round(side * times) for side in self.resize)
@@ -93,16 +93,16 @@ class InputTransform:
 
     @property
     def least_size(self) -> tuple[int, int]:
-        """(width, height) that scaled JPEG decoding must not go under, so that nothing is ever enlarged."""
+        """Width and height that scaled JPEG decoding must not go under, so that nothing is ever enlarged."""
         return self.resize[1], self.resize[0]
 
     @property
     def resampling(self) -> Image.Resampling:
-        """The interpolation, as Pillow calls it."""
+        """Interpolation, as Pillow calls it."""
         return INTERPOLATIONS[self.interpolation]
 
     def shape(self, image: Image.Image, *, fast: bool = False) -> NDArray[np.uint8]:
-        """An RGB image as the base's input before normalisation: uint8 (H, W, 3).
+        """Resize and crop an RGB image to the base's input before normalisation: uint8 (H, W, 3).
 
         `fast` resizes only what the crop keeps, in one step and with a box filter first where the image is
         much larger: close to the exact result but not equal, so it belongs to a recipe of its own.
@@ -137,7 +137,7 @@ class InputTransform:
         return to_width >= width and to_height >= height and self.interpolation in _REACH
 
     def _resize_thin(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """The part of an enlarged image along its longer side that the crop keeps, bit for bit as from the whole.
+        """Enlarge only the part that the crop keeps along the longer side, bit for bit as from the whole.
 
         Where it enlarges, Pillow weighs columns first and rows then, each output pixel by itself, so nothing else has
         to be made. The box of `Image.resize` is no way: its weights differ in the last bits.
@@ -154,10 +154,10 @@ class InputTransform:
         return Image.fromarray(np.ascontiguousarray(thin)).resize((thin.shape[1], height), self.resampling)
 
     def _weights(self, source: int, resized: int, kept: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each of the middle `kept` pixels of a side that goes from `source` to `resized` pixels: the first
-        source pixel that counts, (kept,), and the weights of those from it on, (K, kept), as Pillow rounds them.
+        """Return first source pixels (kept,) and weights (K, kept) of the middle `kept` pixels of a resized side.
 
-        Pillow itself is asked: a line that is 1.0 in fixed point at every K-th pixel, resized, is the weights.
+        The side goes from `source` to `resized` pixels; the weights are those of the pixels from the first one on, as
+        Pillow rounds them. Pillow itself is asked: a line that is 1.0 in fixed point at every K-th pixel, resized, is the weights.
         """
         kept = min(kept, resized)
         start = round((resized - kept) / 2)
@@ -176,7 +176,7 @@ class InputTransform:
         return first, np.where((places >= 0) & (places < source), weights, 0)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after resizing; the rounding is torchvision's for a square, else timm's."""
+        """Return (width, height) after resizing; the rounding is torchvision's for a square, else timm's."""
         to_height, to_width = self.resize
         if self.fit == "stretch":
             return to_width, to_height
@@ -209,19 +209,19 @@ class InputTransform:
         return image.resize((crop_width, crop_height), self.resampling, box=box, reducing_gap=2.0)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, H, W, 3) on any device to float32 (B, 3, H, W), channels last in memory."""
+        """Normalise uint8 (B, H, W, 3) on any device to float32 (B, 3, H, W), channels last in memory."""
         values = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
         return values.sub_(mean).div_(std)
 
     def describe(self) -> dict[str, Any]:
-        """Everything as JSON values, for a recipe."""
+        """Return all fields as JSON values, for a recipe."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> Self:
-        """The inverse of `describe`; raises `BaseError` for anything else."""
+        """Make the transform that `describe` described; raise `BaseError` for anything else."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
         }
@@ -232,7 +232,7 @@ class InputTransform:
 
 
 def _weighed(lines: NDArray[np.uint8], first: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Sums of `lines` (N, M, 3), those from `first` (kept,) on, by `weights` (K, kept), rounded as Pillow does."""
+    """Sum `lines` (N, M, 3), those from `first` (kept,) on, by `weights` (K, kept), rounded as Pillow does."""
     sums = np.full((len(first), *lines.shape[1:]), 1 << (_BITS - 1), np.int64)
     for offset, weight in enumerate(weights):
         sums += lines[np.clip(first + offset, 0, len(lines) - 1)] * weight[:, None, None]
