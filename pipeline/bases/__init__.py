@@ -49,12 +49,12 @@ ZOOS: dict[str, Zoo] = {"": TorchvisionZoo(), "timm:": TimmZoo(), "scratch:": Sc
 
 
 def prefix_of(base: str) -> str:
-    """What stands before the name of a base and says which collection it is in; empty for torchvision's."""
+    """Return the prefix of a base's name, which says its collection; empty for torchvision's."""
     return next((prefix for prefix in ZOOS if prefix and base.startswith(prefix)), "")
 
 
 def find_zoo(base: str) -> tuple[Zoo, str]:
-    """The collection that `base` is in and its name there. Raises `BaseError` with the near name."""
+    """Return the collection that `base` is in and its name there; raise `BaseError` with the near name."""
     prefix = prefix_of(base)
     zoo, name = ZOOS[prefix], base.removeprefix(prefix)
     known = zoo.names()
@@ -66,7 +66,7 @@ def find_zoo(base: str) -> tuple[Zoo, str]:
 
 
 def _elsewhere(name: str) -> str:
-    """A network of timm, where that is installed, whose name holds `name`."""
+    """Suggest a network of timm, where that is installed, whose name holds `name`."""
     try:
         holding = sorted((known for known in ZOOS["timm:"].names() if name in known), key=len)
     except BaseError:
@@ -76,7 +76,7 @@ def _elsewhere(name: str) -> str:
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen network.
+    """A frozen network with its weights, its input transform and its layers.
 
     `weights` is what was asked for, `digest` the sha256 of the tensors that came of it. `classes` are the
     names of the outputs of its own classifier, where they are known. `missing` names tensors that the weights
@@ -96,8 +96,7 @@ class Base:
 def load_base(
     name: str, weights: str = "DEFAULT", *, seed: int = 13, size: int | None = None, tuned: Path | None = None
 ) -> Base:
-    """The base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`) or a
-    file.
+    """Load the base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`), or a file.
 
     `size` is for inputs of other pixels than those the weights were made for; a shift up by a seventh often helps,
     since objects look larger in the random crops of training (Touvron et al., 2019).
@@ -185,13 +184,13 @@ def _state(zoo: Zoo, short: str, name: str, weights: str) -> State:
 
 
 def feature_network(base: Base, layers: Sequence[str], pool: str = "none") -> FeatureNetwork:
-    """The base cut after the last of `layers`; forward takes float (B, 3, H, W) and gives one tensor a layer.
+    """Cut a base after the last of `layers`; forward takes float (B, 3, H, W) and gives one tensor a layer.
 
     `pool` says how a map (B, C, H, W) or a sequence (B, N, C) becomes a row: avg, max, flatten, or none,
     which leaves it as it is. The result owns its weights. Raises `BaseError` for an unknown layer, naming the
     near one, and for a layer whose weights are missing.
     """
-    taps = find_taps(base.name, base.module, base.family.aliases, layers, sideways=base.family.sideways)
+    taps = find_taps(base.name, base.module, base.family.aliases, layers, channels_last=base.family.channels_last)
     network = FeatureNetwork(base.module, taps, check_pool(pool), input_size=base.transform.size)
     unfilled = next((name for name in sorted(base.missing) if network.depends_on(name)), None)
     if unfilled is not None:

@@ -14,18 +14,22 @@ from pipeline.images.transform import InputTransform
 
 
 class ScratchZoo:
-    """Networks that nobody published weights of: what transferred features are compared with."""
+    """Networks without published weights, for comparison with transferred features."""
 
     def names(self) -> list[str]:
+        """List the networks; there is one."""
         return ["cnn"]
 
     def weights(self, name: str) -> list[str]:
+        """List published weights: none."""
         return []
 
     def size(self, name: str) -> tuple[int, int] | None:
+        """Return None: the size is known only when the network is built."""
         return None
 
     def plan(self, name: str, weights: str | None) -> Plan:
+        """Plan the network, whatever the weights."""
         return Plan(
             family=family(mean_of("features"), Tap("features"), "classifier."),
             build=_two_layer_cnn,
@@ -35,14 +39,16 @@ class ScratchZoo:
         )
 
     def fetch(self, name: str, weights: str) -> State:
+        """Raise `BaseError`: there is nothing to fetch."""
         raise BaseError(f"scratch:{name} has no published weights; train it from random ones with --weights none")
 
     def adapt(self, name: str, state: State) -> State:
+        """Return the state as it is: names have not changed."""
         return state
 
 
 def _two_layer_cnn(classes: int) -> nn.Module:
-    """Two convolutions with batch norm and pooling, and a linear layer on the map of 32 x 56 x 56."""
+    """Build two convolutions with batch norm and pooling, and a linear layer on the map of 32 x 56 x 56."""
     layers = [
         layer
         for before, after in ((3, 16), (16, 32))

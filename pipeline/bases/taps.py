@@ -1,4 +1,4 @@
-"""Reading named layers out of a network that was written to give class scores.
+"""Taps: named layers of a network that was written to give class scores.
 
 A tap is a place in a network: the input or the output of one of its modules. `FeatureNetwork` runs a network
 up to its last tap and no further, and keeps a copy of what passed at each, so that an in-place operation that
@@ -29,7 +29,7 @@ Part = Literal["all", "mean", "relu", "class token", "tokens"]
 
 @dataclass(frozen=True)
 class Tap:
-    """The input or output of module `module`, and which part of it is meant.
+    """A place in a network: the input or output of module `module`, or a part of it.
 
     ``mean`` is the global average of a map, ``relu`` the map after a ReLU that is no module of its own, and
     of a sequence (B, tokens, D) the ``class token`` is the first and ``tokens`` the mean of those after
@@ -44,7 +44,7 @@ class Tap:
 
 
 class _Finished(Exception):
-    """The last tap has been passed."""
+    """A signal that the last tap has been passed, to leave the forward pass there."""
 
 
 class FeatureNetwork(nn.Module):
@@ -71,11 +71,11 @@ class FeatureNetwork(nn.Module):
         self.shapes = [shape or (1,) for shape in self.shapes]
 
     def depends_on(self, parameter: str) -> bool:
-        """Whether the parameter or buffer of the whole network is in what is left of it."""
+        """Return True where a parameter or buffer of the whole network is in what is left of it."""
         return parameter in self._kept
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Normalised images (B, 3, H, W) to one tensor (B, ...) a tap."""
+        """Run normalised images (B, 3, H, W); return one tensor (B, ...) a tap."""
         values: dict[int, Tensor] = {}
         passed = 0
 
@@ -99,7 +99,7 @@ class FeatureNetwork(nn.Module):
 
 @dataclass
 class _Trace:
-    """What a trial run saw: which tap was passed when, what passed there last, what ran only afterwards."""
+    """A trial run: taps in the order in which they were passed, the last value at each, modules that ran afterwards."""
 
     events: list[int]
     values: list[Tensor]
@@ -138,7 +138,7 @@ def _trace(network: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int])
 
 
 def run_on_meta(network: nn.Module, input_size: tuple[int, int]) -> None:
-    """One image of (height, width) through `network` as shapes without values; raises what the network raises."""
+    """Run one image of (height, width) as shapes without values; raise what the network raises."""
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shadows = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     torch.func.functional_call(network, shadows, torch.empty(1, 3, *input_size, device="meta"))
@@ -146,7 +146,7 @@ def run_on_meta(network: nn.Module, input_size: tuple[int, int]) -> None:
 
 @contextmanager
 def _tapped(network: nn.Module, taps: Sequence[Tap], keep: Any) -> Iterator[None]:
-    """While inside, `keep(number, value)` is called whenever something passes a tap."""
+    """Call `keep(number, value)` whenever something passes a tap, while inside."""
     modules = dict(network.named_modules())
     handles = [_listen(modules[tap.module], number, tap, keep) for number, tap in enumerate(taps)]
     try:
@@ -163,7 +163,7 @@ def _listen(module: nn.Module, number: int, tap: Tap, keep: Any) -> RemovableHan
 
 
 def _tensor(value: Any, tap: Tap) -> Tensor:
-    """The tensor itself, or the first of several: attention modules give (values, weights)."""
+    """Return the tensor itself, or the first of several: attention modules give (values, weights)."""
     if isinstance(value, tuple | list) and value:
         value = value[0]
     if not isinstance(value, Tensor):
@@ -186,7 +186,7 @@ def _part(value: Tensor, tap: Tap) -> Tensor:
 
 
 def _pooled(value: Tensor, pool: Pool, tap: Tap) -> Tensor:
-    """A map (B, C, H, W), channels last (B, H, W, C) or a sequence (B, N, C) to rows."""
+    """Pool a map (B, C, H, W), channels last (B, H, W, C), or a sequence (B, N, C) to rows."""
     if pool == "none":
         return value
     if pool == "flatten":
@@ -199,18 +199,17 @@ def _pooled(value: Tensor, pool: Pool, tap: Tap) -> Tensor:
 
 
 def check_pool(pool: str) -> Pool:
-    """`pool` itself; raises `SettingsError` for an unknown one."""
+    """Return `pool` itself; raise `SettingsError` for an unknown one."""
     refuse_unknown("pool", pool, get_args(Pool))
     return cast(Pool, pool)
 
 
 def find_taps(
-    base: str, network: nn.Module, aliases: Mapping[str, Tap], layers: Sequence[str], *, sideways: str | None
+    base: str, network: nn.Module, aliases: Mapping[str, Tap], layers: Sequence[str], *, channels_last: str | None
 ) -> list[Tap]:
-    """The taps that `layers` name: an alias of this base, else a module. Raises `BaseError` with the near
-    name.
+    """Return the taps that `layers` name: an alias of this base, else a module; raise `BaseError` with the near name.
 
-    `sideways` is a pattern of the modules whose maps are (B, H, W, C).
+    `channels_last` is a pattern of the modules whose maps are (B, H, W, C).
     """
     if not layers:
         raise SettingsError("no layer is asked for; give at least one, for example avgpool")
@@ -218,18 +217,18 @@ def find_taps(
     if repeated is not None:
         raise SettingsError(f"layer {repeated!r} is asked for twice; give it once")
     modules = dict(network.named_modules())
-    return [aliases.get(layer) or _module_tap(base, modules, aliases, layer, sideways) for layer in layers]
+    return [aliases.get(layer) or _module_tap(base, modules, aliases, layer, channels_last) for layer in layers]
 
 
 def _module_tap(
-    base: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, Tap], layer: str, sideways: str | None
+    base: str, modules: Mapping[str, nn.Module], aliases: Mapping[str, Tap], layer: str, channels_last: str | None
 ) -> Tap:
     refuse_unknown("layer", layer, [*aliases, *filter(None, modules)], where=base, error=BaseError)
-    lies_sideways = sideways is not None and re.match(sideways, layer) is not None
-    return Tap(layer, channels_last=lies_sideways or _works_on_last(modules[layer]))
+    is_named = channels_last is not None and re.match(channels_last, layer) is not None
+    return Tap(layer, channels_last=is_named or _works_on_last(modules[layer]))
 
 
 def _works_on_last(module: nn.Module) -> bool:
-    """Linear layers and layer norms take maps with the channels last, whatever is usual around them."""
+    """Return True for linear layers and layer norms: their maps are channels last, whatever is usual around them."""
     kind = type(module).__name__
     return isinstance(module, nn.Linear) or (kind.startswith("LayerNorm") and not kind.endswith("2d"))

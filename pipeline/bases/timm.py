@@ -1,4 +1,4 @@
-"""The networks of timm, with the data configuration of each: names begin with ``timm:``."""
+"""Networks of timm, with the data configuration of each: names begin with ``timm:``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from pipeline.images.transform import InputTransform
 
 
 class TimmZoo:
-    """Every model of timm, with its own data configuration."""
+    """Models of timm, each with its own data configuration."""
 
     def names(self) -> list[str]:
+        """List the models of the installed timm; raise `BaseError` where there is no timm."""
         return list(_timm().list_models())
 
     def weights(self, name: str) -> list[str]:
+        """List the tags of a model's published weights, the default first."""
         tags = [full.partition(".")[2] or "DEFAULT" for full in _timm().list_pretrained(f"{name}.*")]
         config = _timm().get_pretrained_cfg(name)
         default = config.tag if config is not None else None
         return sorted(tags, key=lambda tag: tag != default)
 
     def plan(self, name: str, weights: str | None) -> Plan:
+        """Plan a model by the classifier and data configuration that timm records; raise `BaseError` without one."""
         full = f"{name}.{weights}" if weights else name
         network = built(lambda: _timm().create_model(full, pretrained=False), f"timm:{name}")
         config = network.pretrained_cfg
@@ -40,6 +43,7 @@ class TimmZoo:
         )
 
     def fetch(self, name: str, weights: str) -> State:
+        """Download weights from the Hugging Face hub, or from the address that timm has; raise `BaseError`."""
         full = f"{name}.{weights}" if weights != "DEFAULT" else name
         config = built(lambda: _timm().create_model(full, pretrained=False), f"timm:{name}").pretrained_cfg
         url, file_name = config.get("url"), f"timm-{full}.safetensors"
@@ -50,9 +54,11 @@ class TimmZoo:
         return download(url, base=f"timm:{name}", weights=weights, file_name=file_name)
 
     def size(self, name: str) -> tuple[int, int] | None:
+        """Return None: the size is known only when the network is built."""
         return None
 
     def adapt(self, name: str, state: State) -> State:
+        """Return the state as it is: files have the names of today."""
         return state
 
 
@@ -72,15 +78,15 @@ def _family_of(network: Any, classifiers: tuple[str, ...]) -> Family:
     aliases = {"avgpool": mean_of(classifiers[0], "input")}
     pooling = next((name for name in ("global_pool", "head.global_pool") if name in modules), None)
     if pooling is not None:
-        aliases["pool5"] = Tap(pooling, "input", channels_last=_is_sideways(network))
+        aliases["pool5"] = Tap(pooling, "input", channels_last=_is_channels_last(network))
     if hasattr(network, "cls_token") and "norm" in modules:
         aliases["cls"] = Tap("norm", part="class token")
         aliases["tokens"] = Tap("norm", part="tokens", prefix=getattr(network, "num_prefix_tokens", 1))
     last, *others = (f"{name}." for name in classifiers)
-    return Family(aliases, last, tuple(others), sideways="" if _is_sideways(network) else None)
+    return Family(aliases, last, tuple(others), channels_last="" if _is_channels_last(network) else None)
 
 
-def _is_sideways(network: Any) -> bool:
+def _is_channels_last(network: Any) -> bool:
     return str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
 
 

@@ -1,4 +1,4 @@
-"""The classification models of torchvision: their layers, widths, transforms and published weights."""
+"""Classification models of torchvision: their layers, widths, transforms and published weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FAMILIES: dict[str, Family] = {
     "swin_transformer": Family(
         {"avgpool": Tap("head", "input"), "pool5": Tap("avgpool", "input")},
         "head.",
-        sideways=r"(features(?!\.0\.0)|norm)\b"
+        channels_last=r"(features(?!\.0\.0)|norm)\b"
     ),
     "vgg": family(
         mean_of("features"), Tap("avgpool"), "classifier.6.", "classifier.",
@@ -82,17 +82,20 @@ WIDTHS = {
 
 
 class TorchvisionZoo:
-    """Every classification model of the installed torchvision."""
+    """Classification models of the installed torchvision."""
 
     def names(self) -> list[str]:
+        """List the models, sorted."""
         return list(models.list_models(module=models))
 
     def weights(self, name: str) -> list[str]:
+        """List the published weights of a model, the default first."""
         published = models.get_model_weights(name)
         default = published.DEFAULT.name
         return [default, *(entry.name for entry in published if entry.name != default)]
 
     def plan(self, name: str, weights: str | None) -> Plan:
+        """Plan a model with the transform of `weights`; raise `BaseError` for a family without known layers."""
         published = models.get_model_weights(name)
         entry = published[weights or published.DEFAULT.name]
         categories = entry.meta.get("categories")
@@ -120,6 +123,7 @@ class TorchvisionZoo:
         return models.get_model_builder(name)(weights=None, **options)  # type: ignore[no-any-return]
 
     def fetch(self, name: str, weights: str) -> State:
+        """Download published weights, or take them from the download folder; raise `BaseError`."""
         entry = models.get_model_weights(name)[weights]
         state = download(entry.url, base=name, weights=weights)
         if entry.meta.get("categories") is None:  # features only: what stands in the classifier is no number
@@ -127,11 +131,13 @@ class TorchvisionZoo:
         return state
 
     def size(self, name: str) -> tuple[int, int] | None:
+        """Return length of the embedding and number of parameters, from `WIDTHS` and torchvision's records."""
         if name not in WIDTHS:
             return None
         return WIDTHS[name], models.get_model_weights(name).DEFAULT.meta["num_params"]
 
     def adapt(self, name: str, state: State) -> State:
+        """Return weights with today's names for those that old files of densenets and MNASNets have."""
         if name.startswith("densenet"):
             old = re.compile(
                 r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
@@ -143,7 +149,7 @@ class TorchvisionZoo:
 
 
 class _Versioned(dict[str, torch.Tensor]):
-    """MNASNet asks for a version, which safetensors files do not keep; published weights are of this one."""
+    """A state dict with the version that MNASNet asks for, of published weights; safetensors files keep none."""
 
     _metadata = {"": {"version": 2}}  # noqa: RUF012 - an attribute by torch's convention
 

@@ -38,9 +38,9 @@ COUNTER = "num_batches_tracked"  # of batch norm, unused by a frozen one and abs
 
 
 class without_memory(TorchFunctionMode):
-    """Inside, what a new network makes with ``torch.empty``, its parameters, is on the meta device.
+    """A block in which the parameters of a new network, made with ``torch.empty``, are on the meta device.
 
-    It has shapes and no numbers, so that building it costs no time: for networks that get their weights next.
+    They have shapes and no numbers, so that building costs no time: for networks that get their weights next.
     The meta device for all tensors would not do: some networks compute their widths with tensors.
     """
 
@@ -54,7 +54,7 @@ class without_memory(TorchFunctionMode):
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .safetensors, .pt or .pth file by name; nothing in it is run. Raises `BaseError`."""
+    """Read the tensors of a .safetensors, .pt or .pth file by name; run nothing in it; raise `BaseError`."""
     if not path.is_file():
         raise BaseError(f"weights file {path} does not exist")
     try:
@@ -67,7 +67,7 @@ def read_state(path: Path) -> State:
 
 
 def _find_state(content: Any, path: Path) -> State:
-    """Checkpoints of trainers keep the weights under a name beside the optimiser."""
+    """Return the weights in a checkpoint: trainers keep them under a name beside the optimizer."""
     for key in (None, "state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"):
         found = content if key is None else content.get(key) if isinstance(content, dict) else None
         if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
@@ -76,7 +76,7 @@ def _find_state(content: Any, path: Path) -> State:
 
 
 def _without_wrapping(state: State) -> State:
-    """Names as the bare network has them: DataParallel and torch.compile each put a word in front of all."""
+    """Return names as the bare network has them: DataParallel and torch.compile each put a word in front of all."""
     names = list(state)
     for prefix in ("module.", "_orig_mod."):
         if names and all(name.startswith(prefix) for name in names):
@@ -85,7 +85,7 @@ def _without_wrapping(state: State) -> State:
 
 
 def read_embedded(name: str) -> State:
-    """The weights that ship with this package; raises `BaseError` for a base that has none."""
+    """Read the weights that ship with this package; raise `BaseError` for a base that has none."""
     file = resources.files("pipeline.bases") / "embedded" / f"{name}.safetensors"
     if not file.is_file():
         raise BaseError(f"{name} has no embedded weights; squeezenet1_1 has; give --weights FILE, or none")
@@ -93,7 +93,7 @@ def read_embedded(name: str) -> State:
 
 
 def download(url: str, *, base: str, weights: str, file_name: str | None = None) -> State:
-    """The weights behind `url`, from torch hub's folder where they are there already. Raises `BaseError`.
+    """Read the weights behind `url`, from torch hub's folder where they are there already; raise `BaseError`.
 
     They are kept as `file_name`, or as the URL calls them. A server that does not answer is given up soon.
     """
@@ -116,7 +116,7 @@ def download(url: str, *, base: str, weights: str, file_name: str | None = None)
 
 @contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """A server that does not answer is given up after `seconds`; urllib waits for ever otherwise."""
+    """Give up a server that does not answer after `seconds`; urllib waits for ever otherwise."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -128,7 +128,7 @@ def _patience(seconds: float) -> Iterator[None]:
 def fit_state(
     state: State, build: Callable[[int], nn.Module], *, classes: int, classifier: tuple[str, ...], source: str
 ) -> tuple[nn.Module, frozenset[str]]:
-    """A network made by ``build(number of classes)`` that holds `state`, and the names it could not fill.
+    """Build a network by ``build(number of classes)`` that holds `state`; return it and the names it could not fill.
 
     `classifier` holds prefixes of names, first that of the last layer. Only there may `state` differ from the
     published network: another number of classes is built, and a classifier that is missing or of another kind
@@ -157,7 +157,7 @@ def _as(value: Tensor, expected: Tensor | None) -> Tensor:
 
 
 def _with_metadata(state: State, original: State) -> State:
-    """torch.save keeps the versions of layers beside a state dict; loading translates what is old."""
+    """Keep the versions of layers that torch.save puts beside a state dict: loading translates what is old."""
     if hasattr(original, "_metadata"):
         state = OrderedDict(state)
         state._metadata = original._metadata  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def _with_metadata(state: State, original: State) -> State:
 
 
 def _fill(network: nn.Module, missing: list[str]) -> None:
-    """Never numbers that could pass for features: rows that are not finite are refused further on."""
+    """Fill with NaN, never with numbers that could pass for features: rows that are not finite are refused later."""
     for name in missing:
         path, _, leaf = name.rpartition(".")
         owner = network.get_submodule(path)
@@ -175,7 +175,7 @@ def _fill(network: nn.Module, missing: list[str]) -> None:
 
 
 def _count_classes(state: State, last_layer: str) -> int | None:
-    """Rows of the last weight of the classifier: how many classes these weights tell apart."""
+    """Return the rows of the classifier's last weight: the number of classes that these weights tell apart."""
     rows = [len(value) for name, value in state.items() if name.startswith(last_layer) and value.ndim > 1]
     return rows[-1] if rows else None
 
@@ -201,7 +201,7 @@ def _some(names: list[str]) -> str:
 
 
 def digest(network: nn.Module, *, without: frozenset[str] = frozenset()) -> str:
-    """sha256 of a network's tensors, whichever file they came from; names in `without` do not count."""
+    """Return the sha256 of a network's tensors, whichever file they came from; names in `without` do not count."""
     return digest_tensors(
         {
             name: value.detach().cpu().numpy()
@@ -212,4 +212,5 @@ def digest(network: nn.Module, *, without: frozenset[str] = frozenset()) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of a message, or the name of its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

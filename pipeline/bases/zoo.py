@@ -1,4 +1,4 @@
-"""What is known of a network that serves as a base: how it is built, where its layers are, what it wants to see.
+"""Collections of networks: the build, the layers and the input transform of each that can be a base.
 
 A collection of networks is a `Zoo`, one file each.
 """
@@ -21,16 +21,16 @@ Aliases = Mapping[str, Tap]
 
 @dataclass(frozen=True)
 class Family:
-    """The layers of a family of networks by the names that the field gives them.
+    """A family of networks: its layers by the names that the field gives them.
 
     `last` is the prefix of its last layer's weights, `classifier` of all that only class scores need;
-    `sideways` is a pattern of the modules whose maps are (B, H, W, C).
+    `channels_last` is a pattern of the modules whose maps are (B, H, W, C).
     """
 
     aliases: Aliases
     last: str
     classifier: tuple[str, ...] = ()
-    sideways: str | None = None
+    channels_last: str | None = None
 
     @property
     def replaceable(self) -> tuple[str, ...]:
@@ -39,16 +39,18 @@ class Family:
 
 
 def mean_of(module: str, side: Any = "output") -> Tap:
+    """Return the tap on the global average of a module's map."""
     return Tap(module, side, "mean")
 
 
 def family(avgpool: Tap, pool5: Tap, last: str, *classifier: str, **others: Tap) -> Family:
+    """Return a family with the two layers that every convolutional network has, and `others` by name."""
     return Family({"avgpool": avgpool, "pool5": pool5, **others}, last, classifier)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One base with one set of weights, before it is built."""
+    """A base with one set of weights, before it is built."""
 
     family: Family
     build: Callable[[int], nn.Module]
@@ -61,26 +63,26 @@ class Zoo(Protocol):
     """A collection of networks."""
 
     def names(self) -> list[str]:
-        """Every network, sorted."""
+        """List every network, sorted."""
 
     def weights(self, name: str) -> list[str]:
-        """The published weights of a network, the default first."""
+        """List the published weights of a network, the default first."""
 
     def plan(self, name: str, weights: str | None) -> Plan:
-        """How to build `name` for `weights` (a name from `weights`), or for the default ones with None."""
+        """Plan the build of `name` for `weights` (a name from `weights`), or for the default ones with None."""
 
     def fetch(self, name: str, weights: str) -> State:
-        """Published weights; raises `BaseError` where they cannot be had."""
+        """Return published weights; raise `BaseError` where they cannot be had."""
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """Length of the embedding and number of parameters, where they are known without building it."""
+        """Return length of the embedding and number of parameters, where they are known without building it."""
 
     def adapt(self, name: str, state: State) -> State:
-        """Weights under the names that networks have today."""
+        """Return weights under the names that networks have today."""
 
 
 def built(build: Callable[[], Any], name: str) -> Any:
-    """The network that `build` makes, without its numbers where it can be made so. Raises `BaseError`.
+    """Return the network that `build` makes, without its numbers where it can be made so; raise `BaseError`.
 
     Some networks run themselves while they are made, for which they need numbers.
     """
@@ -95,7 +97,7 @@ def built(build: Callable[[], Any], name: str) -> Any:
 
 
 def measured_size(plan: Plan, name: str) -> tuple[int, int]:
-    """Length of the embedding and number of parameters, from building the network without its numbers."""
+    """Return length of the embedding and number of parameters, by building the network without its numbers."""
     network = built(lambda: plan.build(plan.classes), name).eval()
     taps = [plan.family.aliases["avgpool"]]
     (shape,) = FeatureNetwork(network, taps, "flatten", input_size=plan.transform.size).shapes
@@ -103,7 +105,7 @@ def measured_size(plan: Plan, name: str) -> tuple[int, int]:
 
 
 def fitted(plan: Plan, state: State, *, source: str) -> tuple[nn.Module, frozenset[str]]:
-    """The network with `state`, and the names that it lacks; raises `BaseError` where they do not fit."""
+    """Build the network with `state`; return it and the names that it lacks; raise `BaseError` where they misfit."""
 
     def build(classes: int) -> nn.Module:
         network: nn.Module = built(lambda: plan.build(classes), source)

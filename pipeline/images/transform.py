@@ -157,7 +157,8 @@ class InputTransform:
         """Return first source pixels (kept,) and weights (K, kept) of the middle `kept` pixels of a resized side.
 
         The side goes from `source` to `resized` pixels; the weights are those of the pixels from the first one on, as
-        Pillow rounds them. Pillow itself is asked: a line that is 1.0 in fixed point at every K-th pixel, resized, is the weights.
+        Pillow rounds them. Pillow itself is asked: a line that is 1.0 in fixed point at every K-th pixel, resized, is
+        the weights.
         """
         kept = min(kept, resized)
         start = round((resized - kept) / 2)
