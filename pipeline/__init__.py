@@ -26,6 +26,8 @@ Where things are, each package with a map of its own in its ``__init__``:
     metrics.py            how good predictions are, and how sure that is
     plots.py              the pictures of a training
     config.py             the settings of each stage, and the recipe of features
+    options.py            the same as keyword arguments, for type checkers; generated
+    signatures.py         the same as a function's signature and the options in its docstring
     errors.py             the exception tree
     registry.py           families of named things, with the near name for an unknown one
     files.py              files that are whole or absent
@@ -44,7 +46,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 # Before anything imports onnxruntime: it reports its use to its maker, and its own switch comes after the first report.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -66,17 +68,50 @@ _HOMES = {
     "PipelineError": "errors",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "FeatureExtractor",
+    "FeatureStore",
+    "PipelineError",
+    "evaluate",
+    "extract",
+    "finetune",
+    "fit_head",
+    "info",
+    "list_bases",
+    "load_model",
+    "merge",
+    "predict",
+    "run",
+    "verify",
+]
 
+if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's __getattr__ would be Any for every name
+    from pipeline.commands.bases import list_bases
+    from pipeline.commands.evaluate import evaluate
+    from pipeline.commands.extract import extract
+    from pipeline.commands.finetune import finetune
+    from pipeline.commands.fit_head import fit_head
+    from pipeline.commands.info import info
+    from pipeline.commands.merge import merge
+    from pipeline.commands.predict import predict
+    from pipeline.commands.run import run
+    from pipeline.commands.verify import verify
+    from pipeline.errors import PipelineError
+    from pipeline.feature_extractor import FeatureExtractor
+    from pipeline.models.model import load_model
+    from pipeline.store import FeatureStore
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+    __version__: str
+else:
 
-        return version("cached-feature-pipeline")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("cached-feature-pipeline")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -43,6 +43,9 @@ def _parted(value: Any) -> Any:
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # the name of a column may hold a comma
 Names = Annotated[tuple[str, ...], BeforeValidator(_parted)]
+#: Marks a text that names a file or a folder, which may be given as a path.
+PATH = "path"
+PathText = Annotated[str, PATH]
 Count = Annotated[int, Field(ge=1, le=512)]  # of threads or processes
 Images = Annotated[int, Field(ge=1, le=65_536)]
 Gigabytes = Annotated[float, Field(gt=0, le=1_000_000)]
@@ -55,7 +58,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> Self:
+    def of(cls, options: Mapping[str, Any]) -> Self:
         """Validate `options`; raise `SettingsError` with one line for the first thing that is wrong."""
         try:
             return cls.model_validate(options)
@@ -143,7 +146,7 @@ class RunSettings(EngineSettings, ImageSettings):
 class RerunSettings(RunSettings):
     """How the recipe of a model or of a feature file is run again."""
 
-    weights: str | None = Field(None, description="The base's weights, where the recorded file has moved.")
+    weights: PathText | None = Field(None, description="The base's weights, where the recorded file has moved.")
 
 
 class SourceSettings(Settings):
@@ -153,15 +156,15 @@ class SourceSettings(Settings):
     target: Columns = Field((), description="Target column(s) of the table; numbers or classes.")
     id_column: str | None = Field(None, description="Column with a unique id; the image path otherwise.")
     split_column: str | None = Field(None, description="Column that says train, val or test.")
-    image_root: str | None = Field(None, description="Folder that image paths are relative to.")
-    labels: str | None = Field(None, description="CSV with labels for the images of a folder.")
+    image_root: PathText | None = Field(None, description="Folder that image paths are relative to.")
+    labels: PathText | None = Field(None, description="CSV with labels for the images of a folder.")
 
 
 class BaseSettings(Settings):
     """Which frozen base runs, and how."""
 
     base: str = Field("resnet18", description="Frozen base: a torchvision model, or timm:NAME.")
-    weights: str = Field("DEFAULT", description="DEFAULT, an enum name, embedded, none (random) or a file.")
+    weights: PathText = Field("DEFAULT", description="DEFAULT, an enum name, embedded, none (random) or a file.")
     size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
 
 
@@ -198,7 +201,7 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
 class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
 
-    head: str | None = Field(None, description="Model folder of a fitted linear head to start from, with its base.")
+    head: PathText | None = Field(None, description="Model folder of a fitted linear head to start from, and its base.")
     layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     train: Names = Field(("all",), description="What moves: head, all, or modules such as layer4.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         size: int | None = None,
         layer: str | Sequence[str] = "avgpool",
         pool: Pool = "none",
-        engine: str = "auto",
+        engine: Literal["auto", "torch", "onnxruntime"] = "auto",
         device: str = "auto",
         batch_size: int = 16,
         seed: int = 13,
@@ -69,7 +69,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.seed = seed
         self.cache = cache
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: object, y: object = None) -> Self:
         """Load the base and find the number of features; `X` is only looked at for being there."""
         _images(X)
         self._runner = _Runner(self)
@@ -77,13 +77,18 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.n_features_out_ = self._runner.dimensions
         return self
 
-    def transform(self, X: Any) -> Features:
+    def transform(self, X: object) -> Features:
         """Features (n, D) of the images of `X`."""
         check_is_fitted(self, "n_features_out_")
         images = _images(X)
         if not hasattr(self, "_runner"):
             self._runner = _Runner(self)
         return self._runner.features(images)
+
+    if TYPE_CHECKING:  # scikit-learn's, typed
+
+        def fit_transform(self, X: object, y: object = None) -> Features:
+            """Features (n, D) of the images of `X`."""
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """featureextractor0, featureextractor1, ...: one for each column."""

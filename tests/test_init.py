@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -118,6 +119,24 @@ def test_a_command_is_a_function(command: str) -> None:
     name = OTHERWISE.get(command, command.replace("-", "_"))
     if name is not None:
         assert callable(getattr(pipeline, name))
+
+
+def test_type_checkers_are_told_of_the_names_that_are_imported_when_asked_for() -> None:
+    assert pipeline.__all__ == sorted(pipeline._HOMES)
+    body = ast.parse(Path(pipeline.__file__).read_text()).body
+    block = next(node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {name.name: node.module for node in imports for name in node.names} == {
+        name: f"pipeline.{home}" for name, home in pipeline._HOMES.items()
+    }
+
+
+def test_no_name_of_a_users_script_is_any_to_mypy() -> None:
+    """It takes the checkout's cache, which a run of mypy on the package has filled; seconds more without."""
+    script = HERE / "tests/users_script.py"
+    assert set(pipeline.__all__) <= set(re.findall(r"\w+", script.read_text()))
+    done = subprocess.run([sys.executable, "-m", "mypy", str(script)], cwd=HERE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 NUL = "a\0b"

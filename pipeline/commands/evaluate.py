@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
 from pipeline.models.model import Model, joined, open_model
 from pipeline.models.predictions import write_rows
+from pipeline.options import EvaluateOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
+from pipeline.signatures import takes
 from pipeline.sources import Target, choose_target, log_remarks, read_manifest
 from pipeline.store import FeatureStore, is_store
 from pipeline.text import plural
@@ -45,6 +47,7 @@ class EvaluateResult(Result):
         return "\n".join(lines if self.output is None else [*lines, f"saved to {self.output}"])
 
 
+@takes(EvaluateSettings)
 def evaluate(
     model: str | Path,
     source: str | Path,
@@ -53,7 +56,7 @@ def evaluate(
     force: bool = False,
     split: str = "auto",
     progress: bool = False,
-    **options: Any,
+    **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
 

@@ -12,11 +12,11 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,10 @@ from pipeline.engines.workers import Computer, Crew, device_names
 from pipeline.errors import ImageError
 from pipeline.images import decoding
 from pipeline.images.loading import Loaded, refuse_too_many_bad
+from pipeline.options import ExtractOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
+from pipeline.signatures import takes
 from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.text import shown
@@ -138,8 +140,14 @@ class RehearseResult(Result):
         )
 
 
+@takes(ExtractSettings)
 def extract(
-    source: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+    source: str | Path,
+    output: str | Path,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    **options: Unpack[ExtractOptions],
 ) -> ExtractResult:
     """Run a frozen base over the images of `source` and keep its features in the HDF5 file `output`.
 
@@ -194,7 +202,10 @@ def extract(
     )
 
 
-def rehearse(source: str | Path, output: str | Path, *, force: bool = False, **options: Any) -> RehearseResult:
+@takes(ExtractSettings)
+def rehearse(
+    source: str | Path, output: str | Path, *, force: bool = False, **options: Unpack[ExtractOptions]
+) -> RehearseResult:
     """What `extract` with the same arguments would do: measured on a few images, nothing is written.
 
     Raises as `extract` does, as far as it comes.
@@ -257,7 +268,7 @@ class Job:
     recipe: Recipe
 
     @classmethod
-    def of(cls, source: str | Path, options: dict[str, Any]) -> Job:
+    def of(cls, source: str | Path, options: Mapping[str, Any]) -> Job:
         """Validate the options, list the images and load the base."""
         settings = ExtractSettings.of(options)
         whole = read_manifest(source, settings)

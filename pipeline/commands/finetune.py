@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -36,9 +36,11 @@ from pipeline.images.augment import View, build_view
 from pipeline.models.folder import BaseRecord, DataRecord, save_model
 from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
+from pipeline.options import FinetuneOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
+from pipeline.signatures import takes
 from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Pictures
@@ -105,8 +107,14 @@ class FinetuneResult(Result):
         return "\n".join([*lines, f"saved to {self.model}"])
 
 
+@takes(FinetuneSettings)
 def finetune(
-    source: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+    source: str | Path,
+    output: str | Path,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    **options: Unpack[FinetuneOptions],
 ) -> FinetuneResult:
     """Train base and head on the images of `source`; the best epoch becomes the model folder `output`.
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,11 @@ from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.models.folder import BaseRecord, DataRecord, save_model
 from pipeline.models.provenance import request_of
+from pipeline.options import FitOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import refuse_unknown
 from pipeline.scores import Scored
+from pipeline.signatures import takes
 from pipeline.sources import Target, choose_target
 from pipeline.splits import Split, group_codes, split_rows
 from pipeline.store import FeatureStore
@@ -73,8 +75,9 @@ class FitResult(Result):
         return "\n".join([*lines, f"saved to {self.model}"])
 
 
+@takes(FitSettings)
 def fit_head(
-    store: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Any
+    store: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Unpack[FitOptions]
 ) -> FitResult:
     """Train a head on the feature file `store` and save it as the model folder `output`.
 

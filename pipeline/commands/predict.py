@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pipeline.commands.results import Result
+from pipeline.config import RerunSettings
 from pipeline.files import refuse_nul
 from pipeline.models.model import load_model
 from pipeline.models.predictions import write_rows
+from pipeline.options import RerunOptions
 from pipeline.progress import progress as progress_bar
+from pipeline.signatures import takes
 from pipeline.sources import from_paths, log_remarks
 from pipeline.text import shown
 
@@ -33,6 +36,7 @@ class PredictResult(Result):
         return "\n".join(_line(entry) for entry in self.predictions)
 
 
+@takes(RerunSettings)
 def predict(
     model: str | Path,
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -40,7 +44,7 @@ def predict(
     top: int = 5,
     csv: str | Path | None = None,
     progress: bool = False,
-    **options: Any,
+    **options: Unpack[RerunOptions],
 ) -> PredictResult:
     """Run the model folder `model` on an image file, on several, or on all images of a folder.
 

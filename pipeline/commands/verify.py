@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
 from pipeline.images import decoding
 from pipeline.images.loading import BATCH, Loaded
+from pipeline.options import RerunOptions
+from pipeline.signatures import takes
 from pipeline.sources import Record, read_manifest, shown
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences
@@ -57,13 +59,14 @@ class VerifyResult(Result):
         return "\n".join([verdict + (again if self.recomputed else ""), *self.problems])
 
 
+@takes(RerunSettings)
 def verify(
     path: str | Path,
     *,
     source: str | None = None,
     recompute: int = 0,
     seed: int = 13,
-    **options: Any,
+    **options: Unpack[RerunOptions],
 ) -> VerifyResult:
     """Check every block, row, status, id and label of a feature file or a folder of parts, and its HDF5 side.
 

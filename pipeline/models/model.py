@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.heads import Head
 from pipeline.images.loading import BATCH
 from pipeline.models.folder import ModelRecord, read_folder
+from pipeline.options import RerunOptions
+from pipeline.signatures import takes
 from pipeline.sources import Record, from_paths
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from pipeline.engines.embedder import Embedded, Embedder
 
 
-def load_model(folder: str | Path, **options: Any) -> Model:
+@takes(RerunSettings)
+def load_model(folder: str | Path, **options: Unpack[RerunOptions]) -> Model:
     """Open a model folder, all of whose files are checked; the base itself is loaded when it is first needed.
 
     `options` are the fields of `RerunSettings`: `weights` names a file with the base's weights where the one recorded

@@ -1,0 +1,140 @@
+"""The keyword arguments of the library's functions, for type checkers and editors, which run no code.
+
+Generated from the settings classes of `pipeline.config`, where each has its default, limits and meaning, by
+``python tests/generated.py --write``; a test holds it to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+
+class ExtractOptions(TypedDict, total=False):
+    """The fields of `ExtractSettings`."""
+
+    base: str
+    weights: str | os.PathLike[str]
+    size: int | None
+    image_column: str | None
+    target: str | Sequence[str]
+    id_column: str | None
+    split_column: str | None
+    image_root: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | None
+    max_pixels: int
+    engine: Literal["auto", "torch", "onnxruntime"]
+    device: str
+    compile: bool
+    batch_size: Literal["auto"] | int
+    memory: Literal["auto"] | float
+    workers: Literal["auto"] | int
+    layer: str | Sequence[str]
+    pool: Literal["none", "avg", "max", "flatten"]
+    views: int
+    augment: str | Sequence[str]
+    decode: Literal["exact", "fast"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    dtype: Literal["float32", "float16"]
+    rows: str | None
+    part: str | None
+    rehash: bool
+    max_bad: float
+    seed: int
+
+
+class FitOptions(TypedDict, total=False):
+    """The fields of `FitSettings`."""
+
+    head: str
+    target: str | None
+    layer: str | Sequence[str]
+    val: float
+    cv: int
+    score_views: Literal["plain", "mean"]
+    class_weight: Literal["none", "balanced"]
+    sample_weight: str | None
+    solver: Literal["lbfgs", "sgd"]
+    kernel: Literal["auto", "linear", "rbf"]
+    hidden: int
+    optimizer: Literal["sgd", "adam", "rmsprop"] | None
+    epochs: int | None
+    batch_size: int | None
+    lr: float
+    momentum: float
+    step: int
+    coverage: float
+    memory: float
+    device: str
+    jobs: Literal["auto"] | int
+    seed: int
+
+
+class FinetuneOptions(TypedDict, total=False):
+    """The fields of `FinetuneSettings`."""
+
+    max_pixels: int
+    base: str
+    weights: str | os.PathLike[str]
+    size: int | None
+    image_column: str | None
+    target: str | Sequence[str]
+    id_column: str | None
+    split_column: str | None
+    image_root: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | None
+    head: str | os.PathLike[str] | None
+    layer: str | Sequence[str]
+    pool: Literal["none", "avg", "max", "flatten"]
+    train: str | Sequence[str]
+    freeze_norm: bool
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+    lr: float | None
+    base_lr: float | None
+    momentum: float
+    weight_decay: float
+    step: int
+    gamma: float
+    class_weight: Literal["none", "balanced"]
+    clip: float
+    augment: str | Sequence[str]
+    val: float
+    max_bad: float
+    device: str
+    workers: Literal["auto"] | int
+    seed: int
+
+
+class EvaluateOptions(TypedDict, total=False):
+    """The fields of `EvaluateSettings`."""
+
+    image_column: str | None
+    target: str | Sequence[str]
+    id_column: str | None
+    split_column: str | None
+    image_root: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | None
+    max_pixels: int
+    engine: Literal["auto", "torch", "onnxruntime"]
+    device: str
+    compile: bool
+    batch_size: Literal["auto"] | int
+    memory: Literal["auto"] | float
+    workers: Literal["auto"] | int
+    weights: str | os.PathLike[str] | None
+
+
+class RerunOptions(TypedDict, total=False):
+    """The fields of `RerunSettings`."""
+
+    max_pixels: int
+    engine: Literal["auto", "torch", "onnxruntime"]
+    device: str
+    compile: bool
+    batch_size: Literal["auto"] | int
+    memory: Literal["auto"] | float
+    workers: Literal["auto"] | int
+    weights: str | os.PathLike[str] | None
