@@ -18,6 +18,8 @@ from types import FrameType
 
 #: Seconds that the main thread has to unwind by itself.
 GRACE = 1.5
+#: Seconds that the last line waits for somebody who reads.
+PATIENCE = 0.2
 SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -57,8 +59,9 @@ class Interruption:
         """Say the last line and end at once: threads may be in C code, which does not survive the interpreter's end."""
         if not self._leaving.acquire(blocking=False):
             threading.Event().wait()  # the other thread is leaving with both
-        with contextlib.suppress(OSError):  # nobody may be reading
-            os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + f"{self._epitaph()}\n".encode())
+        with contextlib.suppress(OSError):  # nobody may be reading, or a full pipe or a held terminal takes no more
+            if select.select([], [2], [], PATIENCE)[1]:
+                os.write(2, (SHOW_CURSOR if os.isatty(2) else b"") + f"{self._epitaph()}\n".encode())
         if "multiprocessing" in sys.modules:
             for child in sys.modules["multiprocessing"].active_children():
                 child.kill()
