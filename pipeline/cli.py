@@ -61,7 +61,7 @@ def settings_options(settings: type[Settings], *names: str) -> Callable[[Command
             field = settings.model_fields[name]
             default = field.default
             shown = ",".join(default) if isinstance(default, tuple) else default
-            text = f"{field.description}" + (f"  [default: {shown}]" if shown not in (None, "", False) else "")
+            text = f"{field.description}" + ("" if shown in (None, "") or shown is False else f"  [default: {shown}]")
             flags = [f"--{name.replace('_', '-')}", name]
             if field.annotation is bool:
                 command = click.option(*flags, is_flag=True, default=None, help=text)(command)
