@@ -11,7 +11,7 @@ import pytest
 from cheap import recipe_for
 from pictures import write_photos
 
-from pipeline.bases import Base, base_of, load_base
+from pipeline.bases import Base, base_of
 from pipeline.config import RunSettings
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError
@@ -20,11 +20,6 @@ from pipeline.images.preprocess import shaper
 from pipeline.sources import Manifest, read_manifest
 
 SETTINGS = RunSettings.of({"device": "cpu", "batch_size": 4})
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("squeezenet1_1", "embedded")
 
 
 @pytest.fixture(scope="module")

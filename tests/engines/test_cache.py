@@ -1,0 +1,111 @@
+"""What is kept between runs: graphs and batch sizes, whole, bounded, and never needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from networks import engine_of, largest_difference, noise
+
+from pipeline import engines
+from pipeline.bases import Base
+from pipeline.engines import CpuEngine, cache
+from pipeline.engines.batch_size import Size
+from pipeline.engines.cache import keep_size, read_size
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "file"))
+    with caplog.at_level(logging.INFO):
+        assert engine_of(base).name == "onnxruntime"
+    assert "the graph is not kept" in caplog.text
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache.cache_folder() == Path(os.environ["PIPELINE_CACHE"])
+    monkeypatch.delenv("PIPELINE_CACHE")
+    if sys.platform == "linux":
+        assert cache.cache_folder() == Path("/somewhere/cached-feature-pipeline")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    assert cache.cache_folder() == Path.home() / caches / "cached-feature-pipeline"
+
+
+def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(user: int) -> None:
+        raise KeyError(user)
+
+    for name in ("PIPELINE_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)  # a container's number that no table of users has
+    cache.keep_cached("key", b"graph")
+    assert cache.read_cached("key") is None
+    keep_size("key", Size(8, 100))
+    assert read_size("key") is None
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "KEPT_BYTES", 250)
+    for age, key in ((300, "old"), (200, "middle")):
+        cache.keep_cached(key, bytes(68))
+        entry = own_cache / f"{key}.onnx"
+        entry.touch()
+        __import__("os").utime(entry, (entry.stat().st_mtime - age,) * 2)
+    assert cache.read_cached("old") == bytes(68)  # used just now
+    cache.keep_cached("new", bytes(68))
+    assert {entry.stem for entry in own_cache.iterdir()} == {"old", "new"}
+    monkeypatch.setattr(cache, "KEPT_BYTES", 1)
+    cache.keep_cached("last", bytes(68))
+    assert {entry.stem for entry in own_cache.iterdir()} == {"last"}
+
+
+def test_the_batch_size_is_measured_once_for_a_base_and_a_machine(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = engine_of(base)
+    (entry,) = (tmp_path / "cache" / "sizes").iterdir()
+    measured = json.loads(entry.read_text())
+    assert measured["images"] in (1, 2, 4, 8, 16)
+    monkeypatch.setattr(engines, "fastest_size", lambda *_, **__: pytest.fail("measured again"))
+    assert engine_of(base).batch_size == first.batch_size
+    entry.write_text('{"images": 16, "bytes": 16000000}')
+    tight = engine_of(base, memory=0.005)
+    assert isinstance(tight, CpuEngine)
+    assert tight._step == 4  # a quarter of the bytes
+    assert tight.batch_size == 5_000_000 // (5 * (224 * 224 * 3 + 512 * 4))
+    assert largest_difference(tight(noise(base, 9))[0], first(noise(base, 9))[0]) < 1e-5
+
+
+@pytest.mark.parametrize("kept", ["", "{", "[1]", '{"images": 4, "batch": 2}'])
+def test_a_kept_size_that_cannot_be_read_is_measured_again(base: Base, tmp_path: Path, kept: str) -> None:
+    engine_of(base)
+    (entry,) = (tmp_path / "cache" / "sizes").iterdir()
+    entry.write_text(kept)
+    engine_of(base)
+    assert json.loads(entry.read_text())["images"] >= 1
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *({"images": "8", "bytes": 1}, {"images": 8, "bytes": None}, {"images": 8, "bytes": -1}, {"images": 0}),
+        *({"images": True}, {"images": 2.5}, {"images": [8]}, {"images": -4}, {"other": 8}, [8], 8, None, "8"),
+    ],
+)
+def test_a_kept_size_that_is_none_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Any) -> None:
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path))
+    keep_size("key", Size(8, 100))
+    assert read_size("key") == Size(8, 100)
+    (tmp_path / "sizes" / "key").write_text(json.dumps(kept))
+    assert read_size("key") is None
