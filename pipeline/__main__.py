@@ -1,4 +1,4 @@
-"""`python -m pipeline` is the console script `pipeline`: the command line, and what Ctrl-C does before it is there."""
+"""Entry point of `python -m pipeline` and of the console script: Ctrl-C is obeyed before the command line is there."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def main() -> NoReturn:
 
 
 def _collect_garbage_seldom() -> None:
-    """What is imported makes a million objects that stay: to walk through them again and again takes a second.
+    """Collect garbage seldom: imports make a million objects that stay, and walking through them takes a second.
 
-    Another one goes at the end of the process, where they would all be looked at once more before they are dropped.
+    Freezing them saves another second at the end of the process, where they would all be looked at once more.
     """
     gc.set_threshold(50_000, 20, 20)
     atexit.register(gc.freeze)
 
 
 def _leave(*_: object) -> NoReturn:
+    """End the process with a line and the status of Ctrl-C: nothing has begun that could be unwound."""
     os.write(2, b"stopped; nothing was written\n")
     os._exit(130)
 

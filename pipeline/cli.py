@@ -1,4 +1,4 @@
-"""The command line: options in, one function call, what it says out. Nothing is decided here.
+"""Parse options, call one library function, print its result. Nothing is decided here.
 
 A command imports its stage when it runs, so that `pipeline --help` loads neither torch nor scikit-learn. Options are
 read from the settings classes of `pipeline.config`: a field there is an option here.
@@ -35,10 +35,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Group(click.Group):
-    """Commands in the order of the journey, not of the alphabet."""
+    """A group of commands in the order of the journey, not of the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of their definition."""
+        """List commands in the order of their definition."""
         return list(self.commands)
 
 
@@ -53,8 +53,10 @@ def cli() -> None:
 
 
 def settings_options(settings: type[Settings], *names: str) -> Callable[[Command], Command]:
-    """One option for each field of `settings`, or for those called `names`; what is not given stays out, so that
-    defaults stand in one place."""
+    """Add one option for each field of `settings`, or for those called `names`.
+
+    Options that are not given stay out of the call, so that defaults stand in one place.
+    """
 
     def decorate(command: Command) -> Command:
         for name in reversed(names or tuple(settings.model_fields)):
@@ -76,7 +78,7 @@ def settings_options(settings: type[Settings], *names: str) -> Callable[[Command
 
 
 def _click_type(annotation: Any) -> click.ParamType[Any]:
-    """Words to choose from where the field has only words; text otherwise, which the settings class then parses."""
+    """Return a choice where the field has only words; text otherwise, which the settings class then parses."""
     if typing.get_origin(annotation) is Literal:
         return click.Choice(typing.get_args(annotation))
     parts = _alternatives(annotation)
@@ -84,7 +86,7 @@ def _click_type(annotation: Any) -> click.ParamType[Any]:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, None left out; of anything else, itself."""
+    """Return the members of a union, None left out; of anything else, itself."""
     parts = [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(annotation) if part is not type(None)]
@@ -92,7 +94,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _metavar(name: str, annotation: Any) -> str:
-    """What stands for the value in the help: N, X, auto|N, or the last word of the option."""
+    """Return the word for a value in the help: N, X, auto|N, or the last word of the option."""
     word = name.rsplit("_", 1)[-1].upper()
     signs = {int: "N", float: "X"}
     shown = [
@@ -103,16 +105,16 @@ def _metavar(name: str, annotation: Any) -> str:
 
 
 def reporting(command: Command) -> Command:
-    """The options that every command has: --json, -q, -v."""
-    command = click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")(command)
+    """Add the options that every command has: --json, -q, -v."""
+    command = click.option("-v", "--verbose", is_flag=True, help="More messages on stderr.")(command)
     command = click.option("-q", "--quiet", is_flag=True, help="Only errors on stderr.")(command)
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(command)
 
 
 def output_option(default: str | None = None) -> Callable[[Command], Command]:
-    """`-o`, required unless there is a default."""
+    """Add `-o`, required unless there is a default."""
     given = {"required": True} if default is None else {"default": default, "show_default": True}
-    return click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the result goes.", **given)
+    return click.option("-o", "--output", type=click.Path(path_type=Path), help="Path of the result.", **given)
 
 
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
@@ -120,15 +122,15 @@ retrain_option = click.option("--force", is_flag=True, help="Train every model a
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that the user gave."""
+    """Return the options that the user gave."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 class LineFormatter(logging.Formatter):
-    """Log records as they may be printed."""
+    """A formatter of log records as they may be printed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's text, with whatever is no plain character escaped."""
+        """Return the record's text, with whatever is no plain character escaped."""
         return shown(super().format(record))
 
 
@@ -144,7 +146,7 @@ def begin(*, quiet: bool, verbose: bool) -> None:
 
 
 def tell(result: Result, *, as_json: bool) -> None:
-    """The result, for a program or for a person."""
+    """Print a result, for a program or for a person."""
     if as_json:
         print_json(result.to_json())
     else:
@@ -152,12 +154,12 @@ def tell(result: Result, *, as_json: bool) -> None:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One object on stdout, in ASCII: JSON escapes every other control character by itself."""
+    """Print one object on stdout, in ASCII: JSON escapes every other control character by itself."""
     click.echo(json.dumps(content).replace("\x7f", r"\u007f"))
 
 
 def print_lines(text: str) -> None:
-    """Lines on stdout; what they quote from files is escaped."""
+    """Print lines on stdout, with what they quote from files escaped."""
     click.echo(lines_shown(text))
 
 
@@ -165,7 +167,7 @@ def print_lines(text: str) -> None:
 @click.argument("source")
 @output_option()
 @settings_options(ExtractSettings)
-@click.option("--dry-run", is_flag=True, help="Only say how many rows, how long and how large; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print rows, time and size; write nothing.")
 @force_option
 @reporting
 def extract(
@@ -235,7 +237,7 @@ def predict(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """What MODEL says of each IMAGE (files, or folders of them)."""
+    """Predict the class or number of each IMAGE (files, or folders of them) with MODEL."""
     from pipeline.commands.predict import predict as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -291,7 +293,7 @@ def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @reporting
 def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """What PATH holds: a feature file, a folder of parts, or a model folder."""
+    """Describe PATH: a feature file, a folder of parts, or a model folder."""
     from pipeline.commands.info import info as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -300,9 +302,11 @@ def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--source", help="Where its images are; else where the file says, if that is a file or a folder.")
+@click.option("--source", help="Its images; else those that the file names, if it names a file or a folder.")
 @click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, help="Rows to extract anew.")
-@click.option("--seed", type=click.IntRange(min=0), default=13, show_default=True, help="Chooses those rows.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=13, show_default=True, help="Seed of the choice of those rows."
+)
 @running
 @reporting
 def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
@@ -358,7 +362,7 @@ def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) ->
 @output_option("artifacts/demo")
 @reporting
 def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Everything once, offline: handwritten digits become features, heads, predictions and pictures."""
+    """Run every stage once, offline: handwritten digits become features, heads, predictions and plots."""
     from pipeline.commands.demo import demo as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -371,7 +375,7 @@ KEPT = {
     "fit-head": "no model was saved; the cached features are as they were",
     "finetune": "nothing of this training is kept: the same command begins anew",
     "run": "what its finished steps wrote is kept, and rows of features too; the same command goes on from there",
-    "demo": "the pictures and features made so far are kept; the same command makes the rest",
+    "demo": "the images and features made so far are kept; the same command makes the rest",
     "merge": "nothing was merged; the parts are as they were",
 }
 
@@ -413,7 +417,7 @@ def _call() -> int:
 
 
 def _open_closed_streams() -> None:
-    """Where the shell closed a standard stream, the next file would take its place, and messages go into that file."""
+    """Open standard streams that the shell closed: the next file would take their place, and messages go into it."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
@@ -421,7 +425,7 @@ def _open_closed_streams() -> None:
 
 
 def _epitaph() -> str:
-    """The last line of a command that was stopped."""
+    """Return the last line of a command that was stopped."""
     command = next((word for word in sys.argv[1:] if word in cli.commands), "")
     wrote = command in KEPT and "--dry-run" not in sys.argv
     return f"stopped; {KEPT[command] if wrote else 'nothing was written'}"

@@ -1,4 +1,4 @@
-"""One validated settings class a stage, and the recipe that identifies what a feature file holds.
+"""Settings, one validated class a stage, and the recipe that identifies the content of a feature file.
 
 A field's type, default, limits and description are written here once: the library's keyword arguments, the
 options of the command line and the keys of a configuration file are all read from these classes.
@@ -22,19 +22,19 @@ from pipeline.registry import unknown
 Pool = Literal["none", "avg", "max", "flatten"]
 Device = str  # auto, cpu, cuda, cuda:1, mps
 
-#: What a random view can do, for the help that does not load it; a test holds it to the registry.
+#: The augmentations, here for the help, which loads no images; a test holds them to their registry.
 AUGMENTATIONS = ("crop", "flip", "vflip", "mirror", "rotate", "brightness")
 #: The heads, a file of `pipeline.heads` each: a name is registered by standing here.
 HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend")
 
 
 def _listed(value: Any) -> Any:
-    """One text is a list of one, as it is on the command line."""
+    """Make one text a list of one, as it is on the command line."""
     return (value,) if isinstance(value, str) else value
 
 
 def _parted(value: Any) -> Any:
-    """The same, and a comma separates values."""
+    """Make one text a list, in which a comma separates values."""
     values = _listed(value)
     if not isinstance(values, Sequence) or not all(isinstance(one, str) for one in values):
         return values
@@ -53,7 +53,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class Settings(BaseModel):
-    """What every settings class shares: unknown keys are errors that name the nearest known one."""
+    """Base of all settings: an unknown key is an error that names the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -89,7 +89,7 @@ _KINDS = {int: "a whole number", float: "a finite number", bool: "true or false"
 
 
 def _wanted(field: FieldInfo) -> str:
-    """What a field takes, in words: ``auto, or a whole number, at least 1 and at most 512``."""
+    """Describe the values of a field: ``auto, or a whole number, at least 1 and at most 512``."""
     if get_origin(field.annotation) is tuple:
         return "a list of texts"
     if get_origin(field.annotation) is Literal:
@@ -117,15 +117,15 @@ MOST_PIXELS = 2**29
 
 
 class ImageSettings(Settings):
-    """Which images are decoded."""
+    """Limits on the images that are decoded."""
 
     max_pixels: int = Field(MAX_PIXELS, ge=1, le=MOST_PIXELS, description="Pixels of the largest image decoded.")
 
 
 class EngineSettings(Settings):
-    """What runs a base, and on how much of the machine; features are the same within rounding, whatever it is."""
+    """Engine, device and share of the machine that run a base; features are the same within rounding with any."""
 
-    engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="What runs the base.")
+    engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="Engine that runs the base.")
     device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
     batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")
@@ -135,22 +135,22 @@ class EngineSettings(Settings):
     workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
 
     def batch_or(self, auto: int) -> int:
-        """Images a batch, `auto` where that is left to us."""
+        """Return the images a batch, `auto` where that is left to us."""
         return auto if self.batch_size == "auto" else self.batch_size
 
 
 class RunSettings(EngineSettings, ImageSettings):
-    """How a recipe is run: on which images, and by what."""
+    """Settings of any run of a recipe: the limits on its images, and its engine."""
 
 
 class RerunSettings(RunSettings):
-    """How the recipe of a model or of a feature file is run again."""
+    """Settings of a second run of the recipe of a model or of a feature file."""
 
     weights: PathText | None = Field(None, description="The base's weights, where the recorded file has moved.")
 
 
 class SourceSettings(Settings):
-    """How the images and their labels are found."""
+    """Settings of a source: columns, folders and the table of labels."""
 
     image_column: str | None = Field(None, description="Column of the table that names the image files.")
     target: Columns = Field((), description="Target column(s) of the table; numbers or classes.")
@@ -161,24 +161,24 @@ class SourceSettings(Settings):
 
 
 class BaseSettings(Settings):
-    """Which frozen base runs, and how."""
+    """Settings of a base: its name, its weights and the size of its input."""
 
     base: str = Field("resnet18", description="Frozen base: a torchvision model, or timm:NAME.")
-    weights: PathText = Field("DEFAULT", description="DEFAULT, an enum name, embedded, none (random) or a file.")
+    weights: PathText = Field("DEFAULT", description="DEFAULT, a published name, embedded, none (random) or a file.")
     size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
 
 
 class EvaluateSettings(RerunSettings, SourceSettings):
-    """Score a model on labelled images."""
+    """Settings of the evaluation of a model on labelled images."""
 
 
 class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
-    """Stage one: images to features."""
+    """Settings of stage one: images to features."""
 
     layer: Names = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
-    augment: Names = Field((), description=f"What a random view does: {','.join(AUGMENTATIONS)}.")
+    augment: Names = Field((), description=f"Augmentations of a random view: {','.join(AUGMENTATIONS)}.")
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
@@ -199,27 +199,27 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
 
 
 class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
-    """Stage three: train the base too, wholly or in part. The defaults are those of the PyTorch tutorial."""
+    """Settings of stage three: train the base too, wholly or in part. Defaults are those of the PyTorch tutorial."""
 
     head: PathText | None = Field(None, description="Model folder of a fitted linear head to start from, and its base.")
     layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
-    train: Names = Field(("all",), description="What moves: head, all, or modules such as layer4.")
+    train: Names = Field(("all",), description="Parameters to train: head, all, or modules such as layer4.")
     freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="What takes the steps.")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="Optimizer.")
     lr: float | None = Field(None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head.")
     base_lr: float | None = Field(None, gt=0, description="Learning rate of the base, where not that of the head.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd.")
-    weight_decay: float = Field(0.0, ge=0, description="Pull of the weights towards zero.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
     step: int = Field(7, ge=0, description="Epochs until the learning rate drops; 0: never.")
-    gamma: float = Field(0.1, gt=0, le=1, description="What the learning rate is multiplied with as it drops.")
+    gamma: float = Field(0.1, gt=0, le=1, description="Factor of the learning rate at each drop.")
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
-    clip: float = Field(5.0, ge=0, description="Largest norm of a gradient, which is scaled down to it; 0: any.")
+    clip: float = Field(5.0, ge=0, description="Clip gradients to this norm; 0 disables clipping.")
     augment: Names = Field(
         ("crop", "flip"),
-        description=f"Random views of training rows: {','.join(AUGMENTATIONS)}; or none.",
+        description=f"Augmentations of training rows: {','.join(AUGMENTATIONS)}; or none.",
     )
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
@@ -229,7 +229,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
 
     @property
     def rate(self) -> float:
-        """The learning rate. A fitted head is near its best: large steps of the base would only undo that."""
+        """Learning rate. A fitted head is near its best: large steps of the base would only undo that."""
         return self.lr or (0.001 if self.head is None else 0.0001)
 
     @model_validator(mode="after")
@@ -258,10 +258,10 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
 
 
 class FitSettings(Settings):
-    """Stage two: a head on cached features. What is left at its default is searched or follows from the data."""
+    """Settings of stage two: a head on cached features. Options left out are searched or follow from the data."""
 
     head: str = Field("linear", description=f"{', '.join(HEADS)}, regressor, auto.")
-    target: str | None = Field(None, description="What to predict, where the file has several targets.")
+    target: str | None = Field(None, description="Target to predict, where the file has several.")
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
@@ -279,7 +279,7 @@ class FitSettings(Settings):
     epochs: int | None = Field(None, ge=1, description="At most; 40 for mlp, 25 for solver=sgd.")
     batch_size: int | None = Field(None, ge=1, description="Rows a step; 4 for solver=sgd, for mlp by their number.")
     lr: float = Field(0.001, gt=0, description="Of mlp and of solver=sgd: learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of optimizer=sgd.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of optimizer=sgd.")
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
     memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
@@ -289,7 +289,7 @@ class FitSettings(Settings):
 
 
 class Recipe(Settings):
-    """Everything that decides the numbers in a feature file; the same recipe gives the same features."""
+    """Everything that decides the numbers in a feature file: the same recipe gives the same features."""
 
     version: int = 1
     base: str
@@ -309,21 +309,21 @@ class Recipe(Settings):
     def plain(
         cls, *, base: str, weights: str, layers: Sequence[str], pool: str, transform: dict[str, Any], pixels: int
     ) -> Self:
-        """The recipe without random views: exact decoding, single precision. Raises `SettingsError`."""
+        """Make a recipe without random views: exact decoding, single precision; raise `SettingsError`."""
         given = {"base": base, "weights": weights, "layers": layers, "pool": pool, "transform": transform}
         fixed = {"decode": "exact", "views": 0, "augment": (), "seed": None, "precision": "fp32", "dtype": "float32"}
         return cls.of({**given, "pixels": pixels, **fixed})
 
     def canonical(self) -> str:
-        """The recipe as JSON with sorted keys: what is written to the file and what is hashed."""
+        """Return the recipe as JSON with sorted keys: the text that is written to the file and hashed."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     def fingerprint(self) -> str:
-        """sha256 of `canonical`, in hexadecimal."""
+        """Return the sha256 of `canonical`, in hexadecimal."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     def first_difference(self, other: Recipe) -> tuple[str, Any, Any] | None:
-        """The first field in which two recipes differ, with both values; None where they agree."""
+        """Return the first field in which two recipes differ, with both values; None where they agree."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
         names = (name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
         return next(((name, mine.get(name), theirs.get(name)) for name in names), None)
@@ -335,7 +335,7 @@ class Recipe(Settings):
             raise RecipeMismatchError(f"{where} was made with {name}={found!r}, and {asked!r} is asked for; {way_out}")
 
     def refuse_without(self, other: Recipe, *, where: str | Path, way_out: str) -> None:
-        """Raise it unless features made by `other` hold the layers of this recipe, whatever else they hold."""
+        """Raise `RecipeMismatchError` unless features made by `other` hold this recipe's layers, beside any others."""
         missing = next((layer for layer in self.layers if layer not in other.layers), None)
         if missing is not None:
             raise RecipeMismatchError(f"{where} has no layer {missing!r}; extract with --layer {missing}, or {way_out}")
@@ -344,6 +344,6 @@ class Recipe(Settings):
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with those of the transform beside the others, as transform.crop and so on."""
+    """Return the fields with those of the transform beside the others, as transform.crop and so on."""
     inner = {f"transform.{name}": value for name, value in fields.pop("transform").items()}
     return {**fields, **inner}

@@ -1,4 +1,4 @@
-"""Where the work runs: the device of the forward pass, and the cores."""
+"""Devices of the forward pass, and cores for all other work."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ KINDS = ("cpu", "cuda", "mps")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`: cpu, cuda, cuda:1, mps, or auto, the fastest kind there is.
+    """Return the device called `name`: cpu, cuda, cuda:1, mps, or auto, the fastest kind there is.
 
-    Raises `SettingsError` for a name that is none, `EngineError` for a device that this machine does not have.
+    Raises `SettingsError` for an unknown name, `EngineError` for a device that this machine does not have.
     """
     import torch
 
@@ -43,7 +43,7 @@ def _has_mps() -> bool:
 
 
 def devices_of_kind(kind: str) -> list[str]:
-    """All devices of one kind, by name: a process each is how several work at once."""
+    """List the devices of one kind by name, for one process each."""
     if kind == "cuda":
         import torch
 
@@ -52,7 +52,7 @@ def devices_of_kind(kind: str) -> list[str]:
 
 
 def cores(quota: Path = CGROUP_QUOTA) -> int:
-    """How many cores this process may use: its affinity, or less where a container has a quota.
+    """Count the cores that this process may use: its affinity, or less where a container has a quota.
 
     macOS knows neither: there it is all cores of the machine.
     """
@@ -65,7 +65,7 @@ def cores(quota: Path = CGROUP_QUOTA) -> int:
 
 
 class CoreThreads(ThreadPoolExecutor):
-    """One thread a core, `count` of them. Decoding and forward share them, so that neither takes a core from the other.
+    """A pool of `count` threads, one a core, which decoding and forward share: neither takes a core from the other.
 
     Raises `SettingsError` for a count below one.
     """

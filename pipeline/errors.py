@@ -33,7 +33,7 @@ BAD_IMAGE = (
 
 
 class PipelineError(Exception):
-    """Anything this package refuses."""
+    """Base of all errors of this package."""
 
 
 class SettingsError(PipelineError):
@@ -41,11 +41,11 @@ class SettingsError(PipelineError):
 
 
 class SourceError(PipelineError):
-    """The images or their labels cannot be listed."""
+    """A source whose images or labels cannot be listed."""
 
 
 class ImageError(PipelineError):
-    """One image is bad."""
+    """A bad image; `reason` is one of `BAD_IMAGE`, `detail` a line for a person."""
 
     def __init__(self, reason: str, detail: str) -> None:
         if reason not in BAD_IMAGE:
@@ -55,48 +55,48 @@ class ImageError(PipelineError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        """Errors travel between processes."""
+        """Rebuild the error from both its arguments in another process."""
         return ImageError, (self.reason, self.detail)
 
 
 class BaseError(PipelineError):
-    """A base, its weights or one of its layers cannot be had."""
+    """A base, weights or a layer that cannot be had."""
 
 
 class EngineError(PipelineError):
-    """The forward pass cannot run as asked."""
+    """A forward pass that cannot run as asked."""
 
 
 class StoreError(PipelineError):
-    """A feature file cannot be read or written."""
+    """A feature file that cannot be read or written."""
 
 
 class StoreLockedError(StoreError):
-    """Somebody else is writing it."""
+    """A feature file that another process is writing."""
 
 
 class StoreDamagedError(StoreError):
-    """Its bytes are not those that were written, or are not ours at all."""
+    """A feature file whose bytes are not those that were written, or are not ours at all."""
 
 
 class RecipeMismatchError(StoreError):
-    """It was made by another recipe."""
+    """A feature file made by another recipe than the one asked for."""
 
 
 class HeadError(PipelineError):
-    """A head cannot be trained on this data."""
+    """A head that cannot be trained on this data."""
 
 
 class ModelError(PipelineError):
-    """A model folder cannot be read or written."""
+    """A model folder that cannot be read or written."""
 
 
 class OutputExistsError(PipelineError):
-    """The output is there already and nobody said to replace it."""
+    """An output that is there already and may not be replaced."""
 
 
 class UnsupportedSystemError(PipelineError, ImportError):
-    """This system lacks what the package is built on."""
+    """A system that lacks what the package is built on."""
 
 
 def require_posix() -> None:

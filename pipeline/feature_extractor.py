@@ -1,4 +1,4 @@
-"""A frozen base as a scikit-learn transformer: images in, features out.
+"""Feature extractor: a frozen base as a scikit-learn transformer, images in, features out.
 
 >>> from sklearn.pipeline import make_pipeline
 >>> from sklearn.svm import LinearSVC
@@ -34,11 +34,12 @@ Features = NDArray[np.float32]
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Features (n, D) float32 of n images: paths, PIL images, or uint8 arrays (H, W), (H, W, 3) or (n, H, W, 3).
+    """A transformer of n images to features (n, D) float32.
 
-    `base`, `weights`, `size`, `layer` (one name or several), `pool` and `seed` are those of ``pipeline extract``;
-    `engine` and `device` say what runs the base, `batch_size` images at a time. `cache` is a feature file that
-    ``pipeline extract`` made with the same recipe: images whose content it holds are read from it and not computed.
+    Images are paths, PIL images, or uint8 arrays (H, W), (H, W, 3) or (n, H, W, 3). `base`, `weights`, `size`, `layer`
+    (one name or several), `pool` and `seed` are those of ``pipeline extract``; `engine` and `device` say what runs the
+    base, `batch_size` images at a time. `cache` is a feature file that ``pipeline extract`` made with the same recipe:
+    images whose content it holds are read from it and not computed.
 
     It learns nothing from images. It is cloned and pickled by its parameters alone; the base is loaded where it is
     needed. Raises `ImageError` for an image that cannot be read, `BaseError` where the base cannot be had.
@@ -78,7 +79,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         return self
 
     def transform(self, X: object) -> Features:
-        """Features (n, D) of the images of `X`."""
+        """Return the features (n, D) of the images of `X`."""
         check_is_fitted(self, "n_features_out_")
         images = _images(X)
         if not hasattr(self, "_runner"):
@@ -88,10 +89,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     if TYPE_CHECKING:  # scikit-learn's, typed
 
         def fit_transform(self, X: object, y: object = None) -> Features:
-            """Features (n, D) of the images of `X`."""
+            """Return the features (n, D) of the images of `X`."""
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """featureextractor0, featureextractor1, ...: one for each column."""
+        """Return one name for each column: featureextractor0, featureextractor1, ..."""
         check_is_fitted(self, "n_features_out_")
         return np.array([f"featureextractor{column}" for column in range(self.n_features_out_)], dtype=object)
 
@@ -129,7 +130,7 @@ class _Runner:
         self._cache = None if extractor.cache is None else _Cache(Path(extractor.cache), recipe)
 
     def features(self, images: Sequence[Any]) -> Features:
-        """Features (n, D); what the cache holds is not computed."""
+        """Return the features (n, D); compute only those that the cache does not hold."""
         out = np.empty((len(images), self.dimensions), dtype=np.float32)
         for batch in self._embedder.compute(self._batches(images, out)):
             out[batch.indices] = joined(batch.layers)
@@ -144,9 +145,9 @@ class _Runner:
             if known is not None:
                 out[place] = known
                 continue
-            picture = _picture(image, data, place)
+            rgb = _rgb(image, data, place)
             with decoding.preprocessing():
-                waiting.append(Loaded(place, pixels=self.base.transform.shape(picture)[None]))
+                waiting.append(Loaded(place, pixels=self.base.transform.preprocess(rgb)[None]))
             if len(waiting) == self._batch_size:
                 yield waiting
                 waiting = []
@@ -166,7 +167,7 @@ class _Cache:
         self._row_of = {self._store.sha256[row].tobytes(): int(row) for row in self._store.select()}
 
     def find(self, data: bytes) -> Features | None:
-        """The features (D,) of a file with this content, if it is known."""
+        """Return the features (D,) of a file with this content, or None where it is unknown."""
         row = self._row_of.get(digest_bytes(data))
         if row is None:
             return None
@@ -178,7 +179,7 @@ class _Cache:
 
 
 def _images(X: Any) -> Sequence[Any]:
-    """The images of `X`, one by one; a single path or picture is one. Raises `SourceError` where there is none."""
+    """Return the images of `X`, one by one; a single path or image is one; raise `SourceError` where there is none."""
     if isinstance(X, str | os.PathLike | Image.Image):
         return [X]
     images = list(_unpacked(X))
@@ -188,14 +189,14 @@ def _images(X: Any) -> Sequence[Any]:
 
 
 def _unpacked(X: Any) -> Iterator[Any]:
-    """A column of paths, as tables and splitters give it, is the same as a list of them."""
+    """Yield images, also those of a column of paths, as tables and splitters give it."""
     for image in getattr(X, "to_numpy", lambda: X)():
         one_cell = isinstance(image, np.ndarray) and image.shape == (1,)
         yield image[0] if one_cell else image
 
 
 def _file_bytes(image: Any) -> bytes | None:
-    """The content of a file that `image` names; None for images in memory. Raises `ImageError`."""
+    """Read the file that `image` names; return None for an image in memory; raise `ImageError`."""
     if not isinstance(image, str | os.PathLike):
         return None
     try:
@@ -206,8 +207,8 @@ def _file_bytes(image: Any) -> bytes | None:
         raise ImageError("unreadable", f"{image}: {error.strerror}") from None
 
 
-def _picture(image: Any, data: bytes | None, place: int) -> Image.Image:
-    """An RGB picture; raises `ImageError` that names the file or the place in the list."""
+def _rgb(image: Any, data: bytes | None, place: int) -> Image.Image:
+    """Decode an image to RGB; raise `ImageError` with the file or the place in the list."""
     try:
         if data is not None:
             return decoding.decode(data)

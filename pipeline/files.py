@@ -1,5 +1,4 @@
-"""Files that are whole or absent: atomic publishing, locks, digests, and the few system calls that stores are
-written with.
+"""Files that are whole or absent: atomic publishing, locks, digests, and the system calls that write stores.
 
 Every byte that a feature store puts on a disk goes through the functions of the first section, so that a test
 can record them, let them fail, or replay them up to any point.
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def create(path: Path) -> int:
-    """A new, empty file at `path`, whatever was there; returns its descriptor.
+    """Create an empty file at `path`, whatever was there; return its descriptor.
 
     What a link at `path` names stays as it is: somebody else may have put it there.
     """
@@ -71,12 +70,12 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """As `sync_data`, for the file's size and times too."""
+    """Return when the file's size and times would survive it too."""
     _flush(descriptor, os.fsync)
 
 
 def _flush(descriptor: int, system_call: Callable[[int], None]) -> None:
-    """`system_call`, or what means it on macOS, where that leaves the bytes in the memory of the disk."""
+    """Flush by `system_call`, or by its like on macOS, where that leaves the bytes in the memory of the disk."""
     if hasattr(fcntl, "F_FULLFSYNC"):
         with contextlib.suppress(OSError):  # not every file system has it
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -114,7 +113,7 @@ _TO_BE_LOCKED = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def _hidden(path: Path) -> tuple[Path, Path]:
-    """Two names beside `path` that a listing does not show: for what is made, and for what it takes the place of.
+    """Make two hidden names beside `path`: for what is made, and for what it takes the place of.
 
     They have a random number: that of the process would not do, since in containers all have the same.
     """
@@ -138,7 +137,7 @@ def made_parents(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """An open binary file that becomes `path` when the block ends well, and nothing when it does not.
+    """Open a binary file that becomes `path` when the block ends well, and nothing when it does not.
 
     What is no file of its own, such as ``/dev/stdout`` or another link, is written to as it is. An `OSError` names
     `path`.
@@ -178,8 +177,7 @@ def named(path: Path, *, instead_of: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def publish_folder(path: Path, *, last: str = "model.json", replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and is removed when it
-    does not.
+    """Make a temporary folder that takes the place of `path` when the block ends well, and is removed otherwise.
 
     `last` is the file that makes the folder what it is: the block must write it, and `replace` only ever
     replaces a folder that holds one. A kill leaves the old folder or the new one under `path`, never a part of
@@ -232,7 +230,7 @@ def _sweep(path: Path) -> None:
 
 
 def _leftovers(path: Path, what: str) -> list[Path]:
-    """Files and folders beside `path` whose names are those of `_hidden`, of whichever process."""
+    """List files and folders beside `path` whose names are those of `_hidden`, of whichever process."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(old\.)?tmp")
     try:
         beside = sorted(path.parent.iterdir())
@@ -248,7 +246,7 @@ def _make_folder(folder: Path) -> int:
 
 
 def _make_held(path: Path, make: Callable[[Path], int]) -> int:
-    """Make a file or folder and lock it; returns its descriptor.
+    """Make a file or folder and lock it; return its descriptor.
 
     Another process that sweeps may take it for one of the dead before it is locked: then it is made again.
     """
@@ -268,7 +266,7 @@ def _make_held(path: Path, make: Callable[[Path], int]) -> int:
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """Lock a file or folder while the block runs; yields whether that was possible: False where another holds it.
+    """Lock a file or folder while the block runs; yield True where that was possible, False where another holds it.
 
     The lock dies with its process on whichever machine it runs, which the number of a process does not tell.
     """
@@ -300,7 +298,7 @@ def require_room(path: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def open_regular(path: Path, *, most: int) -> Iterator[io.BufferedReader]:
-    """A file of `most` bytes at most, to be read. Raises `OSError` for anything else, and waits for nothing.
+    """Open a file of `most` bytes at most; raise `OSError` for anything else, and wait for nothing.
 
     Links are followed; a pipe, a device or a folder is refused without being read.
     """
@@ -318,7 +316,7 @@ def open_regular(path: Path, *, most: int) -> Iterator[io.BufferedReader]:
 
 
 def read_regular(path: Path, *, most: int) -> bytes:
-    """The content of such a file."""
+    """Return the content of a file of `most` bytes at most, opened as `open_regular` does."""
     with open_regular(path, most=most) as file:
         return file.read(most)
 
@@ -360,7 +358,7 @@ def _swap_in(temporary: Path, path: Path, old: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths change names in one step and for good; False where the system cannot."""
+    """Let two paths change names in one step and for good; return False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     import ctypes
@@ -382,8 +380,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the right to write `path`, through a lock on the file `path` + ``.lock`` that dies with its
-    process.
+    """Hold the right to write `path`, by a lock on the file `path` + ``.lock`` that dies with its process.
 
     Raises `StoreLockedError`, which names the holder, at once and not after a wait, and `StoreError` where the
     file system has no locks.
@@ -476,12 +473,12 @@ def _describe_holder(note: bytes) -> str:
 
 
 def digest_bytes(data: bytes | memoryview) -> bytes:
-    """sha256 of `data`, 32 bytes."""
+    """Return the sha256 of `data`, 32 bytes."""
     return hashlib.sha256(data).digest()
 
 
 def digest_tensors(tensors: Mapping[str, NDArray[np.generic]]) -> str:
-    """sha256 in hexadecimal over names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the sha256, in hexadecimal, over names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

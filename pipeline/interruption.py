@@ -24,7 +24,7 @@ SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Stopped(BaseException):
-    """A signal asks this process to end; `status` is the exit status that says so."""
+    """A signal that asks this process to end; `status` is the exit status that says so."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -32,7 +32,7 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """What happens once a signal arrives. `epitaph` gives the last line: what is kept of the work."""
+    """The end of a process after a signal; `epitaph` gives its last line: the part of the work that is kept."""
 
     def __init__(self, epitaph: Callable[[], str]) -> None:
         self._epitaph = epitaph
@@ -92,7 +92,7 @@ def obeying_signals(epitaph: Callable[[], str]) -> Iterator[Interruption]:
 
 
 def flush_streams() -> None:
-    """What was printed is out; nobody may be reading."""
+    """Flush stdout and stderr, whether or not anybody is reading."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

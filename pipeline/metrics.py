@@ -1,4 +1,4 @@
-"""How good predictions are, and how sure that is: classes and numbers, per class and as a whole.
+"""Metrics of predictions, with their intervals: of classes and of numbers, per class and as a whole.
 
 >>> import numpy as np
 >>> scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
@@ -32,7 +32,7 @@ _LEAST = 1e-15
 
 
 def classification(truth: NDArray[Any], scores: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Measures of class probabilities `scores` (n, C) against codes `truth` (n,) of the classes `names`.
+    """Measure class probabilities `scores` (n, C) against codes `truth` (n,) of the classes `names`.
 
     Keys: n, accuracy, accuracy_interval (95 %), majority (the share of the most frequent class: what always saying it
     would score), macro_f1 (over classes that occur), absent (those that do not), log_loss, ece, per_class, confusion
@@ -60,7 +60,7 @@ def classification(truth: NDArray[Any], scores: NDArray[Any], names: Sequence[st
 
 
 def share_interval(hits: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The shares that `hits` of `count` independent rows are compatible with (Clopper and Pearson, 1934): exact.
+    """Return the exact interval of a share, of `hits` in `count` independent rows (Clopper and Pearson, 1934).
 
     >>> [round(share, 3) for share in share_interval(33, 40)]
     [0.672, 0.927]
@@ -74,36 +74,36 @@ def share_interval(hits: int, count: int, *, confidence: float = 0.95) -> tuple[
 
 
 def regression(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
-    """MAE and RMSE in the target's unit, and R² (None where the truth does not vary), of n predictions."""
+    """Measure n predictions: MAE and RMSE in the target's unit, and R² (None where the truth does not vary)."""
     truth = np.asarray(truth, dtype=np.float64)
     errors = np.asarray(predicted, dtype=np.float64).reshape(truth.shape) - truth
-    spread = float(np.square(truth - truth.mean()).sum())
+    total = float(np.square(truth - truth.mean()).sum())
     return {
         "n": len(truth),
         "mae": float(np.abs(errors).mean()),
         "rmse": math.sqrt(float(np.square(errors).mean())),
-        "r2": 1 - float(np.square(errors).sum()) / spread if spread > 0 else None,
+        "r2": 1 - float(np.square(errors).sum()) / total if total > 0 else None,
     }
 
 
 def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Counts (C, C): row is the true class, column the predicted one."""
+    """Count pairs (C, C): row is the true class, column the predicted one."""
     counts = np.bincount(truth * classes + predicted, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 
 def log_loss(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    """Mean negative logarithm of the probability given to the true class."""
+    """Return the mean negative logarithm of the probability given to the true class."""
     return float(log_losses(scores[np.arange(len(truth)), truth] / scores.sum(axis=1)).mean())
 
 
 def log_losses(given: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Negative logarithms (n,) of the probabilities `given` (n,) to the true class of each row."""
+    """Return negative logarithms (n,) of the probabilities `given` (n,) to the true class of each row."""
     return np.asarray(-np.log(np.maximum(given, _LEAST)))
 
 
 def calibration_error(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> float:
-    """Expected calibration error of the top class in 15 bins of equal width (Guo et al., 2017, arXiv:1706.04599)."""
+    """Return the expected calibration error of the top class in 15 equal bins (Guo et al., 2017, arXiv:1706.04599)."""
     confidence = scores.max(axis=1) / scores.sum(axis=1)
     right = scores.argmax(axis=1) == truth
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
@@ -112,7 +112,7 @@ def calibration_error(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> 
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """What `classification` or `regression` found, as lines for a person."""
+    """Format the measures of `classification` or `regression` as lines for a person."""
     if "accuracy" not in found:
         r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"
         return f"MAE {found['mae']:.4g}   RMSE {found['rmse']:.4g}   R2 {r2}   ({plural(found['n'], 'row')})"
@@ -132,13 +132,13 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def accuracy_text(found: Mapping[str, Any]) -> str:
-    """An accuracy with what it is worth: its interval, and what always saying the most frequent class would score."""
+    """Format an accuracy with its interval, and with the score of always saying the most frequent class."""
     low, high = found["accuracy_interval"]
     return f"accuracy {found['accuracy']:.4f} (95 %: {low:.2f} to {high:.2f}; majority {found['majority']:.2f})"
 
 
 def cautions(found: Mapping[str, Any], part: str) -> list[str]:
-    """What a reader of these measures of the `part` ("held-out rows") has to know: few rows, classes without any."""
+    """Return cautions on these measures of the `part` ("held-out rows"): few rows, classes without any."""
     said = []
     if found["n"] < FEW_ROWS:
         judged = "they say" if found["n"] > 1 else "it says"
@@ -146,12 +146,12 @@ def cautions(found: Mapping[str, Any], part: str) -> list[str]:
     absent = found.get("absent", [])
     if absent:
         listed = ", ".join(shown(name) for name in absent[:5]) + (", ..." if len(absent) > 5 else "")
-        said.append(f"{part}: no row of {listed}; how well that is told does not show in these measures")
+        said.append(f"{part}: no row of {listed}; these measures do not show how well it is recognized")
     return said
 
 
 def outliers(numbers: NDArray[Any], name: str) -> list[str]:
-    """A remark where a few of the `numbers` are so far away that an R2, and most heads, see nothing but them."""
+    """Return a notice where a few of the `numbers` are so far away that an R2, and most heads, see nothing but them."""
     middle = np.median(numbers)
     far = np.argsort(-np.abs(numbers - middle), kind="stable")[: max(1, int(len(numbers) * OUTLYING))]
     squares = np.square((numbers - middle) / max(float(np.abs(numbers - middle).max()), _LEAST))

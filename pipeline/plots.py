@@ -1,4 +1,4 @@
-"""The pictures of a training: confusion matrix, predictions against truth, learning curve, ranking, a grid of images.
+"""Plots of a training: confusion matrix, predictions against truth, learning curve, ranking, a grid of images.
 
 Figures are made without pyplot, so that nothing global is touched and no display is needed; `render` makes files of
 them. Names come from the user's files and may hold anything: `spelled` puts them into characters that the fonts of this
@@ -40,14 +40,14 @@ FONTS = (
 )
 #: What makes a figure once it is asked.
 Drawing: TypeAlias = "Callable[[], Figure]"
-#: A longer name leaves no room for the picture.
+#: A longer name leaves no room for the plot.
 LONGEST_NAME = 40
 #: More classes than this and numbers in the cells cannot be read.
 WRITTEN_CELLS = 20
 
 
 def confusion(matrix: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> Figure:
-    """Counts (C, C) with the truth in rows; the shade is the share of the row."""
+    """Draw counts (C, C) with the truth in rows; the shade is the share of the row."""
     classes = len(names)
     written = [spelled(name) for name in names]
     margin = 0.07 * max(map(len, written))
@@ -76,7 +76,7 @@ def predicted_against_true(
     coverage: float = 0.9,
     title: str = "",
 ) -> Figure:
-    """A point a row; the band is the prediction interval, which holds the share `coverage` of new rows."""
+    """Draw a point a row; the band is the prediction interval, which holds the share `coverage` of new rows."""
     figure = _figure(5.5, 5.5)
     axes = figure.add_subplot()
     both = np.concatenate([truth, predicted])
@@ -92,7 +92,7 @@ def predicted_against_true(
 
 
 def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = None) -> Figure:
-    """One panel a measure, from entries such as {epoch, train_loss, val_loss, val_accuracy, ...}.
+    """Draw one panel a measure, from entries such as {epoch, train_loss, val_loss, val_accuracy, ...}.
 
     `best` is the epoch that was kept.
     """
@@ -122,7 +122,7 @@ def ranking(
     measure: str,
     chosen: str | None = None,
 ) -> Figure:
-    """Heads from best to worst with their confidence intervals, the one that was `chosen` in green."""
+    """Draw heads from best to worst with their confidence intervals, the one that was `chosen` in green."""
     figure = _figure(6.5, 1.2 + 0.45 * len(names))
     axes = figure.add_subplot()
     places = np.arange(len(names))[::-1]
@@ -137,7 +137,7 @@ def ranking(
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str], *, right: Sequence[bool], columns: int = 8) -> Figure:
-    """Images with a caption each; green where `right`, red where not."""
+    """Draw images with a caption each; green where `right`, red where not."""
     lines = -(-len(images) // columns)
     figure = _figure(1.5 * columns, 1.8 * max(lines, 1))
     for place, (image, caption, good) in enumerate(zip(images, captions, right, strict=True), start=1):
@@ -155,7 +155,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _finished(figure: Figure) -> Figure:
-    """The figure with every text as it stands, no formulas, in fonts that have its characters."""
+    """Return the figure with every text as it stands, no formulas, in fonts that have its characters."""
     from matplotlib.text import Text
 
     family = list(_fonts(FONTS))
@@ -169,7 +169,7 @@ def _finished(figure: Figure) -> Figure:
 
 
 def spelled(name: str) -> str:
-    r"""A name from outside in characters that can be drawn; others as \u732b, and the middle of a long one left out.
+    r"""Spell a name in characters that can be drawn: others as \u732b, and the middle of a long one left out.
 
     >>> spelled("tab\there")
     'tab\\there'
@@ -182,7 +182,7 @@ def spelled(name: str) -> str:
 
 
 def _filled(pieces: Sequence[str], room: int, *, backwards: bool = False) -> str:
-    """As many pieces from the start as there is `room` for."""
+    """Join as many pieces from the start as there is `room` for."""
     kept: list[str] = []
     for piece in pieces:
         room -= len(piece)
@@ -193,7 +193,7 @@ def _filled(pieces: Sequence[str], room: int, *, backwards: bool = False) -> str
 
 
 def undrawn(names: Iterable[str]) -> str:
-    """The characters of `names` that no font here has, each once; those that no font could have are not among them."""
+    """Return the characters of `names` that no font here has, each once, but not those that no font could have."""
     return "".join(sorted({one for name in names for one in name if one.isprintable() and not _is_drawn(one)}))
 
 
@@ -207,7 +207,7 @@ def _escaped(character: str) -> str:
 
 @cache
 def _fonts(names: tuple[str, ...]) -> dict[str, FT2Font]:
-    """Those of the fonts `names` that this machine has, in their order."""
+    """Load those of the fonts `names` that this machine has, in their order."""
     from matplotlib import font_manager
 
     known = {font.name for font in font_manager.fontManager.ttflist}
@@ -219,27 +219,27 @@ def _fonts(names: tuple[str, ...]) -> dict[str, FT2Font]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn figure: the bytes of a PNG."""
+    """A drawn plot: the bytes of a PNG."""
 
     png: bytes
 
     def savefig(self, path: Path, /) -> None:
-        """Write the file."""
+        """Write the PNG to `path`."""
         path.write_bytes(self.png)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Pictures by name, and what is to be said about those that could not be drawn as they should be."""
+    """Drawn plots by name, and notices on those that could not be drawn as they should be."""
 
     pictures: dict[str, Picture] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
 def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Rendered:
-    """Draw everything, before anything is saved: a picture that fails is a notice, never the loss of a model.
+    """Draw all plots before anything is saved: one that fails is a notice, never the loss of a model.
 
-    `names` are the texts from outside that the pictures show.
+    `names` are the texts from outside that the plots show.
     """
     rendered = Rendered()
     try:
@@ -256,7 +256,7 @@ def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Ren
     for name, draw in drawings.items():
         try:
             rendered.pictures[name] = Picture(png(draw))
-        except Exception as error:  # whatever it is that a library finds wrong with a picture
+        except Exception as error:  # whatever it is that a library finds wrong with a plot
             log.debug("plots/%s.png", name, exc_info=True)
             rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({_cause(error)})")
     return rendered

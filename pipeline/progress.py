@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on stderr: a bar in a terminal, a line now and then elsewhere, or nothing at all.
+"""Progress of long work, on stderr: a bar in a terminal, a line now and then elsewhere, or nothing at all.
 
     with progress(len(records), "reading", show=True) as bar:
         for record in records:
@@ -22,7 +22,7 @@ EVERY = 10.0
 #: From less than this share nothing is foretold.
 LEAST_SHARE = 0.03
 
-#: What hears which share of some work is done, from 0 to 1, and what is being done now.
+#: A receiver of the share of some work that is done, from 0 to 1, and of what is being done now.
 Watch = Callable[[float, str], None]
 
 
@@ -31,13 +31,13 @@ def unwatched(share: float, what: str) -> None:
 
 
 class Bar(Protocol):
-    """What a loop tells its progress to."""
+    """A receiver of a loop's progress."""
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Add `count` to what is done."""
 
     def reach(self, share: float, what: str) -> None:
-        """This share of all is done, and `what` comes now; a bar never goes back."""
+        """Set the share that is done, and name `what` comes now; a bar never goes back."""
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -56,12 +56,12 @@ def progress(total: int, label: str, *, show: bool = True, every: float = EVERY)
 
 
 def _is_open(stream: TextIO | None) -> bool:
-    """Whether there is anything to print to: a process may have been started without stderr."""
+    """Return True where there is anything to print to: a process may have been started without stderr."""
     return stream is not None and not stream.closed
 
 
 class Course:
-    """Several pieces of work one after the other, of which `watch` hears as of one; all of them cost `total`."""
+    """A sequence of pieces of work, of which `watch` hears as of one; all of them cost `total`."""
 
     def __init__(self, watch: Watch, total: float) -> None:
         self._watch = watch
@@ -69,7 +69,7 @@ class Course:
         self._before = 0.0
 
     def next(self, what: str, cost: float) -> Watch:
-        """What the next piece, which takes the part `cost` of the total, tells its own progress to."""
+        """Begin the next piece, which takes the part `cost` of the total; return what it tells its own progress to."""
         start, length = self._before / self._total, cost / self._total
         self._before += cost
         self._watch(start, what)
@@ -87,7 +87,7 @@ class Steps:
         self._lock = threading.Lock()
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more step that is done."""
         with self._lock:
             self._done += 1
             self._watch(self._done / self._total, f"{self._noun} {self._done} of {self._total}")
@@ -95,17 +95,17 @@ class Steps:
 
 class _Silent:
     def advance(self, count: int = 1) -> None:
-        """Nobody is watching."""
+        """Do nothing: nobody is watching."""
 
     def reach(self, share: float, what: str) -> None:
-        """Nobody is watching."""
+        """Do nothing: nobody is watching."""
 
     def say(self, line: str) -> None:
-        """Nobody is watching."""
+        """Do nothing: nobody is watching."""
 
 
 class _Lines:
-    """A line on stderr `every` so many seconds."""
+    """A bar made of lines on stderr, one in `every` so many seconds."""
 
     def __init__(self, total: int, label: str, every: float) -> None:
         self._total = total

@@ -1,4 +1,4 @@
-"""A named family of things: a member is one decorated function, a stranger is answered with the nearest name."""
+"""Registries: families of named members, where an unknown name is answered with the nearest known one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LISTED = 12
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'resnet18'?)"`` where a known name is close to `name`, else the empty string.
+    """Return ``" (did you mean 'resnet18'?)"`` where a known name is close to `name`, else the empty string.
 
     >>> nearest("ANTS", ["ants", "bees"])
     " (did you mean 'ants'?)"
@@ -28,7 +28,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, where: str | Path = "") -> str:
-    """The message for a `name` that is none of the `known` ones, of all or of those that `where` has.
+    """Return the message for a `name` that is none of the `known` ones, of all or of those that `where` has.
 
     >>> unknown("split", "vall", ["train", "val"])
     "unknown split 'vall' (did you mean 'val'?); known: train, val"
@@ -57,7 +57,7 @@ def refuse_unknown(
 
 
 class Registry(Generic[T]):
-    """Names to members of one family.
+    """A mapping of names to the members of one family.
 
     >>> colours: Registry[int] = Registry("colour")
     >>> colours.add("red", 1)
@@ -79,7 +79,7 @@ class Registry(Generic[T]):
         self._members[name] = member
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Use as a decorator: add what follows under `name`."""
+        """Return a decorator that adds what it decorates under `name`."""
 
         def keep(member: T) -> T:
             self.add(name, member)

@@ -1,6 +1,6 @@
-"""Labelled rows with a model's answers: their metrics, their lines in a table, their plots.
+"""Scored rows: a model's answers beside the truth, with metrics, lines of a table and plots.
 
-A part of a data set is scored alike whoever answers: a head after its training, a tuned network, a saved model.
+A part of a data set is scored alike whoever answers: a head after its training, a fine-tuned network, a saved model.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Scored:
         return metrics.classification(self.truth, self.scores, names)
 
     def cautions(self) -> list[str]:
-        """Remarks for a reader of the metrics."""
+        """Return notices for a reader of the metrics."""
         return metrics.cautions(self.metrics, self.title)
 
     def rows(self, *, split: bool = False) -> Iterator[dict[str, Any]]:
-        """Lines of predictions.csv: id, with `split` the part, truth, then label and score, or value, low and high."""
+        """Yield lines of predictions.csv: id, with `split` the part, truth, label and score, or value, low and high."""
         of_all = {"split": self.part} if split else {}
         for id, answer in zip(self.ids, self._answers(), strict=True):
             yield {"id": id, **of_all, **answer}
@@ -81,7 +81,7 @@ class Scored:
             yield {"true": names[true], "label": names[code], "score": sure}
 
     def plots(self) -> dict[str, Drawing]:
-        """A confusion matrix, or values against the truth; nothing for more classes than a matrix is kept for."""
+        """Return a confusion matrix, or values against the truth; nothing for more classes than a matrix has."""
         found, rows = self.metrics, plural(len(self), "row")
         if self.target.task == "numbers":
             r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"

@@ -31,7 +31,7 @@ def takes(settings: type[Settings]) -> Callable[[Function], Function]:
 
 
 def type_text(field: FieldInfo) -> str:
-    """The type of what `field` takes, as it is written in code.
+    """Return the type of what `field` takes, as it is written in code.
 
     >>> type_text(FieldInfo(annotation=int | None))
     'int | None'

@@ -1,4 +1,4 @@
-"""Which rows are held out, and which fold a row is in: stratified, and identical content never on both sides."""
+"""Splits and folds of rows: stratified, and identical content never on both sides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NOTHING_HELD_OUT = "no row is held out: what is measured is measured on training
 
 
 def make_folds(y: NDArray[np.generic], groups: Codes, *, folds: int, seed: int) -> Codes:
-    """Fold 0 to `folds` - 1 of every row (n,): class shares alike in all folds, a group whole in one.
+    """Assign every row (n,) a fold, 0 to `folds` - 1: class shares alike in all folds, a group whole in one.
 
-    `y` is class codes, or numbers, whose range is then spread alike. Groups are dealt out like cards, so that a class
-    of fewer than `folds` groups is no trouble: the folds that get none of it are simply without.
+    `y` is class codes, or numbers, whose range is then alike in all folds. Groups are dealt out like cards, so that a
+    class of fewer than `folds` groups is no trouble: the folds that get none of it are simply without.
     """
     order, of_group = _dealing_order(y, groups, seed=seed)
     fold_of_group = np.empty(len(order), dtype=np.int64)
@@ -28,7 +28,7 @@ def make_folds(y: NDArray[np.generic], groups: Codes, *, folds: int, seed: int) 
 
 
 def hold_out(y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) -> NDArray[np.bool_]:
-    """Mask (n,) of the rows held out, `share` of each class's groups; a class of one group is never held out."""
+    """Return a mask (n,) of the rows held out, `share` of each class's groups; never of a class's only group."""
     order, of_group = _dealing_order(y, groups, seed=seed)
     places = np.arange(len(order))
     picked = np.floor((places + 1) * share) > np.floor(places * share)
@@ -42,7 +42,7 @@ def hold_out(y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) 
 
 
 def _dealing_order(y: NDArray[np.generic], groups: Codes, *, seed: int) -> tuple[Codes, Codes]:
-    """The groups sorted by class (or by number, roughly), random within; and the group (0..G-1) of every row."""
+    """Sort groups by class (or by number, roughly), random within; return them and the group (0..G-1) of every row."""
     _, first, of_group = np.unique(groups, return_index=True, return_inverse=True)
     value = y[first]
     generator = np.random.default_rng(seed)
@@ -56,14 +56,14 @@ def _dealing_order(y: NDArray[np.generic], groups: Codes, *, seed: int) -> tuple
 
 
 def _only_one_of_its_class(y: Codes, of_group: Codes, groups: int) -> NDArray[np.bool_]:
-    """Groups (G,) beside which their class has no other."""
+    """Return a mask of the groups (G,) beside which their class has no other."""
     value = np.zeros(groups, dtype=np.int64)
     value[of_group] = y
     return np.asarray(np.bincount(value)[value] == 1)
 
 
 def group_codes(contents: NDArray[np.uint8]) -> Codes:
-    """One code for each distinct content, from digests (n, 32)."""
+    """Return one code for each distinct content, from digests (n, 32)."""
     if len(contents) == 0:
         return np.zeros(0, dtype=np.int64)
     keys = np.ascontiguousarray(contents).view(f"V{contents.shape[1]}").ravel()
@@ -80,12 +80,12 @@ class Split:
 
     @property
     def parts(self) -> dict[str, Codes]:
-        """All rows, held-out ones first."""
+        """Positions of all rows by part, held-out ones first."""
         return {**self.held_out, "train": self.train}
 
 
 def split_rows(splits: Sequence[str], y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) -> Split:
-    """The rows' own split (train, val, test or empty, (n,)) where they have one, else a stratified hold-out.
+    """Split by the rows' own split (train, val, test or empty, (n,)) where they have one, else hold out, stratified.
 
     A `share` of 0 holds out nothing where there is no split.
     Training rows that are in one of the `groups` (n,) of a held-out row are left out.

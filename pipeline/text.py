@@ -14,16 +14,16 @@ _IN_A_NAME, _IN_LINES = f"[\t\n{_UNSAFE}]", f"[{_UNSAFE}]"  # compiled at the fi
 
 
 def shown(name: object) -> str:
-    """A name for a line of text: whatever is no plain character becomes its escape sequence.
+    r"""Escape a name for a line of text: whatever is no plain character becomes its escape sequence.
 
-    >>> print(shown("a\\x1b[2Jb\\nc"))
-    a\\x1b[2Jb\\nc
+    >>> print(shown("a\x1b[2Jb\nc"))
+    a\x1b[2Jb\nc
     """
     return re.sub(_IN_A_NAME, _escaped, str(name))
 
 
 def lines_shown(text: str) -> str:
-    """Lines of text for a terminal: as `shown`, but ends of lines and tabs are those of a table and stay."""
+    """Escape text for a terminal as `shown` does, but for ends of lines and tabs, which are those of a table."""
     return re.sub(_IN_LINES, _escaped, text)
 
 
@@ -32,7 +32,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`count` and the noun in its form.
+    """Return `count` and the noun in its form.
 
     >>> plural(1, "row"), plural(3, "row"), plural(1200, "class")
     ('1 row', '3 rows', '1,200 classes')

@@ -1,4 +1,4 @@
-"""What a result was made with: versions and machine, for the record beside it."""
+"""Versions and machine that a result was made with, for the record beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "Pi
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers; a package that is not installed is left out."""
+    """Return the versions of what decides the numbers; a package that is not installed is left out."""
     found = {"python": platform.python_version()}
     for name in ("cached-feature-pipeline", *_PACKAGES):
         try:
@@ -21,5 +21,5 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """Name and kind of this machine."""
+    """Return name and kind of this machine."""
     return {"host": socket.gethostname(), "platform": platform.platform()}

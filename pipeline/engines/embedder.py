@@ -21,7 +21,7 @@ from pipeline.devices import CoreThreads
 from pipeline.engines import forward, make_engine
 from pipeline.errors import ImageError
 from pipeline.images.loading import Loaded, Timings, load
-from pipeline.images.preprocess import shaper
+from pipeline.images.preprocess import make_preprocess
 from pipeline.sources import Record
 
 
@@ -71,7 +71,7 @@ class Embedder:
         """Make the engine for `base`, which is the one of `recipe`; raises `EngineError` as `make_engine` does."""
         self._threads = CoreThreads(settings.workers)
         self._engine = make_engine(base, recipe, settings, self._threads)
-        self._preprocess = shaper(recipe, base.transform, max_pixels=settings.max_pixels)
+        self._preprocess = make_preprocess(recipe, base.transform, max_pixels=settings.max_pixels)
         self._views = recipe.views + 1
         self.timings = Timings()
         self.name = self._engine.name

@@ -55,12 +55,12 @@ def build_view(
 
     def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if "crop" in names:
-            shaped = random_crop(image, rng).resize((width, height), interpolation)
+            changed = random_crop(image, rng).resize((width, height), interpolation)
         else:
-            shaped = Image.fromarray(plain(image))
+            changed = Image.fromarray(plain(image))
         for change in changes:
-            shaped = change(shaped, rng)
-        return shaped
+            changed = change(changed, rng)
+        return changed
 
     return view
 

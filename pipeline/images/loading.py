@@ -25,8 +25,8 @@ from pipeline.images import decoding
 from pipeline.sources import Record
 from pipeline.text import shown
 
-#: The bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
-Shape = Callable[[bytes, bytes], NDArray[np.uint8]]
+#: A function of the bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
+Preprocess = Callable[[bytes, bytes], NDArray[np.uint8]]
 
 BATCHES_AHEAD = 2
 #: Images a batch where it is more important to have the first soon than to have all a little sooner.
@@ -72,7 +72,7 @@ class _Job:
 
 def load(
     records: Iterable[Record],
-    shape: Shape,
+    preprocess: Preprocess,
     *,
     batch_size: int = BATCH,
     workers: int | Literal["auto"] = "auto",
@@ -94,7 +94,7 @@ def load(
 
         def order_next() -> None:
             if part := list(islice(waiting, batch_size)):
-                queue.append([crew.submit(_load, record, shape, seen) for record in part])
+                queue.append([crew.submit(_load, record, preprocess, seen) for record in part])
 
         try:
             for _ in range(BATCHES_AHEAD):
@@ -121,7 +121,7 @@ def _collect(futures: list[Future[_Job]], timings: Timings, share: float) -> lis
     return [job.loaded for job in jobs]
 
 
-def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) -> _Job:
+def _load(record: Record, preprocess: Preprocess, seen: Callable[[bytes], bool] | None) -> _Job:
     job = _Job(Loaded(record.index), read=0.0, decode=0.0)
     loaded = job.loaded
     started = time.perf_counter()
@@ -134,7 +134,7 @@ def _load(record: Record, shape: Shape, seen: Callable[[bytes], bool] | None) ->
             loaded.duplicate = True
         else:
             with decoding.preprocessing():
-                loaded.pixels = shape(data, loaded.sha256)
+                loaded.pixels = preprocess(data, loaded.sha256)
     except ImageError as error:
         loaded.error = error
     except MemoryError:

@@ -1,6 +1,6 @@
 """Input transforms: resize, centre crop and normalisation, as the makers of a base's weights did.
 
-The work is split in two, so that images travel as bytes: `InputTransform.shape` runs where images are decoded
+The work is split in two, so that images travel as bytes: `InputTransform.preprocess` runs where images are decoded
 and gives uint8, `InputTransform.normalize` runs on the device of the base and gives float32. One after the
 other they equal ``weights.transforms()`` of torchvision, and the evaluation transform of timm, bit for bit.
 """
@@ -101,7 +101,7 @@ class InputTransform:
         """Interpolation, as Pillow calls it."""
         return INTERPOLATIONS[self.interpolation]
 
-    def shape(self, image: Image.Image, *, fast: bool = False) -> NDArray[np.uint8]:
+    def preprocess(self, image: Image.Image, *, fast: bool = False) -> NDArray[np.uint8]:
         """Resize and crop an RGB image to the base's input before normalisation: uint8 (H, W, 3).
 
         `fast` resizes only what the crop keeps, in one step and with a box filter first where the image is
@@ -111,7 +111,7 @@ class InputTransform:
         """
         width, height = self._resized(image.width, image.height)
         if fast and width >= self.crop[1] and height >= self.crop[0]:
-            return np.asarray(self._shape_fast(image, width, height))
+            return np.asarray(self._preprocess_fast(image, width, height))
         self.refuse_thin(image.width, image.height)
         if width * height > RESIZED_WHOLE and self._enlarges(image.width, image.height):
             return np.asarray(self._crop(self._resize_thin(image, width, height)))
@@ -202,7 +202,7 @@ class InputTransform:
         padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         return padded
 
-    def _shape_fast(self, image: Image.Image, width: int, height: int) -> Image.Image:
+    def _preprocess_fast(self, image: Image.Image, width: int, height: int) -> Image.Image:
         crop_height, crop_width = self.crop
         left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
         across, down = image.width / width, image.height / height

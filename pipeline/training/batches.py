@@ -83,7 +83,7 @@ class Pictures:
     def shaped(self, index: int) -> Pixels:
         """What the base sees of one image; raises as `whole` does."""
         kept = self._shaped.get(index)
-        return self._transform.shape(Image.fromarray(self.whole(index))) if kept is None else kept
+        return self._transform.preprocess(Image.fromarray(self.whole(index))) if kept is None else kept
 
     def _decode(self, data: bytes, sha256: bytes) -> Pixels:
         return np.asarray(decoding.decode(data, self._limits, refuse=self._transform.refuse_thin))[None]

@@ -20,7 +20,7 @@ def test_embedded_weights_know_a_cat(real_data: Path) -> None:
     right = 0
     files = sorted((real_data / "data/cats_dogs/cat").glob("*.jpg"))[:20]
     for file in files:
-        shaped = base.transform.shape(decoding.decode(file.read_bytes()))
+        shaped = base.transform.preprocess(decoding.decode(file.read_bytes()))
         with torch.inference_mode():
             scores = base.module(base.transform.normalize(torch.from_numpy(shaped.copy())[None]))
         right += "cat" in base.classes[int(scores.argmax())] or "tabby" in base.classes[int(scores.argmax())]

@@ -168,7 +168,7 @@ def run_decode(photos: Path, base: str, weights: str, output: Path) -> float:
     transform = load_base(base, weights).transform
     records = read_manifest(photos).records
     started = time.perf_counter()
-    for _ in load(records, lambda data, _: transform.shape(decoding.decode(data))[None], batch_size=64):
+    for _ in load(records, lambda data, _: transform.preprocess(decoding.decode(data))[None], batch_size=64):
         pass
     return time.perf_counter() - started
 

@@ -47,7 +47,7 @@ def run(source: Path, output: Path, **options: Any) -> ExtractResult:
 def expected(data: bytes) -> np.ndarray:
     """The embedding of one image file, by the network itself."""
     base = load_base("squeezenet1_1", "embedded")
-    pixels = torch.tensor(base.transform.shape(decode(data)))[None]
+    pixels = torch.tensor(base.transform.preprocess(decode(data)))[None]
     with torch.inference_mode():
         return feature_network(base, ["avgpool"])(base.transform.normalize(pixels))[0][0].numpy()
 

@@ -16,7 +16,7 @@ from pipeline.config import RunSettings
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import BaseError, ImageError, RecipeMismatchError
 from pipeline.images.loading import Loaded, load
-from pipeline.images.preprocess import shaper
+from pipeline.images.preprocess import make_preprocess
 from pipeline.sources import Manifest, read_manifest
 
 SETTINGS = RunSettings.of({"device": "cpu", "batch_size": 4})
@@ -39,7 +39,7 @@ def test_every_record_once_in_order_with_the_features_of_the_engine(base: Base, 
     with Embedder(base, recipe, SETTINGS) as embedder:
         assert (embedder.shapes, embedder.dimensions) == ([(512,)], 512)
         batches = list(embedder.run(photos.records, batch_size=4))
-        (batch,) = load(photos.records, shaper(recipe, base.transform), batch_size=10)
+        (batch,) = load(photos.records, make_preprocess(recipe, base.transform), batch_size=10)
         pixels = [image.pixels for image in batch if image.pixels is not None]
         expected = [embedder._engine(views_of_one)[0] for views_of_one in pixels]
     assert [len(batch) for batch in batches] == [4, 4, 2]

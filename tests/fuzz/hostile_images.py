@@ -359,7 +359,7 @@ def attempt(name: str, data: bytes) -> Trial:
 def _child(path: str, say: int) -> None:
     from pipeline.config import Recipe
     from pipeline.images.loading import load
-    from pipeline.images.preprocess import shaper
+    from pipeline.images.preprocess import make_preprocess
     from pipeline.images.transform import InputTransform
     from pipeline.sources import FileImage, Record
 
@@ -369,7 +369,7 @@ def _child(path: str, say: int) -> None:
             base="b", weights="0", layers=("l",), pool="none", transform=transform.describe(), pixels=1
         )
         before, started = _peak_memory(), time.process_time()
-        (loaded,) = next(load([Record(0, "image", FileImage(path), "")], shaper(recipe, transform), workers=1))
+        (loaded,) = next(load([Record(0, "image", FileImage(path), "")], make_preprocess(recipe, transform), workers=1))
         outcome = "pixels" if loaded.error is None else loaded.error.reason
         os.write(say, json.dumps([outcome, time.process_time() - started, _peak_memory() - before]).encode())
     finally:

@@ -22,7 +22,7 @@ from pipeline.images.loading import BATCHES_AHEAD, Loaded, Timings, load
 from pipeline.sources import Manifest, read_manifest
 
 
-def shape(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
+def preprocess(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
     return np.asarray(decoding.decode(data).resize((8, 8)))[None]
 
 
@@ -47,7 +47,7 @@ def flat(batches: list[list[Loaded]]) -> list[Loaded]:
 @pytest.mark.parametrize("workers", [1, 2, 7])
 @pytest.mark.parametrize("batch_size", [1, 6, 50])
 def test_every_record_comes_once_in_order_and_bad_ones_say_why(photos: Manifest, workers: int, batch_size: int) -> None:
-    batches = list(load(photos.records, shape, batch_size=batch_size, workers=workers))
+    batches = list(load(photos.records, preprocess, batch_size=batch_size, workers=workers))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     loaded = flat(batches)
     assert [entry.index for entry in loaded] == list(range(20))
@@ -58,13 +58,13 @@ def test_every_record_comes_once_in_order_and_bad_ones_say_why(photos: Manifest,
             data = Path(photos.records[entry.index].image.where).read_bytes()
             assert entry.sha256 == hashlib.sha256(data).digest()
             assert entry.size == len(data)
-            np.testing.assert_array_equal(entry.pixels, shape(data, b""))
+            np.testing.assert_array_equal(entry.pixels, preprocess(data, b""))
         else:
             assert entry.pixels is None
 
 
 def test_nothing_to_load() -> None:
-    assert list(load([], shape)) == []
+    assert list(load([], preprocess)) == []
 
 
 def test_known_content_is_not_decoded(photos: Manifest) -> None:
@@ -77,7 +77,7 @@ def test_known_content_is_not_decoded(photos: Manifest) -> None:
             met.add(sha256)
             return known
 
-    loaded = flat(list(load(photos.records, shape, seen=seen, workers=1)))
+    loaded = flat(list(load(photos.records, preprocess, seen=seen, workers=1)))
     (copy,) = [entry for entry in loaded if entry.duplicate]
     assert copy.index == 17
     assert copy.pixels is None
@@ -90,7 +90,7 @@ def test_only_some_batches_are_loaded_ahead(photos: Manifest) -> None:
 
     def count(data: bytes, sha256: bytes) -> NDArray[np.uint8]:
         started[sha256] += 1
-        return shape(data, sha256)
+        return preprocess(data, sha256)
 
     good = [record for record in photos.records if record.index not in (5, 9, 13, 17)]
     batches = load(good, count, batch_size=2)
@@ -110,7 +110,7 @@ def test_a_mistake_of_ours_is_an_error_and_no_hang(photos: Manifest) -> None:
 
 def test_leaving_early_leaves_the_shared_threads_usable(photos: Manifest) -> None:
     with CoreThreads(2) as threads:
-        for _ in load(photos.records, shape, batch_size=3, threads=threads):
+        for _ in load(photos.records, preprocess, batch_size=3, threads=threads):
             break
         assert list(threads.map(abs, [-1, -2])) == [1, 2]
 

@@ -24,7 +24,7 @@ def pictures() -> list[Image.Image]:
 
 
 def seen(transform: InputTransform, picture: Image.Image) -> torch.Tensor:
-    return transform.normalize(torch.from_numpy(transform.shape(picture).copy())[None])[0]
+    return transform.normalize(torch.from_numpy(transform.preprocess(picture).copy())[None])[0]
 
 
 def presets() -> dict[InputTransform, str]:
@@ -84,8 +84,8 @@ def test_another_size_shows_the_same_part_of_an_image() -> None:
     oblong = InputTransform(resize=(100, 200), crop=(80, 160), fit="stretch").at_size(40)
     assert (oblong.resize, oblong.crop) == ((50, 100), (40, 80))
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((800, 600))
-    halved = Image.fromarray(larger.shape(smooth)).resize((224, 224), Image.Resampling.BOX)
-    off = np.abs(np.asarray(halved).astype(int) - transform.shape(smooth).astype(int))
+    halved = Image.fromarray(larger.preprocess(smooth)).resize((224, 224), Image.Resampling.BOX)
+    off = np.abs(np.asarray(halved).astype(int) - transform.preprocess(smooth).astype(int))
     assert off.mean() < 2
 
 
@@ -114,14 +114,14 @@ def test_fast_is_close_to_exact_and_not_equal() -> None:
     coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     smooth = coarse.resize((1600, 1200), Image.Resampling.BICUBIC)
     transform = InputTransform(resize=(256, 256), crop=(224, 224))
-    exact, fast = transform.shape(smooth).astype(int), transform.shape(smooth, fast=True).astype(int)
+    exact, fast = transform.preprocess(smooth).astype(int), transform.preprocess(smooth, fast=True).astype(int)
     assert exact.shape == fast.shape == (224, 224, 3)
     assert 0 < np.abs(exact - fast).mean() < 1.0
 
 
 def test_fast_of_an_image_smaller_than_the_input() -> None:
     transform = InputTransform(resize=(64, 64), crop=(64, 64))
-    assert transform.shape(Image.new("RGB", (10, 7)), fast=True).shape == (64, 64, 3)
+    assert transform.preprocess(Image.new("RGB", (10, 7)), fast=True).shape == (64, 64, 3)
     assert transform.least_size == (64, 64)
 
 
@@ -140,9 +140,9 @@ def test_a_thin_image_is_as_if_all_of_it_were_resized(
     picture = noise(*size)
     for resize, crop in (((40, 40), (32, 32)), ((37, 37), (37, 37)), ((33, 33), (48, 48)), ((40, 60), (32, 48))):
         transform = InputTransform(resize=resize, crop=crop, interpolation=interpolation)
-        whole = transform.shape(picture)
+        whole = transform.preprocess(picture)
         monkeypatch.setattr("pipeline.images.transform.RESIZED_WHOLE", 0)
-        assert np.array_equal(transform.shape(picture), whole)
+        assert np.array_equal(transform.preprocess(picture), whole)
         monkeypatch.undo()
 
 
@@ -152,7 +152,7 @@ def test_a_thin_image_that_was_fine_is_the_same_as_ever() -> None:
         picture = noise(*size)
         whole = picture.resize(pillow, Image.Resampling.BILINEAR)
         left, top = round((pillow[0] - 224) / 2), round((pillow[1] - 224) / 2)
-        assert np.array_equal(transform.shape(picture), np.asarray(whole.crop((left, top, left + 224, top + 224))))
+        assert np.array_equal(transform.preprocess(picture), np.asarray(whole.crop((left, top, left + 224, top + 224))))
 
 
 @pytest.mark.parametrize("size", [(1, 40_000), (1, 10**6), (6 * 10**7, 1), (260, 250_000)])
@@ -162,9 +162,9 @@ def test_an_image_that_is_too_thin_has_a_reason(size: tuple[int, int]) -> None:
         transform.refuse_thin(*size)
     assert caught.value.reason == "too-large"
     with pytest.raises(ImageError, match="too-large"):
-        transform.shape(Image.new("RGB", (1, 17_000)))
+        transform.preprocess(Image.new("RGB", (1, 17_000)))
     stretched = InputTransform(resize=(256, 256), crop=(224, 224), fit="stretch")
-    assert stretched.shape(Image.new("RGB", (1, 40_000))).shape == (224, 224, 3)
+    assert stretched.preprocess(Image.new("RGB", (1, 40_000))).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("field", ["mean", "std"])

@@ -64,7 +64,7 @@ def test_plain_pictures_are_what_the_base_sees_in_order(manifest: Manifest) -> N
     assert [len(images) for images, _ in batches] == [5, 4]
     assert np.concatenate([rows for _, rows in batches]).tolist() == [0, 2, 4, 6, 10, 12, 14, 16, 18]
     with Image.open(manifest.records[5].image.where) as image:
-        assert np.array_equal(batches[0][0][4], TRANSFORM.shape(image))
+        assert np.array_equal(batches[0][0][4], TRANSFORM.preprocess(image))
 
 
 def test_an_epoch_depends_on_seed_and_number_alone(manifest: Manifest) -> None:
