@@ -83,7 +83,8 @@ _BAD_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSErr
 class Limits:
     """The largest file and the largest image that are decoded.
 
-    Beside the file's bytes, a large image takes about 7 bytes of memory a pixel, 16 if it is a WebP.
+    Beside the file's bytes, a large image takes about 7 bytes of memory a pixel; the decoders of progressive JPEGs and
+    of WebPs take up to 10 and 16.
     """
 
     max_bytes: int = 128 * 2**20
