@@ -255,7 +255,7 @@ def predict(
     type=click.Choice(["auto", "train", "val", "test", "all"]),
     default="auto",
     show_default=True,
-    help="Rows to score; auto: those held out (test, else val) where SOURCE says so, else all.",
+    help="Rows to score; auto: test, else val, where SOURCE has them; else what did not train MODEL.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for metrics, predictions and plots.")
 @settings_options(SourceSettings)

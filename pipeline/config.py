@@ -266,7 +266,7 @@ class FitSettings(Settings):
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     score_views: Literal["plain", "mean"] = Field(
-        "plain", description="Score a row on its plain view, or on the mean over its views."
+        "plain", description="Answer by the plain view of an image, or by the mean over its views, also in predict."
     )
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
@@ -334,12 +334,16 @@ class Recipe(Settings):
             name, asked, found = difference
             raise RecipeMismatchError(f"{where} was made with {name}={found!r}, and {asked!r} is asked for; {way_out}")
 
-    def refuse_without(self, other: Recipe, *, where: str | Path, way_out: str) -> None:
-        """Raise `RecipeMismatchError` unless features made by `other` hold this recipe's layers, beside any others."""
+    def refuse_without(self, other: Recipe, *, where: str | Path, way_out: str, views: bool = False) -> None:
+        """Raise `RecipeMismatchError` unless features made by `other` hold this recipe's layers, beside any others.
+
+        With `views` they have to hold the same views too.
+        """
         missing = next((layer for layer in self.layers if layer not in other.layers), None)
         if missing is not None:
             raise RecipeMismatchError(f"{where} has no layer {missing!r}; extract with --layer {missing}, or {way_out}")
-        same = {name: getattr(self, name) for name in ("layers", "views", "augment", "seed")}
+        free = ("layers",) if views else ("layers", "views", "augment", "seed")
+        same = {name: getattr(self, name) for name in free}
         self.refuse_other(other.model_copy(update=same), where=where, way_out=way_out)
 
 

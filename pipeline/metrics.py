@@ -28,24 +28,37 @@ FEW_ROWS = 30
 PARTS = {"val": "held-out rows", "test": "test rows", "cv": "out of fold", "train": "training rows"}
 #: Share of rows, and the share of all squares about the median that they have where they are outliers.
 OUTLYING, DROWNING = 0.02, 0.9
+#: Bootstrap samples, and the number of groups from which on they say no more than a normal distribution does.
+RESAMPLES, SETTLED = 1000, 2000
+NORMAL = 1.959964
 _LEAST = 1e-15
 
 
-def classification(truth: NDArray[Any], scores: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
+def classification(
+    truth: NDArray[Any], scores: NDArray[Any], names: Sequence[str], *, groups: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
     """Measure class probabilities `scores` (n, C) against codes `truth` (n,) of the classes `names`.
 
-    Keys: n, accuracy, accuracy_interval (95 %), majority (the share of the most frequent class: what always saying it
-    would score), macro_f1 (over classes that occur), absent (those that do not), log_loss, ece, per_class, confusion
-    (rows are the truth; up to 100 classes) and confused (the most frequent mistakes as [truth, predicted, count]).
+    Rows of one of the `groups` (n,) are one observation: an image and its copies are right or wrong together, and
+    intervals are as wide as that asks for.
+
+    Keys: n, groups (how many), accuracy, accuracy_interval (95 %), majority (the share of the most frequent class: what
+    always saying it would score), macro_f1 (over classes that occur), absent (those that do not), log_loss, ece,
+    per_class, confusion (rows are the truth; up to 100 classes) and confused (the most frequent mistakes as [truth,
+    predicted, count]).
     """
     truth = np.asarray(truth, dtype=np.int64)
     scores = np.asarray(scores, dtype=np.float64)
     predicted = scores.argmax(axis=1)
     per_class = _per_class(truth, predicted, names)
+    groups = np.arange(len(truth)) if groups is None else groups
+    right = predicted == truth
+    independent = effective_count(groups) / len(truth)
     found: dict[str, Any] = {
         "n": len(truth),
-        "accuracy": float((predicted == truth).mean()),
-        "accuracy_interval": list(share_interval(int((predicted == truth).sum()), len(truth))),
+        "groups": len(np.unique(groups)),
+        "accuracy": float(right.mean()),
+        "accuracy_interval": list(share_interval(right.sum() * independent, len(truth) * independent)),
         "majority": float(np.bincount(truth).max() / len(truth)),
         "macro_f1": float(np.mean([one["f1"] for one in per_class.values() if one["support"]])),
         "absent": [name for name, one in per_class.items() if not one["support"]],
@@ -59,8 +72,23 @@ def classification(truth: NDArray[Any], scores: NDArray[Any], names: Sequence[st
     return found
 
 
-def share_interval(hits: int, count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+def effective_count(groups: NDArray[np.int64]) -> float:
+    """Count how many independent rows say as much as those in `groups` (n,), equal where one follows from another.
+
+    Kish (1965): the square of the sum of the groups' sizes by the sum of their squares. Without copies it is n.
+
+    >>> effective_count(np.array([0, 0, 1, 1])), effective_count(np.array([0, 0, 0, 1]))
+    (2.0, 1.6)
+    """
+    sizes = np.unique(groups, return_counts=True)[1]
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())
+
+
+def share_interval(hits: float, count: float, *, confidence: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a share, of `hits` in `count` independent rows (Clopper and Pearson, 1934).
+
+    Neither has to be whole: of rows that are not independent, `count` is what `effective_count` gives, and `hits` their
+    share of it (Korn and Graubard, 1998).
 
     >>> [round(share, 3) for share in share_interval(33, 40)]
     [0.672, 0.927]
@@ -68,22 +96,76 @@ def share_interval(hits: int, count: int, *, confidence: float = 0.95) -> tuple[
     from scipy.special import betaincinv  # a third of a second less than the import of scipy.stats, the same numbers
 
     tail = (1 - confidence) / 2
-    low = float(betaincinv(hits, count - hits + 1, tail)) if hits else 0.0
+    low = float(betaincinv(hits, count - hits + 1, tail)) if hits > 0 else 0.0
     high = float(betaincinv(hits + 1, count - hits, 1 - tail)) if hits < count else 1.0
     return low, high
 
 
-def regression(truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, Any]:
-    """Measure n predictions: MAE and RMSE in the target's unit, and R² (None where the truth does not vary)."""
+def regression(
+    truth: NDArray[Any], predicted: NDArray[Any], *, groups: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
+    """Measure n predictions: MAE and RMSE in the target's unit, and R² (None where the truth does not vary).
+
+    Each has a 95 % interval by resampling `groups` (n,) of rows, which are one observation each: mae_interval,
+    rmse_interval, r2_interval; None where fewer than three groups leave nothing to tell it from.
+    """
     truth = np.asarray(truth, dtype=np.float64)
     errors = np.asarray(predicted, dtype=np.float64).reshape(truth.shape) - truth
-    total = float(np.square(truth - truth.mean()).sum())
+    groups = np.arange(len(truth)) if groups is None else groups
+    squared, spread = np.square(errors), np.square(truth - truth.mean())
+    ones = np.ones(len(truth))
+    varies = float(spread.sum()) > 0
+    squares = ratio_interval(squared, ones, groups)
+    unexplained = ratio_interval(squared, spread, groups) if varies else None
     return {
         "n": len(truth),
+        "groups": len(np.unique(groups)),
         "mae": float(np.abs(errors).mean()),
-        "rmse": math.sqrt(float(np.square(errors).mean())),
-        "r2": 1 - float(np.square(errors).sum()) / total if total > 0 else None,
+        "mae_interval": _listed(ratio_interval(np.abs(errors), ones, groups)),
+        "rmse": math.sqrt(float(squared.mean())),
+        "rmse_interval": squares and [math.sqrt(bound) for bound in squares],
+        "r2": 1 - float(squared.sum() / spread.sum()) if varies else None,
+        "r2_interval": unexplained and [1 - bound for bound in reversed(unexplained)],
     }
+
+
+def ratio_interval(
+    above: NDArray[np.float64], below: NDArray[np.float64], groups: NDArray[np.int64]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the ratio of two sums over rows that are not negative, as a mean error is one.
+
+    The bootstrap-t of its logarithm (Efron and Tibshirani, 1993, 12.5) over `groups` (n,): the few large errors that
+    most of a sum comes from make percentiles of plain resampling too narrow. From `SETTLED` groups on the normal
+    distribution says the same. None where there are fewer than three, or all is zero.
+    """
+    _, of_row = np.unique(groups, return_inverse=True)
+    count = int(of_row.max()) + 1
+    a, b = (np.bincount(of_row, weights=values) for values in (above, below))
+    if count < 3 or not a.sum() > 0:
+        return None
+    ratio = float(a.sum() / b.sum())
+    sums = np.stack([a, b, a * a, a * b, b * b])
+    spread = float(_log_ratio(sums.sum(axis=1))[1])
+    low, high = -NORMAL, NORMAL
+    if count < SETTLED:
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+        logarithms, spreads = _log_ratio(sums @ drawn.T)
+        known = np.isfinite(logarithms) & (spreads > 0)
+        if not known.any():
+            return ratio, ratio
+        low, high = np.quantile((logarithms[known] - math.log(ratio)) / spreads[known], (0.025, 0.975))
+    return ratio * math.exp(-high * spread), ratio * math.exp(-low * spread)
+
+
+def _log_ratio(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return logarithms of ratios and their standard errors, from the sums of a, b, a², ab and b², (5, ...)."""
+    a, b, aa, ab, bb = sums
+    with np.errstate(divide="ignore", invalid="ignore"):  # a sample may be all zeros: it is left out
+        return np.log(a / b), np.sqrt(np.maximum(aa / (a * a) - 2 * ab / (a * b) + bb / (b * b), 0))
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
 
 
 def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -114,12 +196,11 @@ def calibration_error(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> 
 def table(found: Mapping[str, Any]) -> str:
     """Format the measures of `classification` or `regression` as lines for a person."""
     if "accuracy" not in found:
-        r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"
-        return f"MAE {found['mae']:.4g}   RMSE {found['rmse']:.4g}   R2 {r2}   ({plural(found['n'], 'row')})"
+        return errors_text(found)
     per_class = found["per_class"]
     occurring = sum(one["support"] > 0 for one in per_class.values())
     of = "" if occurring == len(per_class) else f" over {occurring} of {len(per_class)} classes"
-    lines = [f"{accuracy_text(found)}   macro F1 {found['macro_f1']:.4f}{of}   ({plural(found['n'], 'row')})"]
+    lines = [f"{accuracy_text(found)}   macro F1 {found['macro_f1']:.4f}{of}   ({_counted(found)})"]
     if len(per_class) > 20:
         return lines[0]
     written = {name: shown(name) for name in per_class}
@@ -135,6 +216,24 @@ def accuracy_text(found: Mapping[str, Any]) -> str:
     """Format an accuracy with its interval, and with the score of always saying the most frequent class."""
     low, high = found["accuracy_interval"]
     return f"accuracy {found['accuracy']:.4f} (95 %: {low:.2f} to {high:.2f}; majority {found['majority']:.2f})"
+
+
+def errors_text(found: Mapping[str, Any]) -> str:
+    """Format errors with their intervals."""
+
+    def between(name: str, digits: str) -> str:
+        interval = found[f"{name}_interval"]
+        return "" if interval is None else f" ({interval[0]:{digits}} to {interval[1]:{digits}})"
+
+    r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}{between('r2', '.2f')}"
+    mae, rmse = (f"{found[name]:.4g}{between(name, '.3g')}" for name in ("mae", "rmse"))
+    return f"MAE {mae}   RMSE {rmse}   R2 {r2}   ({_counted(found)})"
+
+
+def _counted(found: Mapping[str, Any]) -> str:
+    """Say how many rows there are, and how many of them say something of their own."""
+    alike = f", {found['groups']} of them different" if found["groups"] < found["n"] else ""
+    return f"{plural(found['n'], 'row')}{alike}"
 
 
 def cautions(found: Mapping[str, Any], part: str) -> list[str]:

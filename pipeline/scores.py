@@ -28,7 +28,8 @@ class Scored:
 
     `target` holds the truth as its values (n,), all known, under the codes of the model. `scores` are probabilities
     (n, C) of classes, or values (n,) of numbers; value ± `half_width`, unless None, is a prediction interval that holds
-    the share `coverage` of new rows. `part` is a key of `metrics.PARTS`, or any other name for all rows.
+    the share `coverage` of new rows. `part` is a key of `metrics.PARTS`, or any other name for all rows. Rows of one of
+    the `groups` (n,) are one observation, such as an image and its copies; without, each row is one.
     """
 
     ids: Sequence[str]
@@ -37,6 +38,7 @@ class Scored:
     part: str
     half_width: float | None = None
     coverage: float = 0.9
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,8 +58,8 @@ class Scored:
         """Measures of classes or of numbers, as the module `metrics` describes them."""
         names = self.target.names
         if names is None:
-            return metrics.regression(self.truth, self.scores)
-        return metrics.classification(self.truth, self.scores, names)
+            return metrics.regression(self.truth, self.scores, groups=self.groups)
+        return metrics.classification(self.truth, self.scores, names, groups=self.groups)
 
     def cautions(self) -> list[str]:
         """Return notices for a reader of the metrics."""

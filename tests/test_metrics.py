@@ -161,3 +161,52 @@ def test_a_few_outlying_numbers_are_remarked():
 )
 def test_what_is_merely_skewed_or_in_heaps_is_not_outlying(numbers):
     assert metrics.outliers(numbers, "length") == []
+
+
+def test_copies_make_an_interval_no_narrower():
+    truth, scores = np.zeros(40, dtype=int), np.eye(2)[np.array([0] * 36 + [1] * 4)]
+    alone = metrics.classification(truth, scores, ("a", "b"))
+    doubled = metrics.classification(
+        np.tile(truth, 2), np.tile(scores, (2, 1)), ("a", "b"), groups=np.tile(np.arange(40), 2)
+    )
+    assert (doubled["n"], doubled["groups"]) == (80, 40)
+    assert doubled["accuracy_interval"] == pytest.approx(alone["accuracy_interval"])
+    assert "(80 rows, 40 of them different)" in metrics.table(doubled)
+
+
+def test_errors_come_with_intervals():
+    random = np.random.default_rng(0)
+    truth = random.normal(50, 10, 60)
+    predicted = truth + random.normal(0, 4, 60)
+    found = metrics.regression(truth, predicted)
+    for name in ("mae", "rmse", "r2"):
+        low, high = found[f"{name}_interval"]
+        assert low < found[name] < high
+    doubled = metrics.regression(np.tile(truth, 2), np.tile(predicted, 2), groups=np.tile(np.arange(60), 2))
+    assert doubled["rmse_interval"] == pytest.approx(found["rmse_interval"])
+    assert metrics.table(found).startswith(f"MAE {found['mae']:.4g} ({found['mae_interval'][0]:.3g} to ")
+    assert metrics.regression(truth[:2], predicted[:2])["mae_interval"] is None
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_intervals_of_many_rows_need_no_resampling(monkeypatch):
+    random = np.random.default_rng(0)
+    squares, ones, groups = random.chisquare(1, 1900), np.ones(1900), np.arange(1900)
+    resampled = metrics.ratio_interval(squares, ones, groups)
+    monkeypatch.setattr(metrics, "SETTLED", 1000)
+    assert metrics.ratio_interval(squares, ones, groups) == pytest.approx(resampled, rel=0.02)
+
+
+@pytest.mark.parametrize("rows", [20, 60])
+def test_intervals_of_errors_cover(rows):
+    random = np.random.default_rng(1)
+    truth = np.array([np.sqrt(2 / np.pi), 1.0])
+    covered = np.zeros(2)
+    for _ in range(200):
+        errors = random.normal(size=rows)
+        found = metrics.regression(np.arange(float(rows)), np.arange(float(rows)) + errors)
+        covered += [
+            found[f"{name}_interval"][0] <= value <= found[f"{name}_interval"][1]
+            for name, value in zip(("mae", "rmse"), truth, strict=True)
+        ]
+    assert (covered / 200 >= 0.91).all()

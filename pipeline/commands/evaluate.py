@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,33 +16,49 @@ from pipeline.commands.results import Result
 from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
+from pipeline.heads.rows import block_length
+from pipeline.heads.table import FeatureTable
 from pipeline.models.model import Model, joined, open_model
 from pipeline.models.predictions import write_rows
 from pipeline.options import EvaluateOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.signatures import takes
-from pipeline.sources import Target, choose_target, log_remarks, read_manifest
+from pipeline.sources import Record, Target, choose_target, log_remarks, read_manifest
+from pipeline.splits import group_codes
 from pipeline.store import FeatureStore, is_store
+from pipeline.store.header import GOOD
 from pipeline.text import plural
+
+AUTO, ALL = "auto", "all"
+#: Rows that did not train the model, in a source that has no splits.
+UNSEEN = "unseen"
+SHOWN = {UNSEEN: "those that did not train the model"}
 
 
 @dataclass
 class EvaluateResult(Result):
-    """Scores over `rows` labelled rows; `bad` images have none. `output` is the folder that holds more, if any."""
+    """Scores over `rows` labelled rows; `bad` images have none.
+
+    `seen` is how many of the rows trained the model, None where it does not say so. `output` is the folder that holds
+    more, if any.
+    """
 
     model: Path
     rows: int
     bad: int
     split: str
     metrics: dict[str, Any]
+    seen: int | None = 0
     notices: list[str] = field(default_factory=list)
     output: Path | None = None
 
     def summary(self) -> str:
         """The table of the metrics."""
         bad = f", {plural(self.bad, 'bad image')} left out" if self.bad else ""
-        lines = [f"{self.model}: {plural(self.rows, 'row')} ({self.split}{bad})", metrics.table(self.metrics)]
+        seen = "" if self.seen is None else f", {self.seen} of them trained the model"
+        head = f"{self.model}: {plural(self.rows, 'row')} ({SHOWN.get(self.split, self.split)}{bad}{seen})"
+        lines = [head, metrics.table(self.metrics)]
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join(lines if self.output is None else [*lines, f"saved to {self.output}"])
 
@@ -60,11 +76,11 @@ def evaluate(
 ) -> EvaluateResult:
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
 
-    `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits, else
-    all. `output` names a folder for metrics.json, predictions.csv and plots. `options` are the fields of
-    `EvaluateSettings`: `weights`, `device`, `target`, ... Raises `SourceError` where no row has a known label,
-    `RecipeMismatchError` on features of another recipe, `OutputExistsError` where `output` exists and `force` is not
-    given.
+    `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits; else
+    those whose content did not train the model, or all where there are no others. `output` names a folder for
+    metrics.json, predictions.csv and plots. `options` are the fields of `EvaluateSettings`: `weights`, `device`,
+    `target`, ... Raises `SourceError` where no row has a known label, `RecipeMismatchError` on features of another
+    recipe, `OutputExistsError` where `output` exists and `force` is not given.
     """
     if output is not None:
         _refuse_existing(Path(output), force=force)
@@ -74,14 +90,16 @@ def evaluate(
         labelled = _from_store(loaded, source, split)
     else:
         labelled = _from_images(loaded.open(), source, settings, split, progress)
-    scored = score(loaded, labelled, source)
+    scored = score(loaded, labelled)
+    seen, remarks = _trained_on(loaded, labelled)
     result = EvaluateResult(
         Path(model),
         rows=len(scored),
         bad=labelled.bad,
         split=labelled.split,
         metrics=scored.metrics,
-        notices=scored.cautions(),
+        seen=seen,
+        notices=[*remarks, *scored.cautions()],
         output=None if output is None else Path(output),
     )
     if result.output is not None:
@@ -91,31 +109,42 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features (n, D) of the rows of a split, what is known of them, and how many have none."""
+    """Rows of a split with a known label: their scores (n, C) or (n,), and how many bad images have none.
 
-    features: NDArray[np.float32]
+    `contents` (n, 32) are their sha256.
+    """
+
+    scores: NDArray[np.float64]
     target: Target
     ids: list[str]
+    contents: NDArray[np.uint8]
     split: str
     bad: int
 
 
-def score(model: Model, labelled: Labelled, source: str | Path) -> Scored:
-    """Ask `model` about the rows whose target is known; raises `SourceError` where there are none."""
-    target = labelled.target.recoded(model.record.classes)
-    known = np.flatnonzero(target.known)
-    if not len(known):
-        raise SourceError(
-            f"{source}: no row of split {labelled.split!r} has a known {target.name!r}; give labelled images"
-        )
+def score(model: Model, labelled: Labelled) -> Scored:
+    """The rows as the `model` scores them; identical contents are one observation."""
     return Scored(
-        ids=[labelled.ids[row] for row in known],
-        target=target.take(known),
-        scores=model.head.predict_proba(labelled.features[known]),
+        ids=labelled.ids,
+        target=labelled.target,
+        scores=labelled.scores,
         part=labelled.split,
         half_width=model.head.interval_half_width,
         coverage=model.head.coverage,
+        groups=group_codes(labelled.contents),
     )
+
+
+def _trained_on(model: Model, labelled: Labelled) -> tuple[int | None, list[str]]:
+    """How many of the rows trained the model, None where it does not say so; and what a reader should know."""
+    count = len(labelled.ids)
+    if model.seen is None:
+        unknown = "the model does not say which images it was trained on (an older version saved it)"
+        return None, [f"{unknown}: if these are among them, the scores flatter"] * (labelled.split in ("all", "train"))
+    seen = int(model.seen.among(labelled.contents).sum())
+    if not seen:
+        return 0, []
+    return seen, [f"{seen} of these {plural(count, 'row')} trained the model: the scores flatter it"]
 
 
 def _refuse_existing(output: Path, *, force: bool) -> None:
@@ -144,46 +173,104 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
         model.check_recipe(store.recipe, path)
         target = _predicted(store.targets, model, path)
         split = _held_out(store.splits, split, path)
-        rows = store.select(split=None if split == "all" else split)
-        layers = (store.features(layer, rows) for layer in model.record.recipe.layers)
-        if store.recipe.views:  # the plain view comes first
-            layers = (layer[:, 0] for layer in layers)
-        features = joined(layers)
-        asked = sum(split in ("all", of_row) for of_row in store.splits)
-        ids = [store.ids[row] for row in rows]
-    return Labelled(features, target.take(rows), ids, split, asked - len(rows))
+        asked = _labelled(target, store.splits, split, path)
+        if split == AUTO:
+            unseen = asked if model.seen is None else asked[~model.seen.among(store.sha256[asked])]
+            split, asked = _unseen(asked, unseen)
+        good = asked[store.statuses[asked] == GOOD]
+        if not len(good):
+            raise SourceError(f"{path}: not one of {plural(len(asked), 'labelled row')} has features")
+        table = FeatureTable(store, model.record.recipe.layers)
+        length = max(block_length(table.dimensions) // table.views, 1)
+        blocks = (table.images(good[start : start + length]) for start in range(0, len(good), length))
+        scores = np.concatenate([model.head.predict_proba(_of_views(block, model.views)) for block in blocks])
+        ids = [store.ids[row] for row in good]
+        return Labelled(scores, target.take(good), ids, store.sha256[good], split, bad=len(asked) - len(good))
 
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
     log_remarks(manifest)
     target = _predicted(manifest.targets, model, source)
-    split = _held_out([record.split for record in manifest.records], split, source)
-    records = [record for record in manifest.records if split in ("all", record.split)]
-    rows: list[int] = []
-    blocks = []
-    with progress_bar(len(records), "evaluating", show=progress) as bar:
-        for batch in model.embed(records):
-            if batch.indices:
-                rows += batch.indices
-                blocks.append(joined(batch.layers))
-            bar.advance(len(batch))
-    if not rows:
+    splits = [record.split for record in manifest.records]
+    split = _held_out(splits, split, source)
+    asked = _labelled(target, np.array(splits, dtype=object), split, source)
+    records = [manifest.records[row] for row in asked]
+    skip = None
+    if split == AUTO:
+        split, skip = ALL, None if model.seen is None else model.seen.has
+    answered = _answered(model, records, skip, progress)
+    if skip is not None and answered.skipped:
+        if answered.rows:
+            split = UNSEEN
+        else:  # there are no others: they are scored, and it is said
+            answered = _answered(model, records, None, progress)
+    if not answered.rows:
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
-    ids = [manifest.records[row].id for row in rows]
-    return Labelled(np.concatenate(blocks), target.take(rows), ids, split, len(records) - len(rows))
+    ids = [manifest.records[row].id for row in answered.rows]
+    contents = np.frombuffer(b"".join(answered.contents), np.uint8).reshape(-1, 32)
+    return Labelled(np.concatenate(answered.scores), target.take(answered.rows), ids, contents, split, answered.bad)
+
+
+def _of_views(block: NDArray[np.float32], views: int) -> NDArray[np.float32]:
+    """Features (n, V, D) of the first `views`, or (n, D) of the plain one, which comes first."""
+    return block[:, 0] if views == 1 else block[:, :views]
+
+
+@dataclass
+class _Answered:
+    """What came of some images: the rows that have scores, with their contents, and how many have none and why."""
+
+    rows: list[int] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    scores: list[NDArray[np.float64]] = field(default_factory=list)
+    skipped: int = 0
+    bad: int = 0
+
+
+def _answered(model: Model, records: list[Record], skip: Callable[[bytes], bool] | None, progress: bool) -> _Answered:
+    """Ask the model about images, batch by batch, but for those that `skip` says yes to by their sha256."""
+    found = _Answered()
+    with progress_bar(len(records), "evaluating", show=progress) as bar:
+        for batch in model.embed(records, skip=skip):
+            found.rows += batch.indices
+            found.contents += [image.sha256 for image in batch.good if image.sha256 is not None]
+            found.skipped += sum(image.duplicate for image in batch.images)
+            found.bad += sum(image.error is not None for image in batch.images)
+            if batch.indices:
+                found.scores.append(model.head.predict_proba(joined(batch.layers, views=model.views)))
+            bar.advance(len(batch))
+    return found
 
 
 def _predicted(targets: dict[str, Target], model: Model, source: str | Path) -> Target:
-    return choose_target(targets, where=str(source), name=model.record.target, task=model.record.task)
+    """The target that the model predicts, under the codes of its classes."""
+    found = choose_target(targets, where=str(source), name=model.record.target, task=model.record.task)
+    return found.recoded(model.record.classes)
 
 
 def _held_out(splits: Iterable[str], asked: str, source: str | Path) -> str:
-    """The split to score; a model's own training rows only where they are asked for."""
+    """The split to score; auto stays where there is none that is held out."""
     present = {str(split) for split in splits}
-    if asked == "auto":
-        return next((split for split in ("test", "val") if split in present), "all")
-    if asked != "all" and asked not in present:
+    if asked == AUTO:
+        return next((split for split in ("test", "val") if split in present), AUTO)
+    if asked != ALL and asked not in present:
         listed = ", ".join(sorted(present - {""})) or "no splits"
         raise SourceError(f"{source} has no split {asked!r}; it has {listed}")
     return asked
+
+
+def _labelled(target: Target, splits: NDArray[Any], split: str, source: str | Path) -> NDArray[np.int64]:
+    """The rows of a split whose target is known; raises `SourceError` where there are none."""
+    rows = np.flatnonzero(target.known & ((split in (ALL, AUTO)) | (splits == split)))
+    if not len(rows):
+        where = "" if split in (ALL, AUTO) else f" of split {split!r}"
+        raise SourceError(f"{source}: no row{where} has a known {target.name!r}; give labelled images")
+    return rows
+
+
+def _unseen(asked: NDArray[np.int64], unseen: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+    """Which rows to score where no split says it, and how to call them: those that did not train, if there are any."""
+    if 0 < len(unseen) < len(asked):
+        return UNSEEN, unseen
+    return ALL, asked

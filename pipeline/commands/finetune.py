@@ -36,12 +36,14 @@ from pipeline.images.augment import View, build_view
 from pipeline.models.folder import BaseRecord, DataRecord, save_model
 from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
+from pipeline.models.seen import Seen
 from pipeline.options import FinetuneOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.signatures import takes
 from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
+from pipeline.splits import group_codes
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Pictures
 from pipeline.training.dataset import Examples, read_pictures, split_examples
@@ -341,6 +343,7 @@ class Run:
                 part=name,
                 half_width=half,
                 coverage=COVERAGE,
+                groups=group_codes(self._pictures.contents(rows)),
             )
             for name, rows in examples.parts.items()
         }
@@ -392,6 +395,7 @@ class Run:
             plots=pictures,
             save_base=(lambda path: write_base(base, path)) if tuned else None,
             request=request_of("finetune", self._settings, self._inputs),
+            seen=Seen.of(self._pictures.contents(examples.train)),
             replace=replace_old,
         )
 

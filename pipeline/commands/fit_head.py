@@ -29,6 +29,7 @@ from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.models.folder import BaseRecord, DataRecord, save_model
 from pipeline.models.provenance import request_of
+from pipeline.models.seen import Seen
 from pipeline.options import FitOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import refuse_unknown
@@ -110,6 +111,8 @@ def fit_head(
             predictions=[row for name in lesson.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.pictures,
             request=request_of("fit-head", settings, opened.fingerprint),
+            score_views=settings.score_views,
+            seen=Seen.of(opened.sha256[lesson.split.train]),
             replace=force,
         )
     return result
@@ -286,6 +289,7 @@ def judge(head: Head, lesson: Lesson) -> Judged:
             part=name,
             half_width=head.interval_half_width,
             coverage=head.coverage,
+            groups=group_codes(lesson.store.sha256[rows]),
         )
         judged.metrics[name] = measured(scored, decisions)
         if name == "cv" and head.task == "numbers":

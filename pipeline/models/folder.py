@@ -3,11 +3,13 @@
     model.json          format, base and recipe, head, classes or target, metrics, versions
     head.safetensors    nothing in the folder is ever unpickled
     base.safetensors    only where the base was fine-tuned
+    rows.safetensors    digests of the images that were trained on
     metrics.json  predictions.csv  plots/*.png
 
-model.json has the sha256 of every file of the head, the digest of the base's tensors, and a checksum of itself, all of
-which are checked before anything is answered. Version 0.1.0 wrote none (format 1): such folders open, with a note. The
-metrics, predictions and plots are there to be read, and nothing is answered from them. A file may be a link to one.
+model.json has the sha256 of every file of the head and of rows.safetensors, the digest of the base's tensors, and a
+checksum of itself, all of which are checked before anything is answered. Version 0.1.0 wrote none (format 1): such
+folders open, with a note. The metrics, predictions and plots are there to be read, and nothing is answered from them. A
+file may be a link to one.
 
 A fine-tuned base is a weights file like any other, so a fine-tuned model and a head on frozen features load alike.
 """
@@ -31,6 +33,8 @@ from pipeline.files import digest_bytes, heal, named, open_regular, publish_fold
 from pipeline.heads import Head, load_head
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
+from pipeline.models.seen import FILE as SEEN_FILE
+from pipeline.models.seen import Seen
 from pipeline.versions import versions
 
 if TYPE_CHECKING:
@@ -81,7 +85,7 @@ class FileRecord(BaseModel):
     sha256: str
 
 
-HeadFile = Annotated[str, Field(pattern=r"^([a-z]+/)?head\.[a-z]+$")]
+KnownFile = Annotated[str, Field(pattern=r"^(([a-z]+/)?head\.[a-z]+|rows\.safetensors)$")]
 
 
 class ModelRecord(BaseModel):
@@ -98,12 +102,13 @@ class ModelRecord(BaseModel):
     head: dict[str, Any]
     base: BaseRecord
     recipe: Recipe
+    score_views: Literal["plain", "mean"] = "plain"
     metrics: dict[str, Any]
     chosen: dict[str, Any]
     data: DataRecord
     versions: dict[str, str]
     request: dict[str, Any] | None = None
-    files: dict[HeadFile, FileRecord] | None = None
+    files: dict[KnownFile, FileRecord] | None = None
     checksum: str | None = None
 
     @model_validator(mode="after")
@@ -138,12 +143,15 @@ def save_model(
     plots: Mapping[str, Figure] | None = None,
     save_base: Callable[[Path], None] | None = None,
     request: Mapping[str, Any] | None = None,
+    seen: Seen | None = None,
+    score_views: Literal["plain", "mean"] = "plain",
     replace: bool = False,
 ) -> Path:
     """Write a model folder; it appears under its name whole or not at all.
 
     `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on.
-    `request` says what was asked for, as `request_of` gives it.
+    `request` says what was asked for, as `request_of` gives it; `seen` which images were trained on.
+    `score_views` says whether images are answered by their plain view, or by the mean over the views of the recipe.
     `save_base` writes the tuned weights to the file it is given, for a fine-tuned base only.
     Raises `OutputExistsError` where `folder` exists, unless `replace`, and `ModelError` where it cannot be written, or
     could not be opened again; what was there before stays then.
@@ -151,6 +159,8 @@ def save_model(
     folder = Path(folder)
     with _saving(folder), publish_folder(folder, last="model.json", replace=replace) as draft:
         described = head.save(draft)
+        if seen is not None:
+            seen.write(draft)
         record = ModelRecord(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             task=head.task,
@@ -159,12 +169,13 @@ def save_model(
             head={"name": head.name, **described},
             base=base,
             recipe=recipe,
+            score_views=score_views,
             metrics=dict(metrics),
             chosen=dict(chosen or {}),
             data=data,
             versions=versions(),
             request=None if request is None else dict(request),
-            files={name: _measured(draft / name) for name in head_files(draft)},
+            files={name: _measured(draft / name) for name in checked_files(draft)},
         )
         if save_base is not None:
             save_base(draft / "base.safetensors")
@@ -197,6 +208,11 @@ def head_files(folder: Path) -> list[str]:
     """The files of a head, among them those of the heads that a blend is made of, as paths inside of `folder`."""
     found = [*folder.glob("head.*"), *folder.glob("*/head.*")]
     return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def checked_files(folder: Path) -> list[str]:
+    """The files whose sha256 stands in model.json."""
+    return [*head_files(folder), *([SEEN_FILE] if (folder / SEEN_FILE).is_file() else [])]
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -262,9 +278,9 @@ def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) 
         return
     if record.checksum != checksum(content):
         raise ModelError(f"{folder / 'model.json'} is not what was written; {RESTORE}")
-    if not record.files:
+    if not set(record.files or ()) - {SEEN_FILE}:
         raise ModelError(f"{folder / 'model.json'} is damaged: it names no file of its head")
-    for name, expected in record.files.items():
+    for name, expected in (record.files or {}).items():
         try:
             found = _measured(folder / name)
         except OSError as error:

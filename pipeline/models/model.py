@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.heads import Head
 from pipeline.images.loading import BATCH
 from pipeline.models.folder import ModelRecord, read_folder
+from pipeline.models.seen import FILE as SEEN_FILE
+from pipeline.models.seen import Seen
 from pipeline.options import RerunOptions
 from pipeline.signatures import takes
 from pipeline.sources import Record, from_paths
@@ -66,6 +68,16 @@ class Model:
         weights = "fine-tuned" if base.fine_tuned else f"weights {base.weights}"
         return f"Model({str(self.folder)!r}: head {self.head.name}, {what}, base {base.name} with {weights})"
 
+    @property
+    def views(self) -> int:
+        """Views of an image that are asked about: the plain one, or all of the recipe where their mean was scored."""
+        return self.record.recipe.views + 1 if self.record.score_views == "mean" else 1
+
+    @cached_property
+    def seen(self) -> Seen | None:
+        """The images that it was trained on; None where its folder does not say so, as those of version 0.1.0."""
+        return Seen.read(self.folder) if SEEN_FILE in (self.record.files or ()) else None
+
     @cached_property
     def base(self) -> Base:
         """The base with the very weights of the training; any others are an error."""
@@ -87,8 +99,10 @@ class Model:
         """What makes images into the features that the head takes. Raises `ModelError` where they do not fit."""
         from pipeline.engines.embedder import Embedder
 
-        plain = self.record.recipe.model_copy(update={"views": 0, "augment": ()})
-        embedder = Embedder(self.base, plain, self._settings)
+        recipe = self.record.recipe
+        if self.views == 1:
+            recipe = recipe.model_copy(update={"views": 0, "augment": ()})
+        embedder = Embedder(self.base, recipe, self._settings)
         if embedder.dimensions != self.head.dimensions:
             raise ModelError(
                 f"{self.folder}: a head of {self.head.dimensions} features does not fit its base, which gives "
@@ -101,9 +115,12 @@ class Model:
         self.embedder  # noqa: B018 - it is kept
         return self
 
-    def embed(self, records: Sequence[Record]) -> Iterator[Embedded]:
-        """Embed the images of `records`, batch by batch, in their order; what has no finite features is bad."""
-        for batch in self.embedder.run(records, batch_size=self._settings.batch_or(BATCH)):
+    def embed(self, records: Sequence[Record], *, skip: Callable[[bytes], bool] | None = None) -> Iterator[Embedded]:
+        """Embed the images of `records`, batch by batch, in their order; what has no finite features is bad.
+
+        Contents that `skip` says yes to, by their sha256, are duplicates and get no features.
+        """
+        for batch in self.embedder.run(records, batch_size=self._settings.batch_or(BATCH), seen=skip):
             yield batch.finite()
 
     def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
@@ -123,7 +140,7 @@ class Model:
         """The answers to the images of `records`, batch by batch, in their order."""
         waiting = iter(records)
         for batch in self.embed(records):
-            answers = self.answers(joined(batch.layers), top=top) if batch.indices else []
+            answers = self.answers(joined(batch.layers, views=self.views), top=top) if batch.indices else []
             said = dict(zip(batch.indices, answers, strict=True))
             said |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
             yield [{"id": record.id, **said[record.index]} for record in islice(waiting, len(batch))]
@@ -131,10 +148,10 @@ class Model:
     def check_recipe(self, other: Recipe, where: str | Path) -> None:
         """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
         way_out = f"extract again with the recipe of {self.folder}, or train on this file"
-        self.record.recipe.refuse_without(other, where=where, way_out=way_out)
+        self.record.recipe.refuse_without(other, where=where, way_out=way_out, views=self.views > 1)
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """What the head says of `features` (B, D): `top` classes with scores, or value and interval."""
+        """What the head says of `features` (B, D) or (B, V, D): `top` classes with scores, or value and interval."""
         scores = self.head.predict_proba(features)
         if self.record.classes is None:
             return [self._number(float(value)) for value in scores]
@@ -154,7 +171,7 @@ class Model:
 Answers = list[dict[str, Any]]
 
 
-def joined(layers: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Several layers' features side by side, each flattened: (B, D1 + D2 + ...)."""
-    flat = [layer.reshape(len(layer), -1) for layer in layers]
-    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+def joined(layers: Iterable[NDArray[np.float32]], *, views: int = 1) -> NDArray[np.float32]:
+    """Several layers' features side by side, each flattened: (B, D1 + D2 + ...), or (B, V, ...) of several views."""
+    flat = [layer.reshape(len(layer), *([views] if views > 1 else []), -1) for layer in layers]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1)

@@ -91,11 +91,10 @@ def read_pictures(
 def split_examples(manifest: Manifest, target: Target, pictures: Pictures, settings: FinetuneSettings) -> Examples:
     """The good rows, parted as `fit-head` parts those of a feature file. Raises `HeadError`."""
     good = np.array(sorted(pictures.sha256), dtype=np.int64)
-    contents = np.stack([np.frombuffer(pictures.sha256[row], np.uint8) for row in good.tolist()])
     found = split_rows(
         [manifest.records[row].split for row in good.tolist()],
         target.values[good],
-        group_codes(contents),
+        group_codes(pictures.contents(good)),
         share=settings.val,
         seed=settings.seed,
     )

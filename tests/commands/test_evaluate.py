@@ -11,9 +11,14 @@ import pytest
 from conftest import Trained
 from pictures import write_photos
 
+from pipeline import metrics
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.extract import extract
+from pipeline.commands.fit_head import fit_head
 from pipeline.errors import OutputExistsError, RecipeMismatchError, SourceError
+from pipeline.models.model import load_model
+
+OLD = Path(__file__).parents[1] / "data" / "0.1.0"
 
 
 def test_features_and_images_give_the_score_of_the_training(trained: Trained) -> None:
@@ -153,3 +158,82 @@ def test_views_are_scored_on_the_plain_one(trained: Trained, tmp_path: Path) -> 
     views = extract(trained.photos, tmp_path / "v.h5", **options).store
     plain = evaluate(trained.linear, trained.store).metrics["log_loss"]
     assert evaluate(trained.linear, views).metrics["log_loss"] == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.fixture
+def unsplit(trained: Trained, tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The photos without splits, their features, and a head that held some of them out."""
+    photos = tmp_path / "photos"
+    for split in ("train", "val"):
+        for kind in ("ants", "bees"):
+            for image in (trained.photos / split / kind).iterdir():
+                (photos / kind).mkdir(parents=True, exist_ok=True)
+                shutil.copy(image, photos / kind / f"{split}-{image.name}")
+    store = extract(photos, tmp_path / "photos.h5", base="squeezenet1_1", weights="embedded").store
+    return photos, store, fit_head(store, tmp_path / "model", val=0.2).model
+
+
+def test_rows_that_trained_the_model_are_left_out_where_there_is_no_split(unsplit: tuple[Path, Path, Path]) -> None:
+    photos, store, model = unsplit
+    saved = json.loads((model / "metrics.json").read_text())["val"]
+    for source in (store, photos):
+        result = evaluate(model, source)
+        assert (result.rows, result.split, result.seen) == (saved["n"], "unseen", 0)
+        assert result.metrics["accuracy"] == saved["accuracy"]
+        assert result.metrics["log_loss"] == pytest.approx(saved["log_loss"], abs=1e-4)
+        whole = evaluate(model, source, split="all")
+        assert (whole.rows, whole.to_json()["seen"]) == (36, 36 - saved["n"])
+        assert f"36 rows (all, {whole.seen} of them trained the model)" in whole.summary()
+        assert f"note: {whole.seen} of these 36 rows trained the model: the scores flatter it" in whole.summary()
+
+
+def test_rows_that_trained_the_model_are_scored_and_counted_where_there_are_no_others(
+    unsplit: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    photos, store, _ = unsplit
+    model = fit_head(store, tmp_path / "all", val=0).model
+    for source in (store, photos):
+        result = evaluate(model, source)
+        assert (result.rows, result.split, result.seen) == (36, "all", 36)
+
+
+def test_known_content_under_another_name_counts_as_seen(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "p" / "bees").mkdir(parents=True)
+    shutil.copy(trained.photos / "train/bees/001.jpg", tmp_path / "p/bees/other.jpg")
+    assert evaluate(trained.linear, tmp_path / "p").seen == 1
+    write_photos(tmp_path / "p" / "bees", 2, first_seed=900, colour=(40, 60, 200))
+    result = evaluate(trained.linear, tmp_path / "p")
+    assert (result.rows, result.split, result.seen, result.bad) == (2, "unseen", 0, 0)
+
+
+def test_a_model_that_does_not_say_what_trained_it_is_no_proof() -> None:
+    result = evaluate(OLD / "classes-linear", OLD / "classes.h5")
+    assert (result.rows, result.to_json()["seen"]) == (12, None)
+    assert "does not say which images it was trained on" in result.notices[0]
+
+
+def test_copies_of_an_image_are_one_observation(trained: Trained, tmp_path: Path) -> None:
+    write_photos(tmp_path / "p" / "bees", 4, first_seed=900, colour=(40, 60, 200))
+    for copy in range(3):
+        shutil.copy(tmp_path / "p/bees/000.jpg", tmp_path / f"p/bees/copy{copy}.jpg")
+    found = evaluate(trained.linear, tmp_path / "p").metrics
+    assert (found["n"], found["groups"]) == (7, 4)
+    alone = metrics.share_interval(49 / 19, 49 / 19)
+    assert found["accuracy_interval"] == pytest.approx(alone)
+
+
+def test_the_mean_over_views_is_served_where_it_was_scored(trained: Trained, tmp_path: Path) -> None:
+    options = {"base": "squeezenet1_1", "weights": "embedded", "layer": ("features.3.squeeze",), "pool": "avg"}
+    views = extract(trained.photos, tmp_path / "v.h5", **options, views=2, augment=("crop", "mirror")).store
+    model = fit_head(views, tmp_path / "m", score_views="mean").model
+    saved = json.loads((model / "metrics.json").read_text())["val"]
+    plain = fit_head(views, tmp_path / "plain").metrics["val"]
+    assert abs(saved["log_loss"] - plain["log_loss"]) > 1e-4
+    for source in (views, trained.photos):
+        assert evaluate(model, source).metrics["log_loss"] == pytest.approx(saved["log_loss"], abs=1e-5)
+    with (model / "predictions.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    (answer,) = load_model(model).predict(trained.photos / row["id"])
+    assert answer["score"] == pytest.approx(float(row["score"]), abs=1e-5)
+    with pytest.raises(RecipeMismatchError, match="was made with views=0, and 2 is asked for"):
+        evaluate(model, extract(trained.photos, tmp_path / "plain.h5", **options).store)

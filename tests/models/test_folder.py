@@ -46,7 +46,14 @@ def change(model: Path, **changes: Any) -> None:
 
 def test_the_folder_holds_what_the_format_names(model: Path) -> None:
     files = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
-    assert files == ["head.safetensors", "metrics.json", "model.json", "plots/confusion.png", "predictions.csv"]
+    assert files == [
+        "head.safetensors",
+        "metrics.json",
+        "model.json",
+        "plots/confusion.png",
+        "predictions.csv",
+        "rows.safetensors",
+    ]
     record = load_model(model).record
     assert record.classes == ("ants", "bees")
     assert record.base.weights == "embedded"
@@ -263,7 +270,7 @@ def test_a_model_of_the_first_version_opens_with_a_note_and_answers_the_same(
 def test_a_feature_file_of_the_first_version_scores_models_old_and_new(store: str, model: str, tmp_path: Path) -> None:
     before = evaluate(OLD / model, OLD / f"{store}.h5").metrics
     fresh = fit_head(OLD / f"{store}.h5", tmp_path / "m", head=model.split("-")[1]).model
-    assert evaluate(fresh, OLD / f"{store}.h5").metrics["n"] == before["n"] == 12
+    assert evaluate(fresh, OLD / f"{store}.h5", split="all").metrics["n"] == before["n"] == 12
 
 
 # --- what a notebook types
