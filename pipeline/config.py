@@ -80,7 +80,7 @@ class Settings(BaseModel):
         texts = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
         for name, value in texts.items():
             if isinstance(value, str) and "\0" in value:
-                raise ValueError(f"{name} holds a NUL character, which no name of a file or a column can")
+                raise ValueError(f"{name} holds a NUL character, which no file or column name can hold")
         return texts
 
 

@@ -184,7 +184,7 @@ def _images(X: Any) -> Sequence[Any]:
         return [X]
     images = list(_unpacked(X))
     if not images:
-        raise SourceError("there is no image")
+        raise SourceError("no image is given")
     return images
 
 
@@ -216,7 +216,7 @@ def _rgb(image: Any, data: bytes | None, place: int) -> Image.Image:
             return decoding.of_image(image)
         array = np.asarray(image)
         if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-            raise ImageError("not-an-image", f"an array {array.dtype} {array.shape}; wanted is uint8 (H, W, 3)")
+            raise ImageError("not-an-image", f"an array {array.dtype} {array.shape}; give uint8 (H, W, 3)")
         return decoding.of_image(Image.fromarray(array))
     except ImageError as error:
         where = image if data is not None else f"image {place}"

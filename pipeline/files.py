@@ -306,7 +306,7 @@ def open_regular(path: Path, *, most: int) -> Iterator[io.BufferedReader]:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if found.st_size > most:
             raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than the {most} that are read", str(path))
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -324,7 +324,7 @@ def read_regular(path: Path, *, most: int) -> bytes:
 def refuse_nul(path: str | Path) -> None:
     """Raise `SettingsError` for a path that can be none on any system: call it before hours of work, not after."""
     if "\0" in str(path):
-        raise SettingsError(f"{str(path)!r} has a NUL in it, which no name of a file has")
+        raise SettingsError(f"{str(path)!r} holds a NUL character, which no file name can hold")
 
 
 def refuse_existing(path: Path, *, last: str, replace: bool) -> None:
@@ -432,7 +432,7 @@ def _acquire(beside: Path, path: Path) -> int:
 def _open_lock(beside: Path) -> int:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(beside).st_mode):
-            raise StoreError(f"{beside} is no lock of ours, but a link or a folder; remove it")
+            raise StoreError(f"{beside} is not a lock file, but a link or a folder; remove it")
     return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 

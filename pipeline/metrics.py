@@ -261,7 +261,7 @@ def outliers(numbers: NDArray[Any], name: str) -> list[str]:
         far = far[:-1]
     return [
         f"{plural(len(far), 'row')} of {len(numbers)} lie far from all others in {shown(name)!r} "
-        f"(half are from {low:.4g} to {high:.4g}, these up to {numbers[far[0]]:.4g}) and drown them in every "
+        f"(half are from {low:.4g} to {high:.4g}, these up to {numbers[far[0]]:.4g}) and dominate every "
         "measure; correct or remove them"
     ]
 

@@ -307,7 +307,7 @@ def test_only_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     assert read_regular(tmp_path / "file", most=5) == read_regular(tmp_path / "link", most=5) == b"12345"
     for name in ("pipe", "zero", "."):
-        with pytest.raises(OSError, match="it is no regular file"):
+        with pytest.raises(OSError, match="it is not a regular file"):
             read_regular(tmp_path / name, most=5)
     with pytest.raises(OSError, match="it has 5 bytes, more than the 4 that are read"):
         read_regular(tmp_path / "file", most=4)
@@ -346,7 +346,7 @@ def test_a_lock_that_somebody_planted_is_refused(tmp_path: Path, kind: str) -> N
         "folder": beside.mkdir,
         "pipe": lambda: os.mkfifo(beside),
     }[kind]()
-    with pytest.raises(StoreError, match=r"F\.h5\.lock is no lock of ours, .*; remove it"), lock(tmp_path / "F.h5"):
+    with pytest.raises(StoreError, match=r"F\.h5\.lock is not a lock file, .*; remove it"), lock(tmp_path / "F.h5"):
         pass
     assert victim.read_bytes() == b"precious"
     assert listing(tmp_path) == ["F.h5.lock", "victim"]

@@ -61,7 +61,7 @@ def find_zoo(base: str) -> tuple[Zoo, str]:
     if name not in known:
         near = (not prefix and _elsewhere(name)) or nearest(base, [prefix + one for one in known])
         listing = f"pipeline bases {prefix}".strip()
-        raise BaseError(f"unknown base {base!r}{near}; {listing} lists the {len(known)} there are")
+        raise BaseError(f"unknown base {base!r}{near}; {listing} lists all {len(known)}")
     return zoo, name
 
 
@@ -168,7 +168,7 @@ def _is_file(weights: str) -> bool:
 
 
 def _random(plan: Plan, name: str, seed: int) -> nn.Module:
-    log.warning("%s has RANDOM weights (seed %d): features of it are fit for tests, not for results", name, seed)
+    log.warning("%s has RANDOM weights (seed %d): its features are good for tests, not for results", name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return plan.build(plan.classes)
@@ -196,6 +196,6 @@ def feature_network(base: Base, layers: Sequence[str], pool: str = "none") -> Fe
     if unfilled is not None:
         raise BaseError(
             f"layer {', '.join(layers)} of {base.name} needs {unfilled}, which {base.weights} does not have; "
-            "ask for an earlier layer or give whole weights"
+            "give an earlier layer, or complete weights"
         )
     return network

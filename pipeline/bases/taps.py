@@ -94,7 +94,7 @@ class FeatureNetwork(nn.Module):
                 return tuple(
                     _pooled(_part(values[number], tap), self.pool, tap) for number, tap in enumerate(self.taps)
                 )
-        raise BaseError("the network took another way through its layers than it did for an empty image")
+        raise BaseError("the network ran its layers in another order than for an empty image, so they cannot be tapped")
 
 
 @dataclass
@@ -212,10 +212,10 @@ def find_taps(
     `channels_last` is a pattern of the modules whose maps are (B, H, W, C).
     """
     if not layers:
-        raise SettingsError("no layer is asked for; give at least one, for example avgpool")
+        raise SettingsError("no layer is given; give at least one, for example avgpool")
     repeated = next((name for name in layers if list(layers).count(name) > 1), None)
     if repeated is not None:
-        raise SettingsError(f"layer {repeated!r} is asked for twice; give it once")
+        raise SettingsError(f"layer {repeated!r} is given twice; give it once")
     modules = dict(network.named_modules())
     return [aliases.get(layer) or _module_tap(base, modules, aliases, layer, channels_last) for layer in layers]
 

@@ -33,7 +33,7 @@ class TimmZoo:
         classifiers = config.get("classifier") or "head"
         classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
         if classifiers[0] not in dict(network.named_modules()):
-            raise BaseError(f"timm:{name} has no classifier, so that it is not known which layer is its embedding")
+            raise BaseError(f"timm:{name} has no classifier, so its embedding layer is unknown")
         return Plan(
             family=_family_of(network, classifiers),
             build=lambda classes: _timm().create_model(full, pretrained=False, num_classes=classes),

@@ -110,7 +110,7 @@ class TorchvisionZoo:
     def _family(self, name: str) -> Family:
         module = models.get_model_builder(name).__module__.rsplit(".", 1)[-1]
         if module not in FAMILIES:
-            raise BaseError(f"{name} is of the family {module!r}, whose layers are not known here yet")
+            raise BaseError(f"{name} is of the family {module!r}, whose layers are not known to this version")
         return FAMILIES[module]
 
     def _build(self, name: str, classes: int, entry: Any) -> nn.Module:

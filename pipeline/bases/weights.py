@@ -107,7 +107,7 @@ def download(url: str, *, base: str, weights: str, file_name: str | None = None)
                 torch.hub.download_url_to_file(url, str(path), expected.group(1) if expected else None)
         except (OSError, RuntimeError) as error:
             raise BaseError(
-                f"weights {weights} of {base} are not here and cannot be downloaded ({first_line(error)}): "
+                f"weights {weights} of {base} are not on this machine and cannot be downloaded ({first_line(error)}): "
                 f"get {url} and put it into {path.parent} as {path.name}, or give --weights FILE, "
                 "or --base squeezenet1_1 --weights embedded, which is here"
             ) from None
@@ -148,7 +148,7 @@ def fit_state(
     _fill(network, result.missing_keys)
     without = frozenset(name for name in result.missing_keys if not name.endswith(COUNTER))
     if any(name.startswith(classifier[0]) for name in without):
-        log.warning("%s: no classifier that fits: class scores cannot be had, features can", source)
+        log.warning("%s: no fitting classifier: features are available, class scores are not", source)
     return network, without
 
 

@@ -28,7 +28,7 @@ from pipeline.splits import make_folds
 #: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
 LARGEST_NUMBER = 1e30
 
-TOO_FEW = "too few examples to hold any back: settings are defaults, nothing is calibrated"
+TOO_FEW = "too few examples for cross-validation: default settings, no calibration"
 
 
 @dataclass(frozen=True)

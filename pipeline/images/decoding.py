@@ -225,7 +225,7 @@ def _kind(data: bytes) -> str:
             return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    raise ImageError("not-an-image", f"starts with {data[:8]!r}, which is none of {', '.join(FORMATS)}")
+    raise ImageError("not-an-image", f"starts with {data[:8]!r}, not one of {', '.join(FORMATS)}")
 
 
 def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
@@ -237,7 +237,7 @@ def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
         raise _bad_image(data, kind, error, part="header") from error
     width, height = image.size
     if width * height > limits.max_pixels:
-        way_out = f"; --max-pixels {width * height} lets it in" if width * height <= MOST_PIXELS else ""
+        way_out = f"; --max-pixels {width * height} allows it" if width * height <= MOST_PIXELS else ""
         raise ImageError(
             "too-large",
             f"{width} x {height} pixels, the limit is {limits.max_pixels} in all{way_out}",

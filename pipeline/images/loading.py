@@ -158,5 +158,5 @@ def refuse_too_many_bad(bad: dict[str, str], rows: int, share: float, source: st
     ways_out = "" if len(bad) == rows else f", or allow them with --max-bad 1; {kept} is kept"
     raise SourceError(
         f"{shown(source)}: {len(bad)} of {rows} images are bad ({reasons}; the first is {shown(next(iter(bad)))}); "
-        f"mend or remove them and run the same command again{ways_out}"
+        f"fix or remove them and run the same command again{ways_out}"
     )

@@ -85,7 +85,7 @@ def refuse_many_scans(data: bytes, size: tuple[int, int]) -> None:
 def check_exif(exif: bytes) -> None:
     """Raise `ImageError` where a block of EXIF claims more than it can hold."""
     if exif.startswith(_EXIF * 16):  # Pillow strips the mark once a copy of all that follows
-        raise ImageError("corrupt", "the EXIF block is nothing but its own mark")
+        raise ImageError("corrupt", "the EXIF block holds nothing but its own mark")
     check_tags(exif.removeprefix(_EXIF), "EXIF block", claims=CLAIMED_BYTES)
 
 

@@ -168,7 +168,7 @@ def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings)
         if getattr(settings, option) and option not in allowed:
             flag = "--" + option.replace("_", "-")
             ways_out = " (give a table with --labels)" if option in _TABLE and not settings.labels else ""
-            raise SettingsError(f"{flag} has no meaning for a source of kind {name}{ways_out}")
+            raise SettingsError(f"{flag} does not apply to a source of kind {name}{ways_out}")
 
 
 def from_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Manifest:

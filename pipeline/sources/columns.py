@@ -49,7 +49,7 @@ def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Cal
     words = Counter(cell for cell in cells if cell and cell.lower() in MISSING)
     if words:
         notes.append(
-            f"{shown(name)}: cells that say nothing count as unknown ({counted(words)}); rename a class of that name"
+            f"{shown(name)}: words for a missing value count as unknown ({counted(words)}); rename a class of that name"
         )
     target = class_target(name, [known.get(row) for row in range(len(cells))])
     return replace(target, notes=(*target.notes, *notes))
@@ -101,7 +101,7 @@ def _almost_numbers(name: str, known: dict[int, str], place: Callable[[int], str
     yield (
         f"{name}: taken as {plural(len(ways), 'class')} of text, though {alike} of {plural(len(known), 'cell')} look"
         f" like numbers; {place(row)}, column {name!r}: {known[row]!r} is not a number{_advice(known[row])};"
-        f" mend such cells and give --target {name}:number to predict the number"
+        f" fix such cells and give --target {name}:number to predict the number"
     )
 
 

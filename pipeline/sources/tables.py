@@ -244,7 +244,7 @@ def read_splits(table: Table, settings: SourceSettings) -> tuple[list[str], str 
     splits = list(map(split_name, cells))
     if None in splits:
         row = splits.index(None)
-        raise SourceError(f"{table.place(row)}: the split {cells[row]!r} is none of train, val, test")
+        raise SourceError(f"{table.place(row)}: the split {cells[row]!r} is not train, val or test")
     return cast("list[str]", splits), column
 
 

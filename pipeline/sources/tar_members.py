@@ -127,7 +127,7 @@ def _member(file: BinaryIO, header: bytes, extensions: _Extensions, position: in
     is_folder = kind == b"\0" and name.endswith("/")  # as the oldest tars have them
     follows = 0 if kind in _WITHOUT_DATA or is_folder else length
     if len(name) > _LONGEST_NAME or "\0" in name:
-        raise TarDamage(f"the name before byte {position} is none that a file can have")
+        raise TarDamage(f"the name before byte {position} is not a name that a file can have")
     if position + follows > size:
         raise TarDamage(f"the file was cut short: {name!r} is not whole")
     described = "other" if is_folder else _describe(kind, is_sparse=kind == _GNU_SPARSE or "sparse" in fields)

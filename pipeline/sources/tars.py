@@ -109,7 +109,7 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
         layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
         splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
-    notes = [f"left out what is no plain file in the tar ({counted(left_out)})"] if left_out else []
+    notes = [f"left out members that are not plain files ({counted(left_out)})"] if left_out else []
     return replace(make_manifest(os.fspath(source), split_rows, targets, notes), containers=tuple(tars))
 
 
@@ -150,7 +150,7 @@ def _safe_name(shard: Path, name: str) -> str:
     """Return a member's name as a relative path; refuse one that would leave a folder, though none is made."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or not parts:
-        raise SourceError(f"{shown(shard)} has a member called {name!r}, which is no path inside of it")
+        raise SourceError(f"{shown(shard)} has a member called {name!r}, which is not a path inside it")
     return "/".join(parts)
 
 

@@ -107,8 +107,8 @@ def test_one_image_equals_the_same_image_in_a_batch() -> None:
         (["avgpol"], "none", BaseError, r"squeezenet1_1 has no layer 'avgpol' \(did you mean 'avgpool'\?\)"),
         (["features.20"], "none", BaseError, r"has no layer 'features.20' \(did you mean 'features.2'"),
         ([""], "none", BaseError, "has no layer ''"),
-        ([], "none", SettingsError, "no layer is asked for"),
-        (["avgpool", "avgpool"], "none", SettingsError, "'avgpool' is asked for twice"),
+        ([], "none", SettingsError, "no layer is given"),
+        (["avgpool", "avgpool"], "none", SettingsError, "'avgpool' is given twice"),
         (["avgpool"], "mean", SettingsError, "unknown pool 'mean'"),
     ],
 )

@@ -31,7 +31,7 @@ def test_words_for_nothing_are_unknown_among_numbers_and_classes(word: str) -> N
     assert classes.names == ("cat", "dog")
     assert classes.values.tolist() == [0, 1, -1, 0, -1]
     assert classes.describe() == "length: 2 classes (cat 2, dog 1), 3 of 5 known"
-    assert f"cells that say nothing count as unknown ({word} 1)" in classes.notes[0]
+    assert f"words for a missing value count as unknown ({word} 1)" in classes.notes[0]
 
 
 def test_a_column_of_nothing_is_empty() -> None:
@@ -42,11 +42,11 @@ def test_a_column_of_nothing_is_empty() -> None:
 @pytest.mark.parametrize(
     ("cell", "advice"),
     [
-        ("42.9 cm", "'42.9 cm' is not a number (write 42.9, without the unit); mend"),
-        ("42,9", "'42,9' is not a number (write 42.9); mend"),
-        ("42,9cm", "'42,9cm' is not a number (write 42.9, without the unit); mend"),
-        ("about forty", "'about forty' is not a number; mend"),
-        ("1_000", "'1_000' is not a number; mend"),
+        ("42.9 cm", "'42.9 cm' is not a number (write 42.9, without the unit); fix"),
+        ("42,9", "'42,9' is not a number (write 42.9); fix"),
+        ("42,9cm", "'42,9cm' is not a number (write 42.9, without the unit); fix"),
+        ("about forty", "'about forty' is not a number; fix"),
+        ("1_000", "'1_000' is not a number; fix"),
     ],
 )
 def test_one_cell_of_text_among_numbers_is_named(cell: str, advice: str) -> None:
@@ -59,7 +59,7 @@ def test_one_cell_of_text_among_numbers_is_named(cell: str, advice: str) -> None
     assert "--target length:number" in note
     with pytest.raises(SourceError, match=r"t\.csv, line 5, column 'length': .* is not a number") as caught:
         target_of(cells, "number")
-    assert advice.removesuffix("; mend") in str(caught.value)
+    assert advice.removesuffix("; fix") in str(caught.value)
     assert target_of(cells, "class").notes == ()
 
 

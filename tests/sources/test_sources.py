@@ -117,10 +117,10 @@ def test_what_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_options_of_tables_are_refused_elsewhere(photo_folder: Path) -> None:
     assert refusal(photo_folder, target=("length",)) == (
-        "--target has no meaning for a source of kind folder (give a table with --labels)"
+        "--target does not apply to a source of kind folder (give a table with --labels)"
     )
     csv = table(photo_folder.parent, "image\nphotos/ants/000.jpg")
-    assert refusal(csv, labels=str(csv)) == "--labels has no meaning for a source of kind csv"
+    assert refusal(csv, labels=str(csv)) == "--labels does not apply to a source of kind csv"
 
 
 def test_paths_one_by_one_keep_their_order_and_names(photo_folder: Path) -> None:

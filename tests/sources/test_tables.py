@@ -135,7 +135,7 @@ def test_a_column_called_split_is_found(tmp_path: Path) -> None:
         (
             "image,s,y\na.jpg,dev,1\n",
             {"split_column": "s"},
-            "line 2: the split 'dev' is none of train, val, test",
+            "line 2: the split 'dev' is not train, val or test",
         ),
         ("image,y\n../../etc/passwd,1\n", {}, "line 2: '../../etc/passwd' is outside of"),
         ("image,y\n/etc/passwd.jpg,1\n", {}, "is outside of"),

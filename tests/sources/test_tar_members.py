@@ -100,7 +100,7 @@ def test_sparse_files_and_links_are_left_out_with_a_note(kind: str, tmp_path: Pa
     manifest = listed(tmp_path / "a.tar")
     assert ids(manifest) == ["last.jpg", "real.jpg"]
     assert [record.image.read(10**6) for record in manifest.records] == [encoded(photo(2)), encoded(photo())]
-    assert manifest.notes == ("left out what is no plain file in the tar (link 1, sparse file 1)",)
+    assert manifest.notes == ("left out members that are not plain files (link 1, sparse file 1)",)
 
 
 def test_sizes_in_base_256_and_in_pax_headers_and_signed_checksums(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "negative pax size", pax(b"12 size=-51\n") + header() + END, "has the size"
     yield "long name of 7 GB", header("x", b"L", octal(7 * 2**30)) + header() + END, "an extended header of 75161"
     yield "long name beyond the end", header("x", b"L", octal(5000)) + header() + END, "cut short"
-    yield "long name", header("x", b"L", octal(9000)) + b"n" * 9216 + header() + END, "none that a file can have"
-    yield "NUL in a name", pax(b"15 path=a\0.jpg\n") + header() + END, "none that a file can have"
+    yield "long name", header("x", b"L", octal(9000)) + b"n" * 9216 + header() + END, "not a name that a file can have"
+    yield "NUL in a name", pax(b"15 path=a\0.jpg\n") + header() + END, "not a name that a file can have"
     yield "sparse map without end", header("a.jpg", b"S")[:482] + b"\1" + header()[483:] + END, "damaged at byte 0"
 
 
@@ -168,7 +168,7 @@ def test_names_that_many_members_share_take_no_memory(tmp_path: Path) -> None:
     shared = b"path=" + b"d" * (LONGEST_EXTENSION - 20)
     record = b"%d " % (len(shared) + 9) + shared + b"\n"
     (tmp_path / "a.tar").write_bytes(pax(record, b"g") + header() * 1000 + END)
-    with pytest.raises(TarDamage, match="none that a file can have"):
+    with pytest.raises(TarDamage, match="not a name that a file can have"):
         members_of(tmp_path / "a.tar")
 
 

@@ -58,7 +58,7 @@ def test_tars_that_are_refused(tmp_path: Path) -> None:
     data = encoded(photo())
     path = tmp_path / "a.tar"
     for name in ("../x.jpg", "/x.jpg", "a/../../x.jpg"):
-        assert "which is no path inside of it" in refusal(make_shard(path, {name: data}))
+        assert "which is not a path inside it" in refusal(make_shard(path, {name: data}))
     assert "holds no images" in refusal(make_shard(path, {"a.txt": b"x"}))
     assert "is there twice" in refusal(make_shard(path, {"a.jpg": data, "./a.jpg": data}))
     assert "is not a label" in refusal(make_shard(path, {"a.jpg": data, "a.json": b"[1]"}))

@@ -163,5 +163,5 @@ def test_what_would_be_read_is_known_without_writing(path: Path, images: Path, t
         waiting(images)
     with pytest.raises(StoreError, match=r"cannot be written: Not a directory \(.*00001\.jpg\)"):
         waiting(images / "00001.jpg" / "G.h5")
-    with pytest.raises(SettingsError, match="has a NUL in it"):
+    with pytest.raises(SettingsError, match="holds a NUL"):
         waiting(tmp_path / "a\0b")

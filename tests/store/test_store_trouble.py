@@ -249,7 +249,7 @@ def test_merge_takes_the_place_of_no_extraction(images: Path, tmp_path: Path) ->
 
 def test_a_name_that_no_file_has_is_one_line(images: Path, tmp_path: Path) -> None:
     for output in "a\0b", tmp_path / "a\0b":
-        with pytest.raises(SettingsError, match=r"a\\x00b' has a NUL in it"):
+        with pytest.raises(SettingsError, match=r"a\\x00b' holds a NUL"):
             extract(manifest_of(images), output)  # type: ignore[arg-type]
         with pytest.raises(StoreError, match=r"cannot be opened: embedded null byte"):
             merge(output, tmp_path / "M.h5")

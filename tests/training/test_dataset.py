@@ -56,7 +56,7 @@ def test_a_handful_of_bad_images_is_no_error_and_a_tenth_of_all_is(tmp_path: Pat
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(
-        SourceError, match=r"40 of 40 images are bad .*; mend or remove them and run the same command again$"
+        SourceError, match=r"40 of 40 images are bad .*; fix or remove them and run the same command again$"
     ):
         look(manifest, target, max_bad=1.0)
 
