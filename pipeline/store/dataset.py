@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(features float32, target int64 code or float32 number) of some rows, read and checked when they are
-    asked for.
+    """Pairs of (features float32, target int64 code or float32 number), read and checked when they are asked for.
 
     `rows` are the store's indices of the items, or a mask over all its rows; `targets` are the values of all its rows.
     A batch is read at once, so a `DataLoader` is fastest when neighbours stay together; shuffled, every row costs the
@@ -40,7 +39,7 @@ class FeatureDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Several items at once: what a `DataLoader` asks for."""
+        """Return several items at once, as a `DataLoader` asks for them."""
         rows = self.rows[np.array([operator.index(place) for place in indices], np.int64)]
         features = torch.from_numpy(self.store.features(self.layer, rows).astype(np.float32, copy=False))
         return [(features[number], self.targets[place]) for number, place in enumerate(indices)]

@@ -1,4 +1,4 @@
-"""Format 1 of a feature file: what lies where, and the header that says so.
+"""Format 1 of a feature file: the header, and where it places the columns.
 
     bytes 0 to H            the header: one line of text with H and a checksum, then JSON (an HDF5 user block)
     bytes H to file_size    an HDF5 file: contiguous datasets, and between them the structure that names them
@@ -51,7 +51,7 @@ MAGIC = re.compile(rb"pipeline-features 1 header=([0-9]{1,9}) crc32=([0-9a-f]{8}
 def escape(text: str) -> str:
     r"""Make `text` UTF-8 without NUL, reversibly: ``\uXXXX`` for NUL and lone surrogates, ``\\`` for ``\``.
 
-    >>> escape(os.fsdecode(b"caf\xe9.jpg"))
+    >>> escape(b"caf\xe9.jpg".decode(errors="surrogateescape"))
     'caf\\udce9.jpg'
     """
     safe = text.replace("\\", "\\\\").replace("\0", "\\u0000")
@@ -59,14 +59,14 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The inverse of `escape`."""
+    """Invert `escape`."""
     if "\\" not in text:
         return text
     return re.sub(r"\\(\\|u([0-9a-f]{4}))", lambda found: chr(int(found[2], 16)) if found[2] else "\\", text)
 
 
 def dataset_name(name: str) -> str:
-    """`name` as the last part of an HDF5 path: escaped, with no slash, and not a lone dot.
+    """Return `name` as the last part of an HDF5 path: escaped, without a slash, and not a lone dot.
 
     Raises `SettingsError` for an empty name.
     """
@@ -76,13 +76,13 @@ def dataset_name(name: str) -> str:
 
 
 def encode_texts(texts: list[str]) -> NDArray[np.bytes_]:
-    """Texts as escaped, fixed-length UTF-8, padded with NUL: what a text column holds."""
+    """Encode texts as a column holds them: escaped, fixed-length UTF-8, padded with NUL, (n,)."""
     encoded = [escape(text).encode() for text in texts]
     return np.array(encoded, dtype=f"S{max(1, *map(len, encoded), 1)}")
 
 
 def decode_texts(column: NDArray[np.bytes_]) -> list[str]:
-    """The inverse of `encode_texts`."""
+    """Invert `encode_texts`."""
     return [unescape(text.decode()) for text in column.tolist()]
 
 
@@ -108,14 +108,17 @@ class Column(_Strict):
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all rows."""
         return self.shape[0] * self.row_bytes
 
     @property
     def blocks(self) -> int:
+        """Number of blocks, and so of checksums; the last block may be short."""
         return -(-self.shape[0] // self.block)
 
     @property
@@ -124,6 +127,7 @@ class Column(_Strict):
         return (self.offset, self.offset + self.nbytes), (self.checksum, self.checksum + 4 * self.blocks)
 
     def empty(self, rows: int) -> NDArray[Any]:
+        """Return an uninitialised array for `rows` rows of the column."""
         return np.empty((rows, *self.shape[1:]), self.dtype)
 
 
@@ -137,7 +141,7 @@ class Part(_Strict):
 
     @classmethod
     def of(cls, ids: Sequence[str], start: int, stop: int) -> Self:
-        """Rows `start` to `stop` of the list of all `ids`."""
+        """Make the part of rows `start` to `stop` of the list of all `ids`."""
         digest = hashlib.sha256()
         for name in ids:
             digest.update(escape(name).encode() + b"\0")
@@ -145,17 +149,17 @@ class Part(_Strict):
 
     @classmethod
     def whole(cls, ids: Sequence[str]) -> Self:
-        """All of the list."""
+        """Make the part that is all of the list."""
         return cls.of(ids, 0, len(ids))
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all of the list."""
+        """True where it is all of the list."""
         return (self.start, self.stop) == (0, self.total)
 
 
 def new_token() -> str:
-    """A random name for one file."""
+    """Draw a random name for one file: 16 hexadecimal digits."""
     return secrets.token_hex(8)
 
 
@@ -179,6 +183,7 @@ class Header(_Strict):
 
     @property
     def rows(self) -> int:
+        """Number of rows N."""
         return self.columns["id"].shape[0]
 
     @property
@@ -192,7 +197,7 @@ class Header(_Strict):
         return sum(self.columns[name].row_bytes for name in self.layers)
 
     def structure(self, header_bytes: int) -> list[tuple[int, int]]:
-        """Start and stop of all that is neither header nor data: what HDF5 keeps for itself."""
+        """Return start and stop of every stretch that is neither header nor data: HDF5's own structure."""
         gaps, position = [], header_bytes
         for start, stop in sorted(extent for column in self.columns.values() for extent in column.extents):
             if start > position:
@@ -201,7 +206,7 @@ class Header(_Strict):
         return [*gaps, (position, self.file_size)] if position < self.file_size else gaps
 
     def to_bytes(self, size: int | None = None) -> bytes:
-        """The header as it lies in the file, padded to `size` (or to the smallest size that fits) bytes."""
+        """Encode the header as it lies in the file, padded to `size` bytes (by default the smallest that fits)."""
         text = json.dumps(self.model_dump(mode="json"), indent=0).encode()
         size = size or _user_block(len(text) + 64)
         line_length = len(_first_line(size, 0))
@@ -214,31 +219,34 @@ def _first_line(size: int, crc: int) -> bytes:
 
 
 def _user_block(needed: int) -> int:
-    """The smallest size that HDF5 takes for a user block, with a margin for offsets that grow."""
+    """Return the smallest size that HDF5 takes for a user block of `needed` bytes: a power of two, at least 4096."""
     return max(4096, 1 << (needed - 1).bit_length())
 
 
 def header_size(first_bytes: bytes, where: str) -> int:
-    """How many bytes the header has, by its first line. Raises `StoreDamagedError` where there is none."""
+    """Read the header's size in bytes from its first line. Raises `StoreDamagedError` where there is none."""
     found = MAGIC.match(first_bytes)
     if not found:
         raise StoreDamagedError(f"{where} is not a feature file of format {VERSION}, or its first line is damaged")
     size = int(found[1])
     if not len(found[0]) < size <= LARGEST_HEADER:
-        raise StoreDamagedError(f"{where}: the first line gives a header of {size} bytes, which no writer makes")
+        raise StoreDamagedError(f"{where}: the first line gives an invalid header size of {size} bytes")
     return size
 
 
 def parse_header(data: bytes, *, where: str, file_size: int) -> Header:
-    """The header in the first `header_size` bytes of a file, checked against its checksum and the size."""
+    """Decode the header in the first `header_size` bytes of a file, and check it against its checksum and the size.
+
+    Raises `StoreDamagedError`, in one line, for every header that no writer of this format makes.
+    """
     found = MAGIC.match(data)
     if not found or zlib.crc32(data[found.end() :]) != int(found[2], 16):
-        raise StoreDamagedError(f"{where}: the header does not have its checksum; restore the file from a copy")
+        raise StoreDamagedError(f"{where}: the header fails its checksum; restore the file from a copy")
     try:
         header = Header.model_validate(json.loads(data[found.end() :].rstrip(b"\0")))
     except (ValidationError, ValueError, RecursionError, OverflowError) as error:
         first = str(error).splitlines()[0]
-        raise StoreDamagedError(f"{where}: the header is not one of format {VERSION} ({first})") from None
+        raise StoreDamagedError(f"{where}: the header is not valid in format {VERSION} ({first})") from None
     if header.file_size != file_size:
         raise StoreDamagedError(
             f"{where} has {file_size} bytes and should have {header.file_size}; restore it from a copy"
@@ -248,10 +256,10 @@ def parse_header(data: bytes, *, where: str, file_size: int) -> Header:
 
 
 def _check_layout(header: Header, header_bytes: int, where: str) -> None:
-    """Every column is one of ours, has N rows, and lies inside the file, apart from all others."""
+    """Raise `StoreDamagedError` unless all columns are ours, have N rows and lie apart, inside the file."""
     problem = _layout_problem(header, header_bytes)
     if problem:
-        raise StoreDamagedError(f"{where}: the header is not one of format {VERSION} ({problem})")
+        raise StoreDamagedError(f"{where}: the header is not valid in format {VERSION} ({problem})")
 
 
 def _layout_problem(header: Header, header_bytes: int) -> str | None:
@@ -271,7 +279,7 @@ def _layout_problem(header: Header, header_bytes: int) -> str | None:
     for name in (*header.layers, *header.targets):
         group, _, last = name.partition("/")
         if not last or f"{group}/{dataset_name(unescape(last))}" != name:
-            return f"{name!r} is not how a name is written"
+            return f"{name!r} is not a name as it is escaped"
     for name, column in header.columns.items():
         row_shape = (32,) if name == "source/sha256" else column.shape[1:] if name in header.layers else ()
         if not column.dtype.startswith(dtypes[name]) or column.shape != (header.rows, *row_shape):
@@ -288,15 +296,15 @@ def _layout_problem(header: Header, header_bytes: int) -> str | None:
 
 
 def target_column(name: str) -> str:
-    """The column of the target `name`."""
+    """Return the column of the target `name`."""
     return f"target/{dataset_name(name)}"
 
 
 def layer_column(name: str) -> str:
-    """The column of the layer `name`."""
+    """Return the column of the layer `name`."""
     return f"features/{dataset_name(name)}"
 
 
 def plain_name(column: str) -> str:
-    """The inverse of `target_column` and `layer_column`."""
+    """Invert `target_column` and `layer_column`."""
     return unescape(column.partition("/")[2])

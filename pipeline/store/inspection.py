@@ -1,6 +1,6 @@
-"""What other programs find in a feature file when they read it as HDF5.
+"""The HDF5 side of a feature file, read as other programs read it and compared with the header.
 
-A structure that is byte for byte what we draw today needs no reading. Any other may be that of another version of
+A structure that is byte for byte what we lay out today needs no reading. Any other may be that of another version of
 HDF5, or forged, on which the library may hang or crash: a process of its own reads it, for a limited time.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 
 from pipeline.store.header import STATUS_NAMES, Header
-from pipeline.store.layout import draw, hdf5_attributes
+from pipeline.store.layout import hdf5_attributes, lay_out
 from pipeline.store.rows import RowFile
 
 LONGEST_SECONDS = 60.0
@@ -29,26 +29,26 @@ HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, Recursion
 
 
 def hdf5_differences(file: RowFile) -> Iterator[str]:
-    """One line for everything that HDF5 finds other than the header says."""
+    """Yield one line for each thing that HDF5 finds other than the header says."""
     try:
-        if draw(file.header).structure == file.structure():
+        if lay_out(file.header).structure == file.structure():
             return
     except HDF5_ERRORS as error:
         yield f"HDF5 cannot hold what the header says: {error}"
         return
     command = [sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2]), str(file.path)]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_SECONDS)
     except subprocess.TimeoutExpired:
         yield f"HDF5 cannot read it in {LONGEST_SECONDS:.0f} seconds"
         return
-    yield from said.stdout.splitlines()
-    if said.returncode:
-        yield f"HDF5 cannot read it: the process ends with {said.returncode}"
+    yield from completed.stdout.splitlines()
+    if completed.returncode:
+        yield f"HDF5 cannot read it: the process ends with {completed.returncode}"
 
 
 def inspect(path: Path) -> Iterator[str]:
-    """As `hdf5_differences`, in this process."""
+    """Yield the same lines as `hdf5_differences`, in this process."""
     with RowFile.open(path) as ours:
         header = ours.header
     try:
@@ -62,11 +62,11 @@ def inspect(path: Path) -> Iterator[str]:
 def _attribute_differences(file: h5py.File, header: Header) -> Iterator[str]:
     for name, expected in hdf5_attributes(header).items():
         if file.attrs.get(name) != expected:
-            yield f"HDF5 attribute {name} is not what the header says"
+            yield f"HDF5 attribute {name} differs from the header"
     names = {"status": STATUS_NAMES, **{name: classes for name, classes in header.targets.items() if classes}}
     for name, listed in names.items():
         if name in file and tuple(file[name].attrs.get("names", ())) != listed:
-            yield f"HDF5 attribute names of {name} is not what the header says"
+            yield f"HDF5 attribute names of {name} differs from the header"
 
 
 def _dataset_differences(file: h5py.File, header: Header) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _dataset_differences(file: h5py.File, header: Header) -> Iterator[str]:
 
 
 def _walk(group: h5py.Group, prefix: str) -> Iterator[tuple[str, tuple[str, tuple[int, ...], int] | None]]:
-    """Every dataset with its type, shape and offset; None for what is no plain, contiguous dataset."""
+    """Yield every dataset with its type, shape and offset; None for what is no plain, contiguous dataset."""
     for name in group:
         path, link = prefix + name, group.get(name, getlink=True)
         thing = group[name] if isinstance(link, h5py.HardLink) else None

@@ -1,7 +1,7 @@
-"""The HDF5 side of a feature file: drawing it.
+"""The HDF5 side of a feature file: its structure, and the offset of every dataset.
 
-HDF5 draws in memory, before a file exists, and never writes to one: it
-says where the structure and every dataset lie, and `pipeline.files` writes them there.
+HDF5 lays the file out in memory, before one exists, and never writes to one: it says where the structure and every
+dataset lie, and `pipeline.files` writes them there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import SettingsError
 from pipeline.store.header import STATUS_NAMES, Column, Header, layer_column
 
-#: About how many bytes one checksum covers: small enough to check for one row, large enough to be quick for
-#: all.
+#: About how many bytes one checksum covers: small enough to check for one row, large enough to be quick for all.
 BLOCK_BYTES = 1 << 18
 _ALIGNED = 1 << 16  # data of this size and more starts at a page
 
@@ -37,10 +36,10 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Layout:
     """A feature file without its rows: `pieces` of bytes at their offsets, the header first.
 
-    `structure` is what lies between the columns, all of it in one.
+    `structure` is all that lies between the columns, joined.
     """
 
     header: Header
@@ -49,9 +48,9 @@ class Plan:
 
 
 def plan_columns(layers: Sequence[LayerSpec], fixed: dict[str, NDArray[Any]]) -> dict[str, Column]:
-    """All columns of a file, whose `fixed` ones (id, split, targets) are known from the start.
+    """Return all columns of a file, whose `fixed` ones (id, split, targets) are known from the start.
 
-    Raises `SettingsError` for a layer that no file holds.
+    Raises `SettingsError` for a layer that no file can hold.
     """
     rows = len(fixed["id"])
     return {
@@ -76,8 +75,9 @@ def _column(dtype: str, shape: tuple[int, ...]) -> Column:
     return Column(dtype=dtype, shape=shape, block=max(1, BLOCK_BYTES // row_bytes))
 
 
-def draw(header: Header) -> Plan:
+def lay_out(header: Header) -> Layout:
     """Have HDF5 lay out the file in memory, and put the offsets that it chose into the header."""
+    # The size of the header decides the offsets, and these stand in the header: it is measured with the longest ones.
     widest = {
         name: column.model_copy(update={"offset": 10**18, "checksum": 10**18})
         for name, column in header.columns.items()
@@ -93,15 +93,16 @@ def draw(header: Header) -> Plan:
         alignment_interval=4096,
     ) as file:
         file.attrs.update(hdf5_attributes(header))
-        columns = {name: _draw_column(file, name, column) for name, column in header.columns.items()}
-        _draw_names(file, header)
-    drawn = header.model_copy(update={"columns": columns, "file_size": sketch.size})
-    structure = b"".join(sketch.bytes_at(start, stop - start) for start, stop in drawn.structure(size))
-    drawn = drawn.model_copy(update={"structure_crc32": zlib.crc32(structure)})
-    return Plan(drawn, [(0, drawn.to_bytes(size)), *sketch.pieces], structure)
+        columns = {name: _place_column(file, name, column) for name, column in header.columns.items()}
+        _write_names(file, header)
+    placed = header.model_copy(update={"columns": columns, "file_size": sketch.size})
+    structure = b"".join(sketch.bytes_at(start, stop - start) for start, stop in placed.structure(size))
+    placed = placed.model_copy(update={"structure_crc32": zlib.crc32(structure)})
+    return Layout(placed, [(0, placed.to_bytes(size)), *sketch.pieces], structure)
 
 
 def hdf5_attributes(header: Header) -> dict[str, str | int]:
+    """Return the attributes of the file's root: the header in the form that other programs read."""
     return {
         "format": header.format,
         "format_version": header.format_version,
@@ -114,16 +115,16 @@ def hdf5_attributes(header: Header) -> dict[str, str | int]:
     }
 
 
-def _draw_column(file: h5py.File, name: str, column: Column) -> Column:
-    data = _draw_dataset(file, name, column.dtype, column.shape)
-    checksums = _draw_dataset(file, f"checksum/{name}", "<u4", (column.blocks,))
+def _place_column(file: h5py.File, name: str, column: Column) -> Column:
+    data = _create_dataset(file, name, column.dtype, column.shape)
+    checksums = _create_dataset(file, f"checksum/{name}", "<u4", (column.blocks,))
     checksums.attrs["rows"] = column.block
     checksums.attrs["algorithm"] = "crc32"
     return column.model_copy(update={"offset": data.id.get_offset(), "checksum": checksums.id.get_offset()})
 
 
-def _draw_dataset(file: h5py.File, name: str, dtype: str, shape: tuple[int, ...]) -> h5py.Dataset:
-    """A contiguous dataset whose place is fixed now and whose bytes HDF5 never touches."""
+def _create_dataset(file: h5py.File, name: str, dtype: str, shape: tuple[int, ...]) -> h5py.Dataset:
+    """Create a contiguous dataset whose place is fixed now and whose bytes HDF5 never touches."""
     create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     create.set_layout(h5py.h5d.CONTIGUOUS)
     create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -143,7 +144,7 @@ def _hdf5_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype)
 
 
-def _draw_names(file: h5py.File, header: Header) -> None:
+def _write_names(file: h5py.File, header: Header) -> None:
     file["status"].attrs["names"] = list(STATUS_NAMES)
     for target, classes in header.targets.items():
         if classes is not None:
@@ -152,7 +153,7 @@ def _draw_names(file: h5py.File, header: Header) -> None:
 
 
 class _Sketch(io.RawIOBase):
-    """A file in memory that keeps only what was written: HDF5 draws on it, and the gaps cost nothing."""
+    """A file in memory that keeps only what was written: HDF5 lays the file out on it, and the gaps cost nothing."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[int, bytes]] = []
@@ -160,6 +161,7 @@ class _Sketch(io.RawIOBase):
         self._position = 0
 
     def bytes_at(self, start: int, length: int) -> bytearray:
+        """Return the bytes there, zeros where nothing was written; later writes win."""
         found = bytearray(length)
         for offset, piece in self.pieces:
             first, last = max(offset, start), min(offset + len(piece), start + length)
@@ -168,18 +170,22 @@ class _Sketch(io.RawIOBase):
         return found
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position, which may lie beyond the end."""
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         return self._position
 
     def tell(self) -> int:
+        """Return the position."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the position on."""
         buffer[:] = self.bytes_at(self._position, len(buffer))
         self._position += len(buffer)
         return len(buffer)
 
     def write(self, data: Any) -> int:
+        """Keep `data` at the position."""
         piece = bytes(data)
         self.pieces.append((self._position, piece))
         self._position += len(piece)
@@ -187,8 +193,9 @@ class _Sketch(io.RawIOBase):
         return len(piece)
 
     def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
         self.size = self._position if size is None else size
         return self.size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no byte is held back."""

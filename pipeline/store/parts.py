@@ -11,7 +11,9 @@ from pipeline.store.header import Header
 
 
 def part_range(total: int, *, rows: str | None = None, part: str | None = None) -> tuple[int, int]:
-    """Start and stop of ``rows="0:5000"`` or of ``part="2/8"`` (the second eighth) of `total` rows; else all.
+    """Return start and stop of ``rows="0:5000"`` or of ``part="2/8"`` (the second eighth) of `total` rows.
+
+    Without either it is all of them. Raises `SettingsError` for both at once, and for rows that do not exist.
 
     >>> part_range(10, part="3/4")
     (5, 7)
@@ -34,7 +36,7 @@ def part_range(total: int, *, rows: str | None = None, part: str | None = None) 
 
 
 def part_paths(folder: Path) -> list[Path]:
-    """The feature files of a folder. Raises `StoreError` where there is none."""
+    """List the feature files of a folder. Raises `StoreError` where there is none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".h5" and not path.name.startswith("."))
     if not paths:
         raise StoreError(f"{folder} holds no feature file (*.h5)")
@@ -42,9 +44,9 @@ def part_paths(folder: Path) -> list[Path]:
 
 
 def check_parts(where: Path, parts: Sequence[tuple[Path, Header]]) -> list[tuple[Path, Header]]:
-    """The parts in the order of their rows, when they are all the rows of one list, once each.
+    """Sort the parts by their rows, and check that these are all the rows of one list, once each.
 
-    Raises `StoreError` naming the first that is foreign, missing, or there twice.
+    Raises `StoreError` naming the first part that is foreign, missing, or there twice.
     """
     ordered = sorted(parts, key=lambda part: part[1].part.start)
     first_path, first = ordered[0]

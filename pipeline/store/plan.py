@@ -1,4 +1,4 @@
-"""What a run asks of a feature file: its header, and the columns that are known before any image is read."""
+"""The request of a run to a feature file: a header, and the columns that are known before any image is read."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ class Request:
         environment: dict[str, Any],
         part: Part | None,
     ) -> Self:
-        """What the features of `manifest` need.
+        """Make the request for the features of `manifest`.
 
-        Raises `StoreError` where it is empty or an id is there twice, `SettingsError` where `part` has other
-        rows.
+        Raises `StoreError` where it is empty or an id is there twice, `SettingsError` where `part` has other rows.
         """
         ids = _unique([record.id for record in manifest.records])
         if not ids or not layers:
@@ -67,7 +66,7 @@ class Request:
 
     @classmethod
     def like(cls, header: Header, fixed: dict[str, NDArray[Any]]) -> Self:
-        """A file with the layers of `header` and the rows of `fixed`."""
+        """Make the request for a file with the layers of `header` and the rows of `fixed`."""
         layers = [
             LayerSpec(plain_name(name), column.shape[1:], "float32" if column.dtype == "<f4" else "float16")
             for name, column in header.columns.items()
@@ -77,7 +76,7 @@ class Request:
         return cls(header.model_copy(update={"columns": columns, "token": new_token()}), fixed)
 
     def is_met_by(self, file: RowFile) -> bool:
-        """Whether a file is for the same ids, splits, targets, layers and part: only its rows may differ."""
+        """Return True where `file` has the same ids, splits, targets, layers and part: only its rows may differ."""
         mine, theirs = self.header, file.header
         if (theirs.source, theirs.part, theirs.targets) != (mine.source, mine.part, mine.targets):
             return False

@@ -1,5 +1,4 @@
-"""Reading feature files: nothing is returned that was not checked, and nothing is believed that a file says
-of itself.
+"""Reading feature files: every byte is checked before it is returned.
 
 A `FeatureStore` is one file, or a folder of parts that together hold every row of one list. It holds no HDF5
 handle and no position in a file, so that it may cross a fork, and it is pickled as its path, so that it may
@@ -41,12 +40,16 @@ if TYPE_CHECKING:
 
     from pipeline.store.dataset import FeatureDataset
 
-#: So many files of a folder are open at once; systems allow few to a process.
+#: So many files of a folder are open at once: a process may open few, 256 on macOS.
 OPEN_FILES = 8
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a path looks like a feature file, or a folder of some: it may still be damaged."""
+    """Return True where `path` begins as a feature file does, or is a folder of some: it may still be damaged.
+
+    >>> is_store("README.md")
+    False
+    """
     path = Path(path)
     candidates = sorted(path.glob("*.h5"))[:1] if path.is_dir() else [path]
     if not candidates or not candidates[0].is_file():
@@ -58,7 +61,7 @@ def is_store(path: str | Path) -> bool:
 class FeatureStore:
     """The rows of a feature file, or of a folder of parts, in the order of their ids.
 
-    >>> with FeatureStore.open("artifacts/photos.h5") as store:
+    >>> with FeatureStore.open("artifacts/photos.h5") as store:  # doctest: +SKIP
     ...     X, y = store.arrays(split="train")
     """
 
@@ -114,15 +117,15 @@ class FeatureStore:
         self._check_statuses()
         whole = self._header.part.model_copy(update={"start": 0, "stop": len(self)})
         if len(self._parts) > 1 and Part.whole(self.ids) != whole:
-            raise StoreDamagedError(f"{self.path}: the ids of the parts are not those of the list they name")
+            raise StoreDamagedError(f"{self.path}: the ids of the parts do not match the digest of the whole list")
 
     @property
     def parts(self) -> int:
-        """How many files it has."""
+        """Number of its files."""
         return len(self._parts)
 
     def files(self) -> Iterator[tuple[RowFile, int]]:
-        """Each file, and the store's index of its first row."""
+        """Yield each file, and the store's index of its first row."""
         for number, start in enumerate(self._starts[:-1].tolist()):
             yield self._file(number), start
 
@@ -134,7 +137,10 @@ class FeatureStore:
                 f"{self.path}: {len(waiting)} rows are not computed yet; run extract again to finish it"
             )
         if len(strange):
-            raise StoreDamagedError(f"{self.path}: row {strange[0]} has a status that no writer gives")
+            raise StoreDamagedError(
+                f"{self.path}: row {strange[0]} has an invalid status; restore the file from a copy, or extract again"
+                " with --force"
+            )
 
     def close(self) -> None:
         """Close the files, each when no other thread reads from it any more. Reading opens them again."""
@@ -159,26 +165,26 @@ class FeatureStore:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    # --- what it says of itself
+    # --- the header and the small columns
 
     @property
     def recipe(self) -> Recipe:
-        """What decided the numbers."""
+        """The recipe of the features: everything that decides their numbers."""
         return self._header.recipe
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What they were computed with; of the first part, where there are parts."""
+        """The versions and the machine that computed them; of the first part, where there are parts."""
         return self._header.environment
 
     @property
     def header(self) -> Header:
-        """All that the file says of itself; of the first part, where there are parts."""
+        """The header of the file; of the first part, where there are parts."""
         return self._header
 
     @property
     def source(self) -> str:
-        """Where the images were."""
+        """The place of the images when they were read."""
         return unescape(self._header.source)
 
     @property
@@ -208,7 +214,7 @@ class FeatureStore:
 
     @property
     def reasons(self) -> list[str]:
-        """Why each row has no features: a reason of `BAD_IMAGE`, or the empty string where it has."""
+        """The reason of `BAD_IMAGE` that each row has no features for; the empty string where it has some."""
         return [STATUS_NAMES[status] if status != GOOD else "" for status in self.statuses.tolist()]
 
     @cached_property
@@ -223,7 +229,7 @@ class FeatureStore:
 
     @cached_property
     def mtimes_ns(self) -> NDArray[np.int64]:
-        """When each image file was changed last, in nanoseconds since 1970; -1 where there is none."""
+        """Time of the last change of each image file, in nanoseconds since 1970; -1 where there is none."""
         return self.column("source/mtime_ns")
 
     @cached_property
@@ -240,10 +246,10 @@ class FeatureStore:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256, in hexadecimal, of recipe, ids, splits, labels, statuses and image contents: what was
-        learned from.
+        """The sha256, in hexadecimal, of recipe, ids, splits, labels, statuses and image contents.
 
-        It does not change with the place of the images, the machine, or the number of parts.
+        It names the data that a model learned from, and does not change with the place of the images, the machine, or
+        the number of parts.
         """
         digest = hashlib.sha256(self.recipe.canonical().encode())
         for name in self.ids, self.splits.tolist():
@@ -257,7 +263,10 @@ class FeatureStore:
     # --- rows
 
     def select(self, split: str | None = None, target: str | None = None) -> NDArray[np.int64]:
-        """Indices of the rows that have features, are of `split`, and whose `target` is known."""
+        """Return the indices (n,) of the rows that have features, are of `split`, and whose `target` is known.
+
+        Raises `SettingsError` for a split or a target that the store lacks.
+        """
         chosen = self.statuses == GOOD
         if split is not None:
             if split not in self.splits:
@@ -271,10 +280,11 @@ class FeatureStore:
     def features(
         self, layer: str | None = None, rows: NDArray[np.integer[Any]] | NDArray[np.bool_] | None = None
     ) -> NDArray[Any]:
-        """The features of `rows` (all, without), as they are in the file; NaN in the rows of bad images.
+        """Read the features (n, ...) of `rows`, by default of all, in the file's type; NaN in the rows of bad images.
 
-        `rows` are indices, or a mask over all rows. Every block that is read is checked. Raises `StoreDamagedError`
-        naming the block, `SettingsError` where `rows` are neither, `IndexError` where there is no such row.
+        `rows` are indices, or a mask over all rows; `layer` may be left out where there is only one. Every block that
+        is read is checked. Raises `StoreDamagedError` naming the block, `SettingsError` where `rows` are neither,
+        `IndexError` where there is no such row.
         """
         column = self._layer_column(layer)
         if rows is None:
@@ -284,9 +294,13 @@ class FeatureStore:
     def arrays(
         self, layer: str | None = None, split: str | None = None, target: str | None = None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """X, y of the rows that have features and a known target.
+        """Return X (n, ...) and y (n,) of the rows that have features and a known target.
 
-        `layer` and `target` may be left out where there is only one.
+        `layer` and `target` may be left out where there is only one. y are the codes of classes, or numbers.
+
+        >>> X, y = FeatureStore.open("artifacts/photos.h5").arrays(split="train")  # doctest: +SKIP
+        >>> X.shape, y.shape  # doctest: +SKIP
+        ((244, 512), (244,))
         """
         target = self._only_target() if target is None else target
         rows = self.select(split, target)
@@ -295,7 +309,10 @@ class FeatureStore:
     def iter_blocks(
         self, layer: str | None = None, *, rows: int = 4096, split: str | None = None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Indices and features of the rows that have some, at most `rows` at a time: memory stays bounded."""
+        """Yield indices (n,) and features (n, ...) of the rows that have some, at most `rows` at a time.
+
+        Memory stays bounded, however large the store is.
+        """
         if not isinstance(rows, int | np.integer) or rows < 1:
             raise SettingsError(f"rows={rows!r}: how many rows a block has, at least one")
         column, chosen = self._layer_column(layer), self.select(split)
@@ -306,7 +323,7 @@ class FeatureStore:
     def torch_dataset(
         self, layer: str | None = None, split: str | None = None, target: str | None = None
     ) -> FeatureDataset:
-        """A PyTorch dataset of (features, target) that reads from the file, in worker processes too."""
+        """Return a PyTorch dataset of (features, target) that reads from the file, in worker processes too."""
         from pipeline.store.dataset import FeatureDataset
 
         target = self._only_target() if target is None else target
@@ -314,10 +331,9 @@ class FeatureStore:
         return FeatureDataset(self, layer, self.select(split, target), self._target(target).values)
 
     def frame(self, layer: str | None = None) -> pandas.DataFrame:
-        """A pandas table with a row for each image: its split, labels, status, source, and with `layer` its
-        features.
+        """Return a pandas table with a row for each image: split, status, labels and source.
 
-        Raises `StoreError` where pandas is not installed.
+        With `layer` its features follow, flat, a column each. Raises `StoreError` where pandas is not installed.
         """
         try:
             import pandas
@@ -363,7 +379,7 @@ class FeatureStore:
     # --- bytes
 
     def _file(self, number: int) -> RowFile:
-        """Part `number`, opened, and checked to be the file that this store was opened on.
+        """Open part `number`, and check that it is the file that this store was opened on.
 
         Any thread may ask, without a lock, which would not survive a fork: a file that is dropped here closes itself
         when the last thread that reads from it is done.
@@ -384,7 +400,7 @@ class FeatureStore:
         return file
 
     def column(self, name: str) -> NDArray[Any]:
-        """A whole column of the format, checked: `header` lists them."""
+        """Read a whole column of the format, checked: `header` lists them."""
         columns = [file.column(name) for file, _ in self.files()]
         return columns[0] if len(columns) == 1 else np.concatenate(columns)
 

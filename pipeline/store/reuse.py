@@ -1,4 +1,4 @@
-"""What earlier files, finished or not, know about rows: which may be kept, where the same content lies."""
+"""Rows of earlier files, finished or not, that may be kept, and rows that have the same content."""
 
 from __future__ import annotations
 
@@ -77,36 +77,36 @@ class Origin:
 
     @classmethod
     def finished(cls, file: RowFile) -> Self:
-        """A published file, its columns checked. Raises `StoreDamagedError`."""
+        """Read the columns of a published file, checked. Raises `StoreDamagedError`."""
         names = ("source/size", "source/mtime_ns", "source/sha256", "status")
         size, mtime_ns, sha256, status = (file.column(name) for name in names)
         return cls(file, size, mtime_ns, sha256, status)
 
     @classmethod
     def unfinished(cls, file: RowFile) -> Self:
-        """A file that is being written: rows that are not what was committed count as pending."""
+        """Read the columns of a file that is being written: rows that fail their commit checksum count as pending."""
         names = ("source/size", "source/mtime_ns", "source/sha256", "status")
         size, mtime_ns, sha256, status = (file.raw(name) for name in names)
         return cls(file, size, mtime_ns, sha256, status)
 
     @classmethod
     def blank(cls, file: RowFile) -> Self:
-        """A file without a row yet."""
+        """Make the origin of a file without a row yet."""
         rows = file.header.rows
         unknown = np.full(rows, UNKNOWN)
         return cls(file, unknown, unknown.copy(), np.zeros((rows, 32), np.uint8), np.zeros(rows, np.uint8))
 
     @property
     def final(self) -> NDArray[np.bool_]:
-        """Which rows are settled, with features or without."""
+        """Mask of the rows that are settled, with features or without."""
         return np.asarray((self.status >= GOOD) & (self.status < len(STATUS_NAMES)))
 
     def features(self, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """Each layer's features of `rows`, unchecked."""
+        """Read each layer's features of `rows`, unchecked."""
         return [self._gather(layer, rows) for layer in self.file.header.layers]
 
     def intact(self, rows: NDArray[np.int64], features: Sequence[NDArray[Any]]) -> NDArray[np.bool_]:
-        """Which of `rows`, with these features, are final and what was committed."""
+        """Return a mask of those of `rows` that, with these features, are final and match their commit checksum."""
         found = row_checksums(
             features,
             size=self.size[rows],
@@ -123,7 +123,7 @@ class Origin:
         return gathered
 
     def up_to_date(self, rows: NDArray[np.int64], seen: Seen, places: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of `rows` still describe the image files that `seen` has at `places`."""
+        """Return a mask of those of `rows` that still describe the image files that `seen` has at `places`."""
         status = self.status[rows]
         there = seen.status[places] == 0
         same = (self.size[rows] == seen.size[places]) & (self.mtime_ns[rows] == seen.mtime_ns[places])
@@ -132,7 +132,7 @@ class Origin:
         return np.asarray(self.final[rows] & (unchanged | still_away))
 
     def matches(self, ids: NDArray[np.bytes_], seen: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows that are up to date, and the places of the same ids among `ids`."""
+        """Return the rows that are up to date, and the places of the same ids among `ids`."""
         rows_of = {key: row for row, key in enumerate(self.file.column("id").tolist())}
         wanted = [(rows_of[key], place) for place, key in enumerate(ids.tolist()) if key in rows_of]
         rows, places = np.array(wanted, np.int64).reshape(-1, 2).T
@@ -140,24 +140,24 @@ class Origin:
         return rows[fresh], places[fresh]
 
     def strangers(self, ids: NDArray[np.bytes_], seen: Seen) -> int:
-        """How many rows with features are not among `ids`, nor is a file of their size and time what is `seen`."""
+        """Count the rows with features that are neither among `ids` nor of the size and time of a file of `seen`."""
         known, stamps = set(ids.tolist()), set(zip(seen.size.tolist(), seen.mtime_ns.tolist(), strict=True))
         mine = zip(self.file.column("id").tolist(), self.size.tolist(), self.mtime_ns.tolist(), strict=True)
         strange = [key not in known and (size, mtime) not in stamps for key, size, mtime in mine]
         return int(np.count_nonzero((self.status == GOOD) & strange))
 
     def has_limit_of(self, environment: dict[str, Any]) -> bool:
-        """Whether images were too large here where they are too large in `environment`."""
+        """Return True where images were too large here at as many pixels as in `environment`."""
         mine = self.file.header.environment
         return bool(mine.get("max_pixels", MAX_PIXELS) == environment.get("max_pixels", MAX_PIXELS))
 
     def all_up_to_date(self, seen: Seen) -> bool:
-        """Whether every row is final and describes the image file that is there now."""
+        """Return True where every row is final and describes the image file that is there now."""
         rows = np.arange(self.file.header.rows)
         return bool(self.up_to_date(rows, seen, rows).all())
 
     def may_go_on(self, seen: Seen) -> bool:
-        """Whether no row has to be taken back: each is pending, or up to date and what was committed."""
+        """Return True where no row has to be taken back: each is pending, or up to date and as it was committed."""
         rows = np.flatnonzero(self.status != PENDING)
         return bool(self.up_to_date(rows, seen, rows).all()) and all(
             self.intact(rows[piece], self.features(rows[piece])).all()
@@ -165,22 +165,23 @@ class Origin:
         )
 
     def contents(self) -> Iterator[tuple[bytes, int]]:
-        """sha256 and row of every row that has features. A bad image is looked at again: it may have been one moment
-        without memory, or an older version, that found it bad.
+        """Yield sha256 and number of every row that has features.
+
+        A bad image is looked at again: one moment without memory, or an older version, may have found it bad.
         """
         for row in np.flatnonzero((self.status == GOOD) & self.sha256.any(axis=1)).tolist():
             yield self.sha256[row].tobytes(), row
 
 
 def pieces(rows: int, row_bytes: int, *, piece_bytes: int = 1 << 24) -> Iterator[slice]:
-    """Slices of 0 to `rows` of about `piece_bytes` each."""
+    """Cut 0 to `rows` into slices of about `piece_bytes` each."""
     step = max(1, piece_bytes // max(1, row_bytes))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
 def partial_path(path: Path) -> Path:
-    """What a file is called until every row has a final status."""
+    """Return the name that a file has until every row has a final status."""
     return path.with_name(path.name + ".partial")
 
 
@@ -193,10 +194,10 @@ class Earlier:
 
     @classmethod
     def find(cls, path: Path, recipe: Recipe, opened: contextlib.ExitStack, *, writable: bool = True) -> Self:
-        """Open them. An unfinished file was begun later than a finished one: with it, the finished one may
-        differ.
+        """Open both files of `path`; they are closed with `opened`.
 
-        Raises `RecipeMismatchError` or `StoreDamagedError`, with the ways out.
+        An unfinished file was begun later than a finished one: with it, the finished one may differ. Raises
+        `RecipeMismatchError` or `StoreDamagedError`, with the ways out.
         """
         partial = _find_partial(path, recipe, opened, writable=writable)
         published = None
@@ -222,7 +223,7 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins: in `own`, or in a new file where that is None, knowing the rows of `origins`.
+    """The beginning of a run: in `own`, or in a new file where that is None, knowing the rows of `origins`.
 
     `settled`: `own` is finished and all that is asked.
     """
@@ -233,7 +234,7 @@ class Start:
 
     @classmethod
     def of(cls, request: Request, earlier: Earlier, seen: Seen, *, rehash: bool) -> Self:
-        """What `earlier` files are good for."""
+        """Decide what to keep of `earlier` files."""
         published, partial = earlier.published, earlier.partial
         environment = request.header.environment
         for origin in (published, partial):
@@ -260,7 +261,7 @@ class Start:
             )
 
     def waiting(self, ids: NDArray[np.bytes_], seen: Seen) -> NDArray[np.int64]:
-        """Places among `ids` of the rows that nobody knows."""
+        """Return the places among `ids` of the rows that no file has."""
         if self.own:
             return np.flatnonzero(~self.own.final)
         pending = np.ones(len(ids), bool)
@@ -270,7 +271,7 @@ class Start:
 
 
 def _would_be_emptied(origin: Origin, request: Request, seen: Seen) -> bool:
-    """Whether a file is of other images, and more than half of its rows with features would go."""
+    """Return True where a file is of other images, and more than half of its rows with features would go."""
     mine, theirs = request.header, origin.file.header
     same_images = mine.source == theirs.source and mine.part.is_whole and theirs.part.is_whole
     rows = int(np.count_nonzero(origin.status == GOOD))

@@ -1,5 +1,4 @@
-"""The rows of one feature file at the level of bytes: read at their offsets, checked, and nothing believed
-before.
+"""The rows of one feature file at the level of bytes: read at their offsets and checked.
 
 Two kinds of CRC-32 protect a file. Every row has one in ``commit``, written with it, so that a file that was
 cut off in the middle of its life can be taken up again. Every block of rows of every column has one in
@@ -41,7 +40,7 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, where: str) -
 
 
 def _read_header(path: Path, descriptor: int) -> tuple[Header, int]:
-    """The header and its size in bytes."""
+    """Read the header, and its size in bytes."""
     where = str(path)
     try:
         start = os.pread(descriptor, 100, 0)
@@ -55,9 +54,12 @@ def _read_header(path: Path, descriptor: int) -> tuple[Header, int]:
 
 
 def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
-    """`rows` of a file of `count` as indices: they are indices already, or a mask over all of them.
+    """Return `rows` of a file of `count` rows as indices (n,): they are indices already, or a mask over all of them.
 
     Raises `SettingsError` where they are neither, `IndexError` where there is no such row.
+
+    >>> row_numbers([True, False, True], 3)
+    array([0, 2])
     """
     given = np.asarray(rows)
     if given.dtype == bool and given.shape == (count,):
@@ -73,7 +75,7 @@ def row_numbers(rows: ArrayLike, count: int) -> NDArray[np.int64]:
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
+    """View a C-contiguous array as bytes, without a copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -114,7 +116,7 @@ class RowFile:
         self._closing = weakref.finalize(self, os.close, self.descriptor)
 
     def structure(self) -> bytes:
-        """All that lies between header and columns, unchecked."""
+        """Read all that lies between header and columns, unchecked."""
         extents = self.header.structure(self.header_bytes)
         if sum(stop - start for start, stop in extents) > LARGEST_HEADER:
             raise StoreDamagedError(f"{self.path}: its columns fill far too little of it; restore it from a copy")
@@ -125,9 +127,7 @@ class RowFile:
 
     def _check_structure(self) -> None:
         if zlib.crc32(self.structure()) != self.header.structure_crc32:
-            raise StoreDamagedError(
-                f"{self.path}: the HDF5 structure does not have its checksum; restore the file from a copy"
-            )
+            raise StoreDamagedError(f"{self.path}: the HDF5 structure fails its checksum; restore the file from a copy")
 
     def close(self) -> None:
         """Close the file now; one that is dropped closes itself."""
@@ -143,7 +143,7 @@ class RowFile:
     # --- without checksums: for rows that are still being written
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows `start` to `stop` of a column as they lie there, unchecked."""
+        """Read rows `start` to `stop` of a column as they lie there, unchecked."""
         column = self.header.columns[name]
         rows = column.empty((self.header.rows if stop is None else stop) - start)
         read_exactly(self.descriptor, as_bytes(rows), column.offset + start * column.row_bytes, str(self.path))
@@ -152,11 +152,11 @@ class RowFile:
     # --- with checksums
 
     def column(self, name: str) -> NDArray[Any]:
-        """A whole column, every block checked. Raises `StoreDamagedError` naming the block."""
+        """Read a whole column, every block checked. Raises `StoreDamagedError` naming the block."""
         return self.span(name, 0, self.header.rows)
 
     def span(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows `start` to `stop` of a column, every block that they touch checked."""
+        """Read rows `start` to `stop` of a column, every block that they touch checked."""
         column = self.header.columns[name]
         first, last = start // column.block, -(-stop // column.block)
         begin = first * column.block
@@ -165,7 +165,7 @@ class RowFile:
         return rows[start - begin : stop - begin]
 
     def take(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The given rows of a column in their order, every block that they touch checked."""
+        """Read the given rows of a column in their order, every block that they touch checked."""
         column = self.header.columns[name]
         taken = column.empty(len(rows))
         if not len(rows):
@@ -178,7 +178,7 @@ class RowFile:
         return taken
 
     def damaged_blocks(self, name: str) -> Iterator[str]:
-        """One line for every block of a column that does not have its checksum."""
+        """Yield one line for every block of a column that fails its checksum."""
         column = self.header.columns[name]
         for block in range(column.blocks):
             start = block * column.block
@@ -212,7 +212,7 @@ class RowFile:
         size = self.header.columns[name].block
         last = min((block + 1) * size, self.header.rows) - 1
         return (
-            f"{self.path}: {name}, block {block} (rows {block * size} to {last}) does not have its checksum;"
+            f"{self.path}: {name}, block {block} (rows {block * size} to {last}) fails its checksum;"
             " restore the file from a copy, or extract again with --force"
         )
 
@@ -232,7 +232,7 @@ def row_checksums(
     sha256: NDArray[np.uint8],
     status: NDArray[np.uint8],
 ) -> NDArray[np.uint32]:
-    """CRC-32 of each row: its source, its status, then its features layer by layer."""
+    """Compute the CRC-32 (n,) of each row: its source, its status, then its features layer by layer."""
     columns = (size, mtime_ns, sha256, status)
     rows = len(size)
     if not rows:
@@ -249,7 +249,11 @@ def row_checksums(
 
 
 def runs(indices: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Positions `start`, `stop` in `indices` of each stretch that counts up by one."""
+    """Yield the positions `start`, `stop` in `indices` of each stretch that counts up by one.
+
+    >>> list(runs(np.array([3, 4, 7])))
+    [(0, 2), (2, 3)]
+    """
     if len(indices):
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1
         yield from zip([0, *breaks.tolist()], [*breaks.tolist(), len(indices)], strict=True)

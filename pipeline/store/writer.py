@@ -39,7 +39,7 @@ from pipeline.store.header import (
     layer_column,
     plain_name,
 )
-from pipeline.store.layout import LayerSpec, draw
+from pipeline.store.layout import LayerSpec, lay_out
 from pipeline.store.plan import Request
 from pipeline.store.reuse import FORCED, UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
@@ -51,9 +51,10 @@ _LATE = ("source/size", "source/mtime_ns", "source/sha256", "commit", "status")
 
 
 class StoreWriter:
-    """Writes the feature file of one manifest, reusing every row that an earlier file already has.
+    """Writer of the feature file of one manifest; it keeps every row that an earlier file already has.
 
-    >>> with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe, environment={}) as writer:
+    >>> opened = {"manifest": manifest, "layers": layers, "recipe": recipe, "environment": {}}  # doctest: +SKIP
+    >>> with StoreWriter.open(path, **opened) as writer:  # doctest: +SKIP
     ...     for index in writer.pending:
     ...         writer.write([index], {"avgpool": compute(index)}, [source(index)])
     ...     writer.publish()
@@ -106,7 +107,7 @@ class StoreWriter:
             try:
                 yield writer
             except BaseException:
-                with contextlib.suppress(StoreError):  # what went wrong first is what is told
+                with contextlib.suppress(StoreError):  # the first error is the one to report
                     writer.flush()
                 raise
             writer.flush()
@@ -124,7 +125,7 @@ class StoreWriter:
     def create(cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None) -> Self:
         """Make the unfinished file, with all rows that `origins` have of what is `seen`; the lock is held."""
         temporary = path.with_name(f".{path.name}.tmp")  # the lock is ours, so is the name
-        file = _lay_out(temporary, request.header)
+        file = _create_file(temporary, request.header)
         try:
             writer = cls(path, Origin.blank(file), origins, settled=False)
             for name, values in request.fixed.items():
@@ -154,7 +155,7 @@ class StoreWriter:
             self.copy(origin, rows[new], places[new])
 
     def copy(self, origin: Origin, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
-        """Copy `rows` of `origin` that are what was committed; the others stay pending."""
+        """Copy those `rows` of `origin` that match their commit checksum; the others stay pending."""
         for piece in pieces(len(rows), self._own.file.header.feature_bytes):
             features = origin.features(rows[piece])
             good = origin.intact(rows[piece], features)
@@ -176,7 +177,7 @@ class StoreWriter:
         return np.flatnonzero(~self._own.final)
 
     def bad(self) -> dict[str, str]:
-        """Id and reason of every row that has no features, so far."""
+        """Return id and reason of every row that has no features, so far."""
         file, status = self._own.file, self._own.status
         rows = np.flatnonzero(self._own.final & (status != GOOD))
         names = decode_texts(file.take("id", rows))
@@ -184,7 +185,7 @@ class StoreWriter:
 
     @property
     def dropped(self) -> int:
-        """How many images with features in earlier files have neither their id nor their content in this one."""
+        """Number of images with features in earlier files that have neither their id nor their content in this one."""
         if not self._origins:
             return 0
         ids, contents = set(self._own.file.column("id").tolist()), {digest.tobytes() for digest in self._own.sha256}
@@ -200,10 +201,9 @@ class StoreWriter:
         )
 
     def knows(self, sha256: bytes) -> bool:
-        """Whether `adopt` would find the content with this sha256: computed here or in an earlier file, or found bad
-        by this very run.
+        """Return True where `adopt` would find the content with this sha256, good or bad.
 
-        May be asked by any thread.
+        It was computed here or in an earlier file, or found bad by this very run. May be asked by any thread.
         """
         return self._locate(sha256) is not None
 
@@ -224,7 +224,7 @@ class StoreWriter:
     # --- rows
 
     def close(self) -> None:
-        """Close the file; what was not committed is computed again some other time."""
+        """Close the file; rows that were not committed are computed again by another run."""
         self._own.file.close()
 
     def write(
@@ -233,8 +233,7 @@ class StoreWriter:
         features: Mapping[str, NDArray[np.floating[Any]]],
         sources: Sequence[Source],
     ) -> None:
-        """Keep the features of rows, (n, ...) for each layer. A row that is not finite is kept as
-        ``non-finite``.
+        """Keep the features of rows, (n, ...) for each layer. A row that is not finite is kept as ``non-finite``.
 
         They are committed, so that a kill does not lose them, at the next `flush`: at the latest about two
         seconds later. Raises `SettingsError` where names or shapes are not those of the layers, `StoreError`
@@ -261,7 +260,7 @@ class StoreWriter:
         self._remember_bad(row)
 
     def adopt(self, index: int, source: Source) -> None:
-        """Give a row what another row has that was made from the same content. Ask `knows` first."""
+        """Copy to a row what another row of the same content has. Ask `knows` first."""
         found = self._locate(source.sha256 or b"")
         if found is None:
             raise KeyError(f"no row has the content of row {index}")
@@ -351,7 +350,7 @@ class StoreWriter:
     def publish(self) -> Path:
         """Check every row once more, write the checksums, and give the file its name. Returns that name.
 
-        Raises `StoreError` while rows are pending, `StoreDamagedError` where a row is not what was written.
+        Raises `StoreError` while rows are pending, `StoreDamagedError` where a row fails its commit checksum.
         """
         if not self._settled:
             waiting = len(self.pending)
@@ -377,8 +376,8 @@ class StoreWriter:
             good = self._own.intact(rows, self._own.features(rows))
             if not good.all():
                 raise StoreDamagedError(
-                    f"row {rows[~good][0]} of {self._own.file.path} is not what was written: the disk or"
-                    " the memory of this machine fails; run the same command again to compute it anew"
+                    f"row {rows[~good][0]} of {self._own.file.path} does not match its commit checksum: the disk or"
+                    " the memory of this machine fails; run the same command again to recompute it"
                 )
 
     def _write_checksums(self, name: str) -> None:
@@ -392,7 +391,7 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def _fatal(self) -> Iterator[None]:
-        """After a failed write or sync nobody knows what the disk holds: nothing more is committed."""
+        """Commit nothing more after a failed write or sync: nobody knows what the disk holds then."""
         if self._broken:
             raise StoreError(f"{self.path}: an earlier write failed; run the same command again to go on")
         try:
@@ -413,7 +412,7 @@ def waiting_rows(
     part: Part | None = None,
     rehash: bool = False,
 ) -> NDArray[np.int64]:
-    """Indices of the rows that a `StoreWriter` opened with the same arguments would find to be read.
+    """Return the indices of the rows that a `StoreWriter` opened with the same arguments would have to compute.
 
     Nothing is written. Raises what opening it would.
     """
@@ -430,7 +429,10 @@ def waiting_rows(
 
 
 def usable_path(path: str | Path) -> Path:
-    """The file that `path` names, through links. Raises `SettingsError` or `OutputExistsError` where it can be none."""
+    """Return the file that `path` names, through links.
+
+    Raises `SettingsError` or `OutputExistsError` where it cannot be a file.
+    """
     files.refuse_nul(path)
     path = Path(os.path.realpath(path))
     with explained(path):
@@ -449,20 +451,20 @@ def _as_arrays(sources: Sequence[Source | None]) -> dict[str, NDArray[Any]]:
     }
 
 
-def _lay_out(path: Path, header: Header) -> RowFile:
-    """A file with all its space reserved and its structure in place, at `path`."""
-    plan = draw(header)
+def _create_file(path: Path, header: Header) -> RowFile:
+    """Create the file `path` with all its space reserved and its structure in place."""
+    layout = lay_out(header)
     descriptor = files.create(path)
     try:
-        files.reserve(descriptor, plan.header.file_size)
-        for offset, piece in plan.pieces:
+        files.reserve(descriptor, layout.header.file_size)
+        for offset, piece in layout.pieces:
             files.write_at(descriptor, piece, offset)
     except BaseException:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             files.remove(path)
         raise
-    return RowFile(path, descriptor, plan.header, len(plan.pieces[0][1]))
+    return RowFile(path, descriptor, layout.header, len(layout.pieces[0][1]))
 
 
 @contextlib.contextmanager
@@ -474,5 +476,5 @@ def explained(path: Path) -> Iterator[None]:
         place = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
         raise StoreError(
             f"{path} cannot be written: {error.strerror or error}{place}; rows committed before are kept:"
-            " make room or mend it, then run the same command again"
+            " make room or fix it, then run the same command again"
         ) from error
