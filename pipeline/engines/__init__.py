@@ -1,7 +1,16 @@
-"""What runs a frozen base: pixels in, features out.
+"""Engines: a frozen base on a device, pixels in, features out.
 
 ONNX Runtime is the fastest on a CPU; torch runs everything everywhere. Which one ran is in a store's environment
 and not in its recipe: they agree within 1e-4 of a layer's largest value.
+
+embedder.py      `Embedder`: images to features by a recipe, on one device
+workers.py       `Crew`: the same on several devices, a process each
+batch_size.py    how many images go through a base at once
+memory.py        bytes that are free on a device, bytes that a piece of work takes
+torch_runner.py  one forward pass in torch, compiled or not
+onnx_runner.py   one forward pass in ONNX Runtime
+onnx_graph.py    a network as an ONNX graph
+cache.py         graphs and batch sizes, kept in the user's cache folder
 """
 
 from __future__ import annotations
@@ -35,10 +44,14 @@ Result = TypeVar("Result")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-#: Images that one core may be given at once, and images of a batch for each core, which keep all of them busy.
-LARGEST_STEP, IMAGES_A_CORE = 16, 32
+#: Images that one core is given at once, at the most: the search for the fastest number ends here.
+LARGEST_STEP = 16
+#: Images of a batch for each core: two of the largest steps, so that a core that is done early finds another.
+IMAGES_A_CORE = 32
+#: Sizes that are tried on a GPU.
 SMALLEST_BATCH, LARGEST_BATCH = 8, 512
-#: Batches that are in memory at once: those being loaded, the one that is computed, the one that is written.
+#: Batches in memory at once: three that are loaded (the one being filled and `loading.BATCHES_AHEAD` before it), the
+#: one that is computed, and the one whose features are written.
 BATCHES_AT_ONCE = 5
 
 
@@ -56,11 +69,11 @@ class Engine(Protocol):
     seconds: float
 
     def __call__(self, pixels: Pixels) -> Features:
-        """uint8 (B, H, W, 3), any B, to one float32 array (B, ...) a layer."""
+        """Compute one float32 array (B, ...) a layer from uint8 (B, H, W, 3), any B."""
 
 
 def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
-    """Make what runs `base` up to the layers of `recipe`, pooled and in the precision that it says.
+    """Make the engine that runs `base` up to the layers of `recipe`, pooled and in its precision.
 
     `threads` are the cores to share with whoever decodes. Where `settings` leave the batch size to us it is measured,
     within their memory. Raises `EngineError` where engine, device, precision and compile do not go together, or where
@@ -93,14 +106,14 @@ def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: C
 
 
 def forward(engine: Engine, images: Sequence[Pixels]) -> Features:
-    """Features of images of uint8 (V, H, W, 3) each: (n, ...) a layer for one view, (n, V, ...) for more."""
+    """Compute features of n images, uint8 (V, H, W, 3) each: (n, ...) a layer for one view, (n, V, ...) for more."""
     views = len(images[0])
     found = engine(np.concatenate(images))
     return found if views == 1 else [layer.reshape(len(images), views, *layer.shape[1:]) for layer in found]
 
 
 class CpuEngine:
-    """Each core runs a few images on its own, so that no core ever waits for another."""
+    """Engine of a CPU: each core runs a few images on its own, so that no core ever waits for another."""
 
     device = "cpu"
 
@@ -128,6 +141,7 @@ class CpuEngine:
         self.batch_size = batch_size
 
     def __call__(self, pixels: Pixels) -> Features:
+        """Compute as `Engine` says: fewer images than cores with all cores at once, more in a step for each core."""
         if len(pixels) < self._cores:
             features, seconds = _timed(self._runner.on_all_cores, pixels)
             self.seconds += seconds
@@ -145,7 +159,7 @@ class CpuEngine:
         return features, seconds
 
     def _measured(self, blank: Callable[[int], Pixels], room: int, key: str) -> int:
-        """Images at once for a core: measured with all cores at work, once for a base on a machine."""
+        """Return how many images a core runs at once: measured with all cores at work, once for a base on a machine."""
         size = read_size(key)
         if size is None:
 
@@ -161,7 +175,10 @@ class CpuEngine:
 
 
 class GpuEngine:
-    """CUDA or MPS: one batch at a time. One that does not fit into memory is halved, for this and all later calls."""
+    """Engine of CUDA or MPS: one batch at a time.
+
+    A batch that does not fit into memory is halved, for this and all later calls.
+    """
 
     name = "torch"
 
@@ -190,6 +207,7 @@ class GpuEngine:
         self.batch_size = batch_size
 
     def __call__(self, pixels: Pixels) -> Features:
+        """Compute as `Engine` says, at most `batch_size` images at a time."""
         (self.batch_size, features), seconds = _timed(
             lambda batch: in_halves(self._runner.on_all_cores, batch, self.batch_size), pixels
         )
@@ -202,7 +220,7 @@ def _blank(transform: InputTransform, count: int) -> Pixels:
 
 
 def _batch_within(room: int, wanted: int, shapes: Sequence[tuple[int, ...]], transform: InputTransform) -> int:
-    """`wanted` images, or as many as their pixels and features leave room for."""
+    """Return `wanted`, or as many images as have room for their pixels and features."""
     features = sum(math.prod(shape) * 4 for shape in shapes)
     return max(1, min(wanted, room // (BATCHES_AT_ONCE * (math.prod(transform.size) * 3 + features))))
 
@@ -215,7 +233,7 @@ def _timed(run: Callable[[Pixels], Result], pixels: Pixels) -> tuple[Result, flo
 
 @contextmanager
 def _torch_threads_kept() -> Iterator[None]:
-    """What a core's thread says of its own threads is taken by torch for the whole process, too: undo it afterwards."""
+    """Restore torch's number of threads: set on a core's thread, torch takes it for the whole process, too."""
     before = torch.get_num_threads()
     try:
         yield

@@ -1,4 +1,4 @@
-"""How many images go through a base at once: measured within a budget of memory, and halved where memory runs out."""
+"""Batch size of a base: measured within a budget of memory, and halved where memory runs out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ Features = list[NDArray[np.float32]]
 
 #: A size is timed for as long as this, so that small bases are not judged by the noise of a millisecond.
 TIMED_SECONDS = 0.05
+#: A doubled size must be faster by this factor, to be worth the memory.
 GAIN = 1.05
-#: What the allocators of torch, ONNX Runtime and NumPy say where there is no memory left.
+#: Words of the allocators of torch, ONNX Runtime and NumPy where no memory is left.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "Failed to allocate memory", "not enough memory")
 NO_ROOM = "one image alone does not fit into the device's memory; use --device cpu or a smaller base"
 
@@ -35,7 +36,7 @@ class Size:
     bytes: int = 0
 
     def within(self, budget: int) -> Size:
-        """Halved until it is within `budget` bytes, or one image."""
+        """Halve the size until it is within `budget` bytes, or one image."""
         size = self
         while size.bytes > budget and size.images > 1:
             size = Size(size.images // 2, size.bytes // 2)
@@ -43,7 +44,7 @@ class Size:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether `error` says that memory ran out; on a CPU that is only told by its words."""
+    """Return True where `error` says that memory ran out; on a CPU only its words say so."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in _NO_MEMORY)
 
 
@@ -70,7 +71,7 @@ def in_halves(forward: Callable[[Pixels], Features], pixels: Pixels, size: int) 
 
 
 def fastest_size(trial: Callable[[int], int], *, smallest: int, largest: int, budget: int) -> Size:
-    """The smallest size that is within `GAIN` of the fastest, by measurement: doubled while it pays.
+    """Measure the smallest size that is within `GAIN` of the fastest: doubled while it pays.
 
     ``trial(n)`` runs n images and returns the bytes it took; the first run of a size warms up and is not timed. Memory
     that runs out, or a doubling that would exceed `budget`, ends the search. Raises `EngineError` where not even one

@@ -1,4 +1,4 @@
-"""What is worked out once for a base on a machine, kept in the user's cache folder: ONNX graphs and batch sizes."""
+"""ONNX graphs and batch sizes, worked out once for a base on a machine and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT_BYTES = 4_000_000_000
 
 
 def cache_folder() -> Path:
-    """Where graphs are kept: ``$PIPELINE_CACHE``, else the user's cache folder; `OSError` where there is none."""
+    """Return the cache folder: ``$PIPELINE_CACHE``, else the user's own. Raises `OSError` where there is none."""
     if given := os.environ.get("PIPELINE_CACHE"):
         return Path(given)
     folder: Path | None = None
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def read_cached(key: str) -> bytes | None:
-    """The graph kept under `key`; None where there is none, or where its bytes are not those that were kept."""
+    """Read the graph kept under `key`; None where there is none, or where it fails its digest."""
     try:
         path = _path(key)
         content = path.read_bytes()
@@ -64,7 +64,7 @@ def _path(key: str) -> Path:
 
 
 def read_size(key: str) -> Size | None:
-    """How many images at once were found to be the fastest under `key`; None where that was not measured."""
+    """Read the fastest size that was measured under `key`; None where none was."""
     try:
         size = Size(**json.loads((cache_folder() / "sizes" / key).read_text()))
     except (OSError, ValueError, TypeError):

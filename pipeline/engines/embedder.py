@@ -46,14 +46,14 @@ class Embedded:
         return [image.index for image in self.good]
 
     def finite(self) -> Embedded:
-        """The same, where images whose features hold NaN or infinity are bad ones."""
+        """Return the same batch, where images whose features hold NaN or infinity are bad ones."""
         if not self.layers:
             return self
         flat = [layer.reshape(len(layer), -1) for layer in self.layers]
         finite = np.logical_and.reduce([np.isfinite(layer).all(axis=1) for layer in flat])
         for image, is_right in zip(self.good, finite, strict=True):
             if not is_right:
-                image.error = ImageError("non-finite", "what the base gives for it is no number")
+                image.error = ImageError("non-finite", "the base gives NaN or infinity for it")
         return Embedded(self.images, [layer[finite] for layer in self.layers])
 
 
@@ -85,12 +85,12 @@ class Embedder:
 
     @property
     def batch_size(self) -> int:
-        """Images a batch; all their views together are what suits the engine."""
+        """Images a batch: as many as have, with all their views, the size that suits the engine."""
         return max(1, self._engine.batch_size // self._views)
 
     @property
     def seconds(self) -> float:
-        """Time in forward passes."""
+        """Seconds in forward passes."""
         return self._engine.seconds
 
     def run(

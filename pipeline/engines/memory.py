@@ -1,4 +1,4 @@
-"""How much memory a device has to spare, and how much a piece of work takes there: measured, not guessed."""
+"""Memory that is free on a device, and memory that a piece of work takes there: measured, not guessed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 PEAK_RESET = Path("/proc/self/clear_refs")
 CGROUP = Path("/sys/fs/cgroup")
-#: What "auto" takes of the memory that is free: others need some, and so does the rest of this process.
+#: The share of the free memory that "auto" takes: others need some, and so does the rest of this process.
 SHARE = 0.5
 MOST = 1_000_000  # GB; more is a slip of the pen, or no number
-#: A system without the file, or a kernel without the entry.
-UNTOLD = (OSError, KeyError)
+#: Raised on a system without the file, or a kernel without the entry.
+UNKNOWN = (OSError, KeyError)
 
 
 def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> int:
-    """Bytes that forward passes on `device` may take: `memory` GB, or half of what is free there.
+    """Return the bytes that forward passes on `device` may take: `memory` GB, or half of what is free there.
 
     Raises `SettingsError` for a `memory` that no machine has.
     """
@@ -36,7 +36,7 @@ def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> in
 
 
 def free(device: torch.device) -> int:
-    """Bytes that nobody uses on `device`."""
+    """Return the bytes that nobody uses on `device`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -47,7 +47,7 @@ def free(device: torch.device) -> int:
 def _free_here(meminfo: Path = MEMINFO) -> int:
     try:
         return _kilobytes(meminfo, "MemAvailable")
-    except UNTOLD:  # macOS: half of what there is, since what is free is not told
+    except UNKNOWN:  # macOS does not say how much is free: half of all there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
@@ -72,17 +72,17 @@ def taken(device: torch.device, work: Callable[[], object]) -> int:
     try:
         PEAK_RESET.write_text("5")
         resident = _kilobytes(STATUS, "VmRSS")
-    except UNTOLD:
+    except UNKNOWN:
         work()
         return 0
     work()
     try:
         return max(_kilobytes(STATUS, "VmHWM") - resident, 0)
-    except UNTOLD:  # some sandboxes tell what is resident, and not its peak
+    except UNKNOWN:  # some sandboxes have what is resident, and not its peak
         return 0
 
 
 def _kilobytes(file: Path, name: str) -> int:
-    """The entry `name` of a file of the kernel, in bytes. Raises one of `UNTOLD` where there is none."""
+    """Read the entry `name` of a file of the kernel, in bytes. Raises one of `UNKNOWN` where there is none."""
     entries = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
     return int(entries[name].split()[0]) * 1024

@@ -31,7 +31,7 @@ LARGEST_BYTES = 1_900_000_000
 
 
 class _FromBytes(nn.Module):
-    """Normalisation and network in one: uint8 (B, H, W, 3) to the network's outputs."""
+    """Module of normalisation and network: uint8 (B, H, W, 3) to the network's outputs."""
 
     def __init__(self, network: FeatureNetwork, transform: InputTransform) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class _FromBytes(nn.Module):
 
 
 def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
-    """The ONNX graph of `network`: input ``pixels`` uint8 (B, H, W, 3) with any B, one output a layer.
+    """Export `network` as an ONNX graph: input ``pixels`` uint8 (B, H, W, 3) with any B, one output a layer.
 
     Raises `EngineError` where it cannot be expressed as a graph or would be too large for one.
     """
@@ -76,7 +76,7 @@ def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """Attention step by step: the fused operation that torch takes for inference has no counterpart in ONNX."""
+    """Compute attention step by step: the fused operation that torch takes for inference is none of ONNX's."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -86,7 +86,7 @@ def _without_fused_attention() -> Iterator[None]:
 
 
 def graph_key(base: Base, network: FeatureNetwork) -> str:
-    """A name for the graph of `network` that no other graph has: weights, layers, transform and versions."""
+    """Return a name for the graph of `network` that no other has: sha256 of weights, layers, transform and versions."""
     parts: dict[str, Any] = {
         "digest": base.digest,
         "name": base.name,
@@ -99,7 +99,7 @@ def graph_key(base: Base, network: FeatureNetwork) -> str:
 
 
 def matches(given: Sequence[Tensor], wanted: Sequence[Tensor], *, tolerance: float = 1e-4) -> bool:
-    """Whether two engines agree, relative to the largest value of each layer."""
+    """Return True where two engines agree within `tolerance` of the largest value of each layer."""
     return all(
         bool((one - other).abs().max() <= tolerance * other.abs().max())
         for one, other in zip(given, wanted, strict=True)

@@ -27,7 +27,7 @@ _ONNX_ERRORS = (
 
 
 class OnnxRunner:
-    """ONNX Runtime on a CPU; the graph comes from the cache, or is exported, compared with torch, and kept.
+    """Runner of ONNX Runtime on a CPU; its graph comes from the cache, or is exported, compared with torch, and kept.
 
     Raises `EngineError` where the network does not export, or gives other numbers than torch.
     """
@@ -46,21 +46,22 @@ class OnnxRunner:
         self._session = _session(graph, threads=1)
 
     def on_one_core(self, pixels: Pixels) -> Features:
-        """uint8 (B, H, W, 3) to one float32 array (B, ...) a layer; may be called on several threads at once."""
+        """Compute one float32 array (B, ...) a layer of uint8 (B, H, W, 3), on any thread, on several at once."""
         return _run(self._session, pixels)
 
     def on_all_cores(self, pixels: Pixels) -> Features:
-        """The same with all cores for one call."""
+        """Compute the same with all cores for one call."""
         return _run(self._wide_session, pixels)
 
     @cached_property
     def _wide_session(self) -> Any:
-        """For fewer images than cores, as in predict: its own copy of the weights, made when first needed."""
+        """The session for fewer images than cores, as in predict: a second copy of the weights, made when needed."""
         return _session(self._graph, threads=self._cores)
 
 
 def _compare(graph: bytes, network: FeatureNetwork, transform: InputTransform) -> None:
-    """Raise `EngineError` unless `graph` gives what `network` gives; another batch than it was exported with."""
+    """Raise `EngineError` unless `graph` gives what `network` gives."""
+    # Three images, as it was exported with two: a graph into which tracing wrote its batch size fails here.
     noise = np.random.default_rng(13).integers(0, 256, (3, *transform.size, 3), dtype=np.uint8)
     given = [torch.from_numpy(layer) for layer in _run(_session(graph, threads=1), noise)]
     with torch.inference_mode():

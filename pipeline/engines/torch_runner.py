@@ -20,7 +20,7 @@ from pipeline.images.transform import InputTransform
 
 
 class TorchRunner:
-    """PyTorch on any device: channels last, no gradients, pixels normalised where the base is."""
+    """Runner of PyTorch on any device: channels last, no gradients, pixels normalised where the base is."""
 
     name = "torch"
 
@@ -34,14 +34,14 @@ class TorchRunner:
         self._threads = threading.local()
 
     def on_one_core(self, pixels: Pixels) -> Features:
-        """uint8 (B, H, W, 3) to one float32 array (B, ...) a layer; may be called on several threads at once."""
+        """Compute one float32 array (B, ...) a layer of uint8 (B, H, W, 3), on any thread, on several at once."""
         if not hasattr(self._threads, "network"):
             torch.set_num_threads(1)
             self._threads.network = _twin(self._network)
         return self._features(self._threads.network, pixels)
 
     def on_all_cores(self, pixels: Pixels) -> Features:
-        """The same with all cores, or with the whole of a GPU, for one call."""
+        """Compute the same with all cores, or with the whole of a GPU, for one call."""
         return self._features(self._network, pixels)
 
     def _features(self, network: Callable[[Tensor], tuple[Tensor, ...]], pixels: Pixels) -> Features:
@@ -59,7 +59,7 @@ class TorchRunner:
 
 
 def _twin(network: FeatureNetwork) -> FeatureNetwork:
-    """The same modules over the same weights, for another thread: a forward pass hangs its hooks on its modules."""
+    """Copy the modules over the same weights, for another thread: a forward pass hangs its hooks on its modules."""
     shared = [*network.parameters(), *network.buffers()]
     twin: FeatureNetwork = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
     return twin
@@ -67,7 +67,7 @@ def _twin(network: FeatureNetwork) -> FeatureNetwork:
 
 @contextmanager
 def _repeatable(device: torch.device) -> Iterator[None]:
-    """On CUDA, algorithms that give the same numbers every time, and fp32 that is fp32 and not TF32."""
+    """Have CUDA take algorithms that give the same numbers every time, and fp32 that is fp32 and not TF32."""
     if device.type != "cuda":
         yield
         return
@@ -76,7 +76,7 @@ def _repeatable(device: torch.device) -> Iterator[None]:
 
 
 class CompiledRunner(TorchRunner):
-    """PyTorch with the network compiled for one batch size; smaller batches are filled up to it.
+    """Runner of PyTorch with the network compiled for one batch size; smaller batches are filled up to it.
 
     Raises `EngineError` where it cannot be compiled.
     """
@@ -90,7 +90,7 @@ class CompiledRunner(TorchRunner):
         self._compiled: dict[int, Callable[[Tensor], tuple[Tensor, ...]]] = {}
 
     def on_all_cores(self, pixels: Pixels) -> Features:
-        """As for torch; the first call of a size compiles."""
+        """Compute the same as `TorchRunner`; the first call of a size compiles."""
         size = min((known for known in self._compiled if known >= len(pixels)), default=len(pixels))
         missing = size - len(pixels)
         filled = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels

@@ -1,4 +1,4 @@
-"""From records to features on several devices at once, with a process and an embedder for each.
+"""Records to features on several devices at once, with a process and an embedder for each.
 
     records --chunks--> a process a device: read, decode, compute --features by index--> the process that writes
 
@@ -62,7 +62,7 @@ class _Worker:
 
 
 def device_names(spec: str) -> list[str]:
-    """The devices that `spec` lists: ``cuda:0,cuda:1``, or ``all`` of the fastest kind there is.
+    """List the devices of `spec`: ``cuda:0,cuda:1``, or ``all`` of the fastest kind there is.
 
     ``cpu,cpu`` is two processes that share the cores. Raises as `pick_device` does, and `SettingsError` for a GPU
     that is listed twice.
@@ -81,11 +81,11 @@ def device_names(spec: str) -> list[str]:
 
 
 class Crew:
-    """A process for each of `devices`; use it in a ``with`` block, which ends them.
+    """Embedders on several `devices`, a process for each; use it in a ``with`` block, which ends them.
 
     >>> with Crew(["cuda:0", "cuda:1"], recipe, settings) as crew:  # doctest: +SKIP
     ...     for done in crew.run(records):
-    ...         writer.write([image.index for image in done.batch], ...)
+    ...         print(done.indices, done.layers[0].shape)
     """
 
     def __init__(self, devices: Sequence[str], recipe: Recipe, settings: ExtractSettings) -> None:
@@ -114,12 +114,12 @@ class Crew:
 
     @property
     def seconds(self) -> float:
-        """Time in forward passes, as if all devices had worked at once."""
+        """Seconds in forward passes, as if all devices had worked at once."""
         return sum(worker.forward for worker in self._workers) / len(self._workers)
 
     @property
     def timings(self) -> Timings:
-        """Time of reading and decoding, as if all processes had worked at once."""
+        """Seconds of reading and decoding, as if all processes had worked at once."""
         share = 1 / len(self._workers)
         return Timings(
             read=share * sum(worker.timings.read for worker in self._workers),
@@ -128,7 +128,7 @@ class Crew:
         )
 
     def run(self, records: Iterable[Record], *, seen: Callable[[bytes], bool] | None = None) -> Iterator[Embedded]:
-        """Every record once, in chunks, in whatever order they are finished. A crew runs once.
+        """Embed every record once, in chunks, in whatever order they are finished. A crew runs once.
 
         Content that one process meets a second time is a duplicate; two processes may each compute it once, since
         `seen` is known in this process only. Raises `EngineError` where a process dies, and what one reports.
@@ -195,8 +195,10 @@ Computer = Embedder | Crew
 
 @contextmanager
 def nothing_imported_from_here() -> Iterator[None]:
-    """Have Python processes that start in this block import nothing from the current folder, as they would first of
-    all: `multiprocessing` starts them with ``-c``."""
+    """Keep Python processes that start in this block from importing what lies in the current folder.
+
+    They would look there first: `multiprocessing` starts them with ``-c``.
+    """
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -209,7 +211,7 @@ def nothing_imported_from_here() -> Iterator[None]:
 
 
 def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
-    """The life of one process: get ready, then a report for every chunk until there are no more."""
+    """Live as one process: get ready, then report every chunk until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that writes; it ends this one
     try:
         _compute(pipe, recipe, settings)
@@ -231,7 +233,7 @@ def _records(pipe: Connection) -> Iterator[Record]:
 
 
 class _Met:
-    """Which contents this process has met; asked by several threads."""
+    """Contents that this process has met; asked by several threads."""
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()

@@ -69,7 +69,7 @@ def test_images_whose_features_are_not_finite_are_bad() -> None:
     assert [layer.shape for layer in found.layers] == [(2, 1), (2, 2, 2)]
     assert found.layers[0].tolist() == [[0], [2]]
     assert [str(image.error) for image in images if image.error] == [
-        "non-finite: what the base gives for it is no number",
+        "non-finite: the base gives NaN or infinity for it",
         "empty: 0 bytes",
     ]
 

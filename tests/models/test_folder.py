@@ -119,7 +119,7 @@ def test_an_image_whose_features_are_no_numbers_has_no_answer(trained: Trained, 
     change(model, base={**content["base"], "fine_tuned": True}, recipe=recipe)
     image = trained.photos / "val/ants/001.jpg"
     (answer,) = load_model(model, engine="torch").predict(image)
-    assert answer == {"id": str(image), "error": "non-finite: what the base gives for it is no number"}
+    assert answer == {"id": str(image), "error": "non-finite: the base gives NaN or infinity for it"}
 
 
 def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(

@@ -271,7 +271,7 @@ def test_a_header_larger_than_the_file_or_than_memory_is_refused(tmp_path: Path)
     with pytest.raises(StoreDamagedError, match="is not valid in format 1"):
         FeatureStore.open(path)
     path.write_bytes(b"pipeline-features 1 header=999999999 crc32=00000000\n")
-    with pytest.raises(StoreDamagedError, match="a header of 999999999 bytes"):
+    with pytest.raises(StoreDamagedError, match="an invalid header size of 999999999 bytes"):
         FeatureStore.open(path)
     path.write_bytes(b"pipeline-features 1 header=3 crc32=00000000\n")
     with pytest.raises(StoreDamagedError, match="a header of 3 bytes"):
@@ -504,7 +504,7 @@ def test_parts_of_another_list_are_refused(images: Path, parts: Path, tmp_path: 
 def test_a_header_that_names_another_list_is_refused(parts: Path) -> None:
     for path in parts.iterdir():
         rewrite(path, lambda fields: fields["part"].update(ids_sha256="0" * 64))
-    with pytest.raises(StoreDamagedError, match="ids of the parts are not those"):
+    with pytest.raises(StoreDamagedError, match="ids of the parts do not match"):
         FeatureStore.open(parts)
 
 
