@@ -1,1 +1,15 @@
-"""The commands, one file each, named as the command: functions that take paths and return a result."""
+"""The commands, one file each, named as the command: functions that take paths and return a result.
+
+extract.py   a frozen base over images, once, into a feature file
+fit_head.py  a head on cached features
+finetune.py  base and head trained together on images
+predict.py   a saved model's answers for new images
+evaluate.py  a saved model's scores on labelled images or features
+run.py       the steps of an experiment file: extract, fit-head, finetune
+verify.py    a feature file checked, and rows of it recomputed
+info.py      a feature file or a model folder described
+merge.py     parts of a feature file joined
+bases.py     the networks that can serve as bases
+demo.py      all of it on digits that ship with scikit-learn
+results.py   what they return: the keys of `--json`, a summary for a person
+"""

@@ -1,1 +1,7 @@
-"""Trained models: a folder on disk, and what it answers."""
+"""Trained models: a folder on disk, and the answers that it gives.
+
+folder.py       `save_model` and the files of a model folder: format, checksums
+model.py        `Model`: base and head of a folder, from images to answers
+predictions.py  predictions.csv
+provenance.py   the request that a model was made by, and the state of its inputs
+"""

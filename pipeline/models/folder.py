@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,10 +37,7 @@ from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
 from pipeline.versions import versions
 
-if TYPE_CHECKING:
-    pass
-
-#: 1 had no checksums; what reads it alone says of 2 that it wants a newer version.
+#: 1 had no checksums; version 0.1.0, which reads 1 alone, says of 2 that it needs an update.
 FORMAT_VERSION = 2
 WITHOUT_CHECKSUMS = 1
 #: Bytes of model.json that are read at most, and so written: those of fifty thousand classes are less.
@@ -56,7 +53,7 @@ log = logging.getLogger(__name__)
 
 
 class BaseRecord(BaseModel):
-    """Where the base of a model comes from; its digest is the recipe's `weights`."""
+    """The origin of a model's base; the digest of its weights is the recipe's `weights`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,7 +64,7 @@ class BaseRecord(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """What a model was trained on."""
+    """The data that a model was trained on: source, number of training rows, fingerprint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,7 +74,7 @@ class DataRecord(BaseModel):
 
 
 class FileRecord(BaseModel):
-    """What a file must be for the model to be the one that was saved: bytes, and sha256 in hexadecimal."""
+    """Size in bytes and sha256, in hexadecimal, of a file of the head as it was saved."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,7 +110,7 @@ class ModelRecord(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        """What the fields say together."""
+        """Check the fields that depend on each other."""
         if (self.task == "classes") != (self.classes is not None):
             raise ValueError(f"the task is {self.task}, and classes are {'missing' if not self.classes else 'named'}")
         if self.classes is not None and len(set(self.classes)) < max(1, len(self.classes)):
@@ -122,7 +119,7 @@ class ModelRecord(BaseModel):
 
 
 class Figure(Protocol):
-    """What draws itself into a file: a matplotlib figure."""
+    """A picture that writes itself to a file, such as a matplotlib figure."""
 
     def savefig(self, path: Path, /) -> None:
         """Write the picture."""
@@ -192,7 +189,7 @@ def save_model(
 
 @contextmanager
 def _saving(folder: Path) -> Iterator[None]:
-    """Every failure of the disk becomes one line that names the folder."""
+    """Turn every failure of the disk into one line that names the folder."""
     from safetensors import SafetensorError
 
     try:
@@ -205,18 +202,18 @@ def _saving(folder: Path) -> Iterator[None]:
 
 
 def head_files(folder: Path) -> list[str]:
-    """The files of a head, among them those of the heads that a blend is made of, as paths inside of `folder`."""
+    """List the files of a head, also those of the heads that a blend is made of, as paths inside of `folder`."""
     found = [*folder.glob("head.*"), *folder.glob("*/head.*")]
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def checked_files(folder: Path) -> list[str]:
-    """The files whose sha256 stands in model.json."""
+    """List the files whose sha256 stands in model.json."""
     return [*head_files(folder), *([SEEN_FILE] if (folder / SEEN_FILE).is_file() else [])]
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """sha256 of what model.json says, in hexadecimal, whatever its spaces: of JSON with sorted keys."""
+    """Compute the sha256, in hexadecimal, of model.json's content, whatever its spaces: of JSON with sorted keys."""
     text = json.dumps({**content, "checksum": None}, sort_keys=True, separators=(",", ":"))
     return digest_bytes(text.encode()).hex()
 
@@ -228,7 +225,10 @@ def _measured(path: Path) -> FileRecord:
 
 
 def read_folder(folder: Path) -> tuple[ModelRecord, Head]:
-    """What a model folder says and the head in it, all checked; raises `ModelError`."""
+    """Read the record and the head of a model folder, all checked. Raises `ModelError`.
+
+    Another model may take the folder's name meanwhile: then that one is read.
+    """
     heal(folder)
     before = _read(folder)
     while True:
@@ -238,7 +238,7 @@ def read_folder(folder: Path) -> tuple[ModelRecord, Head]:
             now = _read(folder)
             if now == before:
                 raise
-            before = now  # another model has taken this name meanwhile
+            before = now
 
 
 def _load(folder: Path, text: bytes) -> tuple[ModelRecord, Head]:
@@ -277,7 +277,7 @@ def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) 
         )
         return
     if record.checksum != checksum(content):
-        raise ModelError(f"{folder / 'model.json'} is not what was written; {RESTORE}")
+        raise ModelError(f"{folder / 'model.json'} fails its checksum; {RESTORE}")
     if not set(record.files or ()) - {SEEN_FILE}:
         raise ModelError(f"{folder / 'model.json'} is damaged: it names no file of its head")
     for name, expected in (record.files or {}).items():
@@ -286,7 +286,7 @@ def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) 
         except OSError as error:
             raise ModelError(f"{folder / name} cannot be read: {error.strerror}; {RESTORE}") from None
         if found != expected:
-            raise ModelError(f"{folder / name} is not what was written; {RESTORE}")
+            raise ModelError(f"{folder / name} fails its checksum; {RESTORE}")
 
 
 def _refuse_irregular(path: Path) -> None:
@@ -326,7 +326,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _depth(content: Any) -> int:
-    """How many objects and lists are inside of each other."""
+    """Count how deep objects and lists are nested."""
     depth, level = 0, [content]
     while level:
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))

@@ -58,15 +58,15 @@ class Model:
         self._settings = settings
 
     def __repr__(self) -> str:
-        """Folder, head, what it answers, and its base."""
+        """Name folder, head, target and base."""
         classes = self.record.classes
-        what = f"numbers of {self.record.target!r}"
+        answered = f"numbers of {self.record.target!r}"
         if classes is not None:
             named = ", ".join(classes[:5]) + (f", ... ({len(classes)})" if len(classes) > 5 else "")
-            what = f"classes {named}"
+            answered = f"classes {named}"
         base = self.record.base
         weights = "fine-tuned" if base.fine_tuned else f"weights {base.weights}"
-        return f"Model({str(self.folder)!r}: head {self.head.name}, {what}, base {base.name} with {weights})"
+        return f"Model({str(self.folder)!r}: head {self.head.name}, {answered}, base {base.name} with {weights})"
 
     @property
     def views(self) -> int:
@@ -96,7 +96,7 @@ class Model:
 
     @cached_property
     def embedder(self) -> Embedder:
-        """What makes images into the features that the head takes. Raises `ModelError` where they do not fit."""
+        """The embedder of the features that the head takes. Raises `ModelError` where they do not fit."""
         from pipeline.engines.embedder import Embedder
 
         recipe = self.record.recipe
@@ -116,7 +116,7 @@ class Model:
         return self
 
     def embed(self, records: Sequence[Record], *, skip: Callable[[bytes], bool] | None = None) -> Iterator[Embedded]:
-        """Embed the images of `records`, batch by batch, in their order; what has no finite features is bad.
+        """Embed the images of `records`, batch by batch, in their order; an image without finite features is bad.
 
         Contents that `skip` says yes to, by their sha256, are duplicates and get no features.
         """
@@ -124,7 +124,7 @@ class Model:
             yield batch.finite()
 
     def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
-        """What the model says of image files, or of all images of a folder, in the order asked.
+        """Answer for image files, or for all images of a folder, in the order asked.
 
         Each answer is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
         `error`, why the image has none.
@@ -137,13 +137,13 @@ class Model:
         return [answer for batch in self.answer_batches(records, top=top) for answer in batch]
 
     def answer_batches(self, records: Sequence[Record], *, top: int = 5) -> Iterator[Answers]:
-        """The answers to the images of `records`, batch by batch, in their order."""
+        """Yield the answers to the images of `records`, batch by batch, in their order."""
         waiting = iter(records)
         for batch in self.embed(records):
             answers = self.answers(joined(batch.layers, views=self.views), top=top) if batch.indices else []
-            said = dict(zip(batch.indices, answers, strict=True))
-            said |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
-            yield [{"id": record.id, **said[record.index]} for record in islice(waiting, len(batch))]
+            by_index = dict(zip(batch.indices, answers, strict=True))
+            by_index |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
+            yield [{"id": record.id, **by_index[record.index]} for record in islice(waiting, len(batch))]
 
     def check_recipe(self, other: Recipe, where: str | Path) -> None:
         """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
@@ -151,7 +151,7 @@ class Model:
         self.record.recipe.refuse_without(other, where=where, way_out=way_out, views=self.views > 1)
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """What the head says of `features` (B, D) or (B, V, D): `top` classes with scores, or value and interval."""
+        """Answer for `features` (B, D) or (B, V, D): `top` classes with scores, or value and interval."""
         scores = self.head.predict_proba(features)
         if self.record.classes is None:
             return [self._number(float(value)) for value in scores]
@@ -172,6 +172,10 @@ Answers = list[dict[str, Any]]
 
 
 def joined(layers: Iterable[NDArray[np.float32]], *, views: int = 1) -> NDArray[np.float32]:
-    """Several layers' features side by side, each flattened: (B, D1 + D2 + ...), or (B, V, ...) of several views."""
+    """Join several layers' features side by side, each flattened: (B, D1 + D2 + ...), or (B, V, ...) of several views.
+
+    >>> joined([np.zeros((2, 3), np.float32), np.zeros((2, 4, 5), np.float32)]).shape
+    (2, 23)
+    """
     flat = [layer.reshape(len(layer), *([views] if views > 1 else []), -1) for layer in layers]
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1)

@@ -1,4 +1,4 @@
-"""Answers as CSV: what stands in predictions.csv, with text that no spreadsheet takes for a formula."""
+"""Answers as CSV, as in predictions.csv: with text that no spreadsheet takes for a formula."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plain_text(cell: str) -> str:
-    """What the text of a cell of `write_rows` was.
+    """Return the text that `write_rows` wrote a cell for.
 
     >>> plain_text("'=1.jpg"), plain_text("'tis.jpg")
     ('=1.jpg', "'tis.jpg")
@@ -40,5 +40,5 @@ def _cell(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-#: How text begins that a spreadsheet computes, also after the sign that keeps it from doing so.
+#: The beginning of text that a spreadsheet computes, also after the sign that keeps it from doing so.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n]")

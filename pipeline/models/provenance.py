@@ -1,4 +1,4 @@
-"""What a model was asked to be: command, settings and the state of its inputs, so that a run knows what is current."""
+"""The request that a model is made by: command, settings, state of its inputs; it tells a run what is current."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.text import shown
 
 
 def request_of(command: str, settings: Settings, inputs: str) -> dict[str, Any]:
-    """What `model.json` keeps: two of them are equal where training again would give the same model.
+    """Make the request that `model.json` keeps: two are equal where training again would give the same model.
 
     `inputs` is the fingerprint of a store, or of images as `fingerprint_images` gives it.
     """
@@ -23,7 +23,7 @@ def request_of(command: str, settings: Settings, inputs: str) -> dict[str, Any]:
 
 
 def chosen_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that are not at their defaults: an option that a later version adds changes no request.
+    """Return the settings that are not at their defaults: an option that a later version adds changes no request.
 
     Paths may hold bytes that are no UTF-8, and so no JSON: those are escaped.
     """
@@ -32,7 +32,7 @@ def chosen_settings(settings: Settings) -> dict[str, Any]:
 
 
 def recorded_request(model: Path) -> dict[str, Any] | None:
-    """The request that a model folder was made by; None where there is none, or none was recorded."""
+    """Read the request that a model folder was made by; None where there is no model, or it recorded none."""
     try:
         request = json.loads((model / "model.json").read_text(encoding="utf-8")).get("request")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -41,7 +41,10 @@ def recorded_request(model: Path) -> dict[str, Any] | None:
 
 
 def fingerprint_images(manifest: Manifest, files: Iterable[Path] = ()) -> str:
-    """sha256, in hexadecimal, of ids, splits, labels, and size and time of every image and of `files`: no content."""
+    """Compute the sha256, in hexadecimal, of ids, splits, labels, and size and time of every image and of `files`.
+
+    No content is read.
+    """
     digest = hashlib.sha256()
     for record in manifest.records:
         digest.update(repr((record.id, record.split, _state(record))).encode("utf-8", "surrogatepass"))
@@ -55,7 +58,7 @@ def fingerprint_images(manifest: Manifest, files: Iterable[Path] = ()) -> str:
 
 
 def start_files(settings: FinetuneSettings) -> list[Path]:
-    """The files that a training begins from, where they are the user's own: a model's record, or weights."""
+    """List the files that a training begins from, where they are the user's own: a model's record, or weights."""
     return [Path(settings.head) / "model.json"] if settings.head is not None else [Path(settings.weights)]
 
 

@@ -1,1 +1,7 @@
-"""Training a base together with its head: which rows, in which batches, what moves, and the loop."""
+"""Training a base together with its head.
+
+dataset.py  which rows train and which judge, with their targets
+batches.py  images of these rows, decoded once, as batches prepared while the step runs
+network.py  base and head as one network, and which of its parts are trained
+loop.py     the epochs: steps, measures, the best one kept
+"""

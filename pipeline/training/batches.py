@@ -56,7 +56,7 @@ class Pictures:
         self.bad: dict[int, ImageError] = {}
 
     def read(self, bar: Bar, *, workers: int) -> None:
-        """Look at every image once: which are bad, what their content is, and as many as there is room for."""
+        """Read every image once: list the bad ones, hash the others, and keep as many as there is room for."""
         for batch in load(self._records.values(), self._decode, batch_size=16, workers=workers):
             for loaded in batch:
                 if loaded.error is not None:
@@ -71,7 +71,7 @@ class Pictures:
         return np.frombuffer(b"".join(self.sha256[index] for index in indices.tolist()), np.uint8).reshape(-1, 32)
 
     def keep_shaped(self, indices: Indices, bar: Bar) -> None:
-        """Of these images nothing is wanted from now on but what the base sees."""
+        """Keep of these images only what the base sees: nothing else of them is needed from now on."""
         for index in indices.tolist():
             image = self.shaped(index)
             before = self._whole.pop(index, None)
@@ -80,12 +80,12 @@ class Pictures:
             bar.advance()
 
     def whole(self, index: int) -> Pixels:
-        """One decoded image; raises `SourceError` where its file is not what it was at the start."""
+        """Return one decoded image, uint8 (H, W, 3). Raises `SourceError` where its file was changed or deleted."""
         kept = self._whole.get(index)
         return self._read_again(index) if kept is None else kept
 
     def shaped(self, index: int) -> Pixels:
-        """What the base sees of one image; raises as `whole` does."""
+        """Return one image as the base sees it, uint8 (H, W, 3). Raises as `whole` does."""
         kept = self._shaped.get(index)
         return self._transform.preprocess(Image.fromarray(self.whole(index))) if kept is None else kept
 
@@ -102,9 +102,9 @@ class Pictures:
         try:
             data = record.image.read(decoding.Limits().max_bytes)
         except ImageError as error:
-            raise SourceError(f"{record.id} went away while the network was trained ({error})") from None
+            raise SourceError(f"{record.id} was deleted during training ({error}); start again") from None
         if digest_bytes(data) != self.sha256[index]:
-            raise SourceError(f"{record.id} was changed while the network was trained; start again")
+            raise SourceError(f"{record.id} was changed during training; start again")
         return np.asarray(decoding.decode(data, self._limits))
 
 
@@ -128,27 +128,28 @@ class Feeder:
         self._threads.shutdown(cancel_futures=True)
 
     def random(self, indices: Indices, view: View, epoch: int, *, crops: bool) -> Iterator[Batch]:
-        """The pass of one epoch, shuffled; `view` is shown the whole image where it `crops`, else the shaped one.
+        """Yield the batches of one epoch, shuffled, in random views.
 
-        Order and views depend on the seed and the `epoch` alone.
+        `view` is shown the whole image where it `crops`, else what the base sees. Order and views depend on the seed
+        and the `epoch` alone.
         """
         order = np.random.default_rng([self._seed, epoch]).permutation(indices)
         picture = self._pictures.whole if crops else self._pictures.shaped
 
-        def draw(index: int) -> Pixels:
+        def random_view(index: int) -> Pixels:
             rng = view_rng(self._seed, self._pictures.sha256[index], epoch)
             return np.asarray(view(Image.fromarray(picture(index)), rng))
 
-        return self._batches(groups(order, self._batch_size), draw)
+        return self._batches(groups(order, self._batch_size), random_view)
 
     def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
-        """A pass in the order of the indices, without chance."""
+        """Yield batches in the order of the indices, without chance."""
         return self._batches(groups(indices, batch_size), self._pictures.shaped)
 
-    def _batches(self, parts: Iterable[Indices], draw: Callable[[int], Pixels]) -> Iterator[Batch]:
+    def _batches(self, parts: Iterable[Indices], read: Callable[[int], Pixels]) -> Iterator[Batch]:
         waiting: deque[tuple[Indices, list[Future[Pixels]]]] = deque()
         for part in parts:
-            waiting.append((part, [self._threads.submit(draw, int(index)) for index in part]))
+            waiting.append((part, [self._threads.submit(read, int(index)) for index in part]))
             if len(waiting) > AHEAD:
                 yield self._stack(*waiting.popleft())
         while waiting:

@@ -1,4 +1,4 @@
-"""What is learned from which images: the target, the rows to train on and those to judge by."""
+"""The data of a training: the target, the rows to train on and those to judge by."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.training.batches import Indices, Pictures
 class Examples:
     """Rows of a manifest to train on and to judge by, with their target.
 
-    Numbers are standardised by the training rows, with mean `centre` and spread `scale`.
+    Numbers are standardised by the training rows, with mean `centre` and standard deviation `scale`.
     """
 
     def __init__(self, target: Target, split: Split) -> None:
@@ -41,23 +41,23 @@ class Examples:
         return {**self.held_out, "train": self.train}
 
     def inputs(self) -> NDArray[Any]:
-        """Targets of all rows as a loss takes them: int64 codes, or standardised float32."""
+        """Return the targets (N,) of all rows as a loss takes them: int64 codes, or standardised float32."""
         if self.target.task == "classes":
             return self.target.values
         return np.asarray((self.target.values - self.centre) / self.scale, dtype=np.float32)
 
     def values(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Standardised outputs (n,) in the target's own unit."""
+        """Convert standardised outputs (n,) to the target's own unit."""
         return outputs.astype(np.float64) * self.scale + self.centre
 
     def balance(self) -> NDArray[np.float32]:
-        """Weights (C,) under which all classes of the training rows count the same."""
+        """Compute weights (C,) under which all classes of the training rows count the same."""
         counts = np.bincount(self.target.values[self.train], minlength=len(self.target.names or ()))
         weights = len(self.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return weights.astype(np.float32)
 
     def fingerprint(self, pictures: Pictures) -> str:
-        """sha256 over what was learned from: content and target of every row, and the part it plays."""
+        """Compute the sha256, in hexadecimal, of the data: content and target of every row, and its part."""
         found = hashlib.sha256()
         for name, rows in self.parts.items():
             found.update(name.encode())
@@ -89,7 +89,7 @@ def read_pictures(
 
 
 def split_examples(manifest: Manifest, target: Target, pictures: Pictures, settings: FinetuneSettings) -> Examples:
-    """The good rows, parted as `fit-head` parts those of a feature file. Raises `HeadError`."""
+    """Split the good rows as `fit-head` splits those of a feature file. Raises `HeadError`."""
     good = np.array(sorted(pictures.sha256), dtype=np.int64)
     found = split_rows(
         [manifest.records[row].split for row in good.tolist()],

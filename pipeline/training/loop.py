@@ -1,4 +1,4 @@
-"""The training loop: batches in, the best epoch's network out, with what each epoch measured.
+"""The training loop: batches in, the best epoch's network out, with the measures of each epoch.
 
     before any step: validate -> each epoch: steps, validate, keep the best so far -> put the best back
 
@@ -33,16 +33,16 @@ Measures = dict[str, float]
 
 
 class Goal(Protocol):
-    """What training makes small, and how an epoch is judged."""
+    """The loss that training minimises, and the measures that an epoch is judged by."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of a batch of network outputs (B, C) or (B, 1)."""
+        """Compute the mean loss of a batch of network outputs (B, C) or (B, 1)."""
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
-        """Loss and accuracy, or errors in the target's unit, over all rows of a pass."""
+        """Compute loss and accuracy, or errors in the target's unit, over all rows of a pass."""
 
     def rank(self, measures: Measures) -> tuple[float, ...]:
-        """A key that is larger for better measures."""
+        """Return a key that is larger for better measures."""
 
 
 class Classes:
@@ -52,17 +52,17 @@ class Classes:
         self._weights = weights
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch of the weighted cross entropy; targets are int64 codes (B,)."""
+        """Compute the mean weighted cross entropy of a batch; targets are int64 codes (B,)."""
         weights = None if self._weights is None else self._weights.to(outputs.device)
         return functional.cross_entropy(outputs, targets, weight=weights)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
-        """Loss without class weights, and the share of rows whose largest logit is the right one."""
+        """Compute the loss without class weights, and the share of rows whose largest logit is the right one."""
         right = (outputs.argmax(dim=1) == targets).double().mean()
         return {"loss": float(functional.cross_entropy(outputs, targets)), "accuracy": float(right)}
 
     def rank(self, measures: Measures) -> tuple[float, ...]:
-        """Accuracy first, then the smaller loss."""
+        """Order by accuracy, then by the smaller loss."""
         return measures["accuracy"], -measures["loss"]
 
 
@@ -73,11 +73,11 @@ class Numbers:
         self._scale = scale
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error of standardised values (B,)."""
+        """Compute the mean squared error of standardised values (B,)."""
         return functional.mse_loss(outputs[:, 0], targets)
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
-        """`loss` of the standardised values; `mae` and `rmse` in the target's unit."""
+        """Compute `loss` of the standardised values; `mae` and `rmse` in the target's unit."""
         errors = outputs[:, 0].double() - targets.double()
         loss = float(errors.square().mean())
         return {
@@ -87,13 +87,13 @@ class Numbers:
         }
 
     def rank(self, measures: Measures) -> tuple[float, ...]:
-        """The smaller root mean squared error."""
+        """Order by the smaller root mean squared error."""
         return (-measures["rmse"],)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured. `train` is of the random views, while the network moved; None for epoch 0."""
+    """The measures of one epoch. `train` is of the random views, at each step; None for epoch 0."""
 
     number: int
     train: Measures | None
@@ -102,13 +102,13 @@ class Epoch:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Flat: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ..., lr, seconds."""
+        """Return one flat dictionary: epoch, train_loss, train_accuracy, val_loss, val_accuracy, ..., lr, seconds."""
         passes = (("train", self.train or {}), ("val", self.val))
         measured = {f"{which}_{name}": value for which, of in passes for name, value in of.items()}
         return {"epoch": self.number, **measured, "lr": self.lr, "seconds": round(self.seconds, 3)}
 
     def summary(self) -> str:
-        """One line."""
+        """Describe the epoch in one line."""
         passes = [("train", self.train or {}), ("val", self.val)]
         shown = [f"{which} {name} {value:.4f}" for which, of in passes for name, value in of.items()]
         return f"epoch {self.number}: {', '.join(shown)} ({self.seconds:.1f} s)"
@@ -169,9 +169,9 @@ class Trainer:
         self._clip = clip
 
     def learn(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> Measures:
-        """One epoch of steps; what it measures is of the network as it was at each step."""
+        """Take the steps of one epoch; the measures are of the network as it was at each step."""
         self.network.train()
-        moving = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         passed = []
         for pixels, targets in batches:
             wanted = torch.from_numpy(targets).to(self.device)
@@ -180,21 +180,21 @@ class Trainer:
                 outputs = self.network(self._images(pixels))
                 torch.autograd.backward(self.goal.loss(outputs, wanted))
             if self._clip:  # bases without batch norm, and squared errors, overshoot more with every step else
-                torch.nn.utils.clip_grad_norm_(moving, self._clip)
+                torch.nn.utils.clip_grad_norm_(trained, self._clip)
             optimizer.step()
             passed.append((outputs.detach(), wanted))
         return self.goal.measure(*_joined(passed))
 
     def judge(self, batches: Iterable[Batch]) -> Measures:
-        """What the network as it is measures on `batches`."""
+        """Measure the network as it is on `batches`."""
         return self.goal.measure(*self.outputs(batches))
 
     def outputs(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """Outputs (N, C) or (N, 1) in evaluation mode, and targets (N,), both on the CPU."""
+        """Compute outputs (N, C) or (N, 1) in evaluation mode; return them and targets (N,), both on the CPU."""
         return self._pass(batches, self.network)
 
     def features(self, batches: Iterable[Batch]) -> Tensor:
-        """What the base gives the head, (N, D), in evaluation mode."""
+        """Compute the features (N, D) that the base gives the head, in evaluation mode."""
         return self._pass(batches, self.network.embed)[0]
 
     def _pass(self, batches: Iterable[Batch], ask: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -218,9 +218,9 @@ def train(
     settings: FinetuneSettings,
     watch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> History:
-    """Train what moves in the network, and leave it with the weights of its best epoch, in evaluation mode.
+    """Train the network's parameters that are not frozen, and keep the weights of the best epoch, in evaluation mode.
 
-    `training` gives the batches of an epoch, `watch` hears of every epoch.
+    `training` gives the batches of an epoch, `validation` those that judge it, `watch` is called with every epoch.
     Raises `HeadError` where the loss stops being a number, `EngineError` where the device has no room.
     """
     network, goal = trainer.network, trainer.goal
@@ -265,7 +265,7 @@ def _refuse_divergence(epoch: Epoch, settings: FinetuneSettings) -> None:
 
 @contextlib.contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout drawn from `seed`, cuDNN without its lottery, and the caller's random state left as it was."""
+    """Draw dropout from `seed`, keep cuDNN deterministic, and leave the caller's random state as it was."""
     forked = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=forked),

@@ -1,9 +1,9 @@
-"""Base and head as one network, of which only the wanted parts move.
+"""Base and head as one network, of which only the wanted parts are trained.
 
     images -> base, up to the layers that the head takes -> joined, standardised -> linear -> logits or number
 
-What does not move is left exactly as it was: no gradients, and evaluation mode, so that dropout is off and
-batch norm neither uses the batch nor updates its buffers, whatever mode the network is put into.
+The rest is frozen, exactly as it was: no gradients, and evaluation mode, so that dropout is off and batch norm neither
+uses the batch nor updates its buffers, whatever mode the network is put into.
 """
 
 from __future__ import annotations
@@ -31,51 +31,51 @@ State = dict[str, Tensor]
 class Network(nn.Module):
     """A base up to the layers that its head takes, and the head: one linear layer on standardised features.
 
-    `mean` and `spread` (D,) are those of the features; 0 and 1 until `standardise` sets them. They keep one
+    `mean` and `std` (D,) are those of the features; 0 and 1 until `standardise` sets them. They keep one
     learning rate right for every base: without, a step is as large as the base's features happen to be.
     """
 
     mean: Tensor
-    spread: Tensor
+    std: Tensor
 
     def __init__(self, features: FeatureNetwork, head: nn.Linear) -> None:
         super().__init__()
         self.features = features
         self.head = head
         self.register_buffer("mean", torch.zeros(head.in_features))
-        self.register_buffer("spread", torch.ones(head.in_features))
-        self.move_only([features, head])
+        self.register_buffer("std", torch.ones(head.in_features))
+        self.train_only([features, head])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, C), or values (B, 1), of normalised images, float (B, 3, H, W)."""
-        outputs: Tensor = self.head((self.embed(images) - self.mean) / self.spread)
+        """Compute logits (B, C), or values (B, 1), of normalised images, float (B, 3, H, W)."""
+        outputs: Tensor = self.head((self.embed(images) - self.mean) / self.std)
         return outputs
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features (B, D): the wanted layers side by side."""
+        """Compute the features (B, D): the wanted layers side by side."""
         return torch.cat([layer.flatten(1) for layer in self.features(images)], dim=1)
 
     def train(self, mode: bool = True) -> Self:
-        """Put what moves into training mode; the rest stays in evaluation mode."""
+        """Put the trained modules into training mode; the rest stays in evaluation mode."""
         super().train(False)
         self.training = mode
-        for module in self._moving:
+        for module in self._trained:
             module.train(mode)
-        for module in self._still:
+        for module in self._kept_in_eval:
             module.eval()
         return self
 
-    def move_only(self, modules: Sequence[nn.Module], *, still: Sequence[nn.Module] = ()) -> None:
-        """Let `modules` train and nothing else; of them, `still` keep evaluation mode."""
+    def train_only(self, modules: Sequence[nn.Module], *, keep_in_eval: Sequence[nn.Module] = ()) -> None:
+        """Train `modules` and freeze all others; of the modules, `keep_in_eval` stay in evaluation mode."""
         self.requires_grad_(False)
         for module in modules:
             module.requires_grad_(True)
-        self._moving, self._still = tuple(modules), tuple(still)
+        self._trained, self._kept_in_eval = tuple(modules), tuple(keep_in_eval)
         self.train(self.training)
 
 
 def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int) -> Network:
-    """A copy of `base` with a fresh linear layer of `outputs` on its `layers`, drawn from torch's randomness.
+    """Copy `base` with a fresh linear layer of `outputs` on its `layers`, drawn from torch's randomness.
 
     Raises `BaseError` for a layer that the base does not have.
     """
@@ -85,18 +85,21 @@ def build_network(base: Base, layers: Sequence[str], pool: Pool, *, outputs: int
 
 
 def standardise(network: Network, features: Tensor) -> None:
-    """Take mean and spread from `features` (N, D) of the base as it is; the head stays the same numbers."""
-    spread = features.std(dim=0, correction=0)
-    # A feature that hardly moves here may do so once the base is trained: it must not be blown up. What is little is
-    # told within its layer, since each has its own unit.
+    """Take mean and standard deviation from `features` (N, D) of the base as it is; the head stays the same numbers."""
+    std = features.std(dim=0, correction=0)
+    # A feature that hardly varies here may do so once the base is trained: divided by its own deviation it would be
+    # blown up. So none is divided by less than a tenth of the mean deviation of its layer; layers have their own units.
     widths = [math.prod(shape) for shape in network.features.shapes]
-    floor = torch.cat([0.1 * layer.mean().expand_as(layer) for layer in torch.split(spread, widths)])
+    floor = torch.cat([0.1 * layer.mean().expand_as(layer) for layer in torch.split(std, widths)])
     network.mean.copy_(features.mean(dim=0))
-    network.spread.copy_(torch.where(floor > 0, torch.maximum(spread, floor), torch.ones_like(spread)))
+    network.std.copy_(torch.where(floor > 0, torch.maximum(std, floor), torch.ones_like(std)))
 
 
 def start_from(network: Network, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> None:
-    """Make the outputs those of a fitted linear head, `weight` (C, D) and `bias` (C,); raises `HeadError`."""
+    """Start from a fitted linear head, `weight` (C, D) and `bias` (C,): the outputs become its own.
+
+    Raises `HeadError` where the shapes are not those of these classes and layers.
+    """
     wanted = tuple(network.head.weight.shape)
     if weight.shape != wanted or bias.shape != wanted[:1]:
         raise HeadError(
@@ -105,27 +108,27 @@ def start_from(network: Network, weight: NDArray[np.floating], bias: NDArray[np.
         )
     slopes, offset = torch.from_numpy(weight).double(), torch.from_numpy(bias).double()
     with torch.no_grad():
-        network.head.weight.copy_(slopes * network.spread.cpu().double())
+        network.head.weight.copy_(slopes * network.std.cpu().double())
         network.head.bias.copy_(offset + slopes @ network.mean.cpu().double())
 
 
 def folded_head(network: Network) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight (C, D) and bias (C,) of the head on the base's own features: the inverse of `start_from`."""
-    slopes = network.head.weight.detach().cpu().double() / network.spread.cpu().double()
+    """Return weight (C, D) and bias (C,) of the head on the base's own features: the inverse of `start_from`."""
+    slopes = network.head.weight.detach().cpu().double() / network.std.cpu().double()
     offset = network.head.bias.detach().cpu().double() - slopes @ network.mean.cpu().double()
     return slopes.numpy(), offset.numpy()
 
 
 def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False) -> None:
-    """Let only `train` move: ``head``, ``all``, or modules of the base by name, the head with them.
+    """Freeze everything but `train`: ``head``, ``all``, or modules of the base by name, the head with them.
 
     `freeze_norm` leaves batch norm as in evaluation where the modules around it train: its running mean and
     variance stay, its weight and bias learn (https://arxiv.org/abs/2202.10054).
     Raises `SettingsError` for a module that the base does not have, or that has nothing to train.
     """
-    moving = _modules(network, train)
-    norms = [part for module in moving for part in module.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
-    network.move_only(moving, still=norms if freeze_norm else ())
+    trained = _modules(network, train)
+    norms = [part for one in trained for part in one.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+    network.train_only(trained, keep_in_eval=norms if freeze_norm else ())
 
 
 def _modules(network: Network, train: Sequence[str]) -> list[nn.Module]:
@@ -137,7 +140,7 @@ def _modules(network: Network, train: Sequence[str]) -> list[nn.Module]:
 def _module(network: Network, name: str) -> nn.Module:
     known: dict[str, nn.Module] = dict(network.features.network.named_modules())
     if any(f"{name}.".startswith(f"{cut}.") for cut in network.features.unused):
-        raise SettingsError(f"module {name!r} of the base comes after the layers of the head; it would never move")
+        raise SettingsError(f"module {name!r} of the base comes after the layers of the head; it cannot be trained")
     refuse_unknown("module", name, ["head", "all", *filter(None, known)], where="the base")
     if next(known[name].parameters(), None) is None:
         raise SettingsError(f"module {name!r} of the base has no weights, so nothing in it can be trained")
@@ -145,16 +148,16 @@ def _module(network: Network, name: str) -> nn.Module:
 
 
 def parameter_groups(network: Network, *, lr: float, base_lr: float | None = None) -> list[dict[str, Any]]:
-    """What moves, as an optimizer takes it: first of the base, then of the head, each with its rate."""
+    """List the trained parameters as an optimizer takes them: of the base, then of the head, each with its rate."""
     base = [parameter for parameter in network.features.parameters() if parameter.requires_grad]
     groups = [{"params": base, "lr": base_lr or lr}] if base else []
     return [*groups, {"params": list(network.head.parameters()), "lr": lr}]
 
 
 def snapshot(network: Network) -> State:
-    """A copy of everything that training can change: parameters that move, and buffers."""
-    still = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    return {name: value.clone() for name, value in network.state_dict().items() if name not in still}
+    """Copy everything that training can change: trained parameters, and buffers."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: value.clone() for name, value in network.state_dict().items() if name not in frozen}
 
 
 def restore(network: Network, state: State) -> None:
@@ -163,7 +166,7 @@ def restore(network: Network, state: State) -> None:
 
 
 def put_back(network: Network, base: Base) -> None:
-    """Give `base` the weights that its copy in `network` has; what lies behind the wanted layers stays."""
+    """Give `base` the weights of its copy in `network`; modules behind the wanted layers keep their own."""
     base.module.load_state_dict(network.features.network.state_dict(), strict=False)
 
 

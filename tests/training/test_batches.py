@@ -102,10 +102,10 @@ def test_a_file_that_changes_while_training_is_an_error(manifest: Manifest) -> N
     pictures = read(manifest, room=0)
     path = Path(manifest.records[0].image.where)
     photo(99).save(path)
-    with pytest.raises(SourceError, match=r"000\.jpg was changed while the network was trained"):
+    with pytest.raises(SourceError, match=r"000\.jpg was changed during training"):
         pictures.whole(0)
     path.unlink()
-    with pytest.raises(SourceError, match=r"000\.jpg went away while the network was trained \(missing"):
+    with pytest.raises(SourceError, match=r"000\.jpg was deleted during training \(missing"):
         epoch(pictures, 1)
 
 

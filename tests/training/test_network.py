@@ -94,7 +94,7 @@ def test_everything_moves(resnet: Base) -> None:
     before = copied(network)
     freeze(network, ["all"])
     take_steps(network)
-    assert changed(network, before) == set(before) - {"mean", "spread"}
+    assert changed(network, before) == set(before) - {"mean", "std"}
 
 
 def test_batch_norm_can_be_kept_where_all_the_rest_moves(resnet: Base) -> None:
@@ -170,12 +170,12 @@ def test_the_head_sees_features_of_mean_0_and_spread_1_at_most(squeezenet: Base)
     network = build_network(squeezenet, ["avgpool"], "none", outputs=2).eval()
     features = torch.tensor([[0.0, 5.0, 1.0], [2.0, 5.0, 1.001]]).repeat(1, 171)[:, :512]
     standardise(network, features)
-    seen = (features - network.mean) / network.spread
+    seen = (features - network.mean) / network.std
     assert float(seen[:, 0].abs().max()) == 1.0
     assert float(seen[:, 1].abs().max()) == 0.0
     assert float(seen[:, 2].abs().max()) < 0.02, "what hardly moves is not blown up"
     standardise(network, torch.full((4, 512), 7.0))
-    assert bool((network.spread == 1).all())
+    assert bool((network.std == 1).all())
 
 
 def test_a_layer_of_small_numbers_is_not_lost_beside_one_of_large_ones(squeezenet: Base) -> None:
@@ -183,7 +183,7 @@ def test_a_layer_of_small_numbers_is_not_lost_beside_one_of_large_ones(squeezene
     features = torch.randn(64, 128 + 512, generator=torch.Generator().manual_seed(0))
     features[:, :128] *= 1e-4
     standardise(network, features)
-    seen = ((features - network.mean) / network.spread).std(dim=0, correction=0)
+    seen = ((features - network.mean) / network.std).std(dim=0, correction=0)
     torch.testing.assert_close(seen, torch.ones_like(seen), rtol=1e-3, atol=1e-3)
 
 
