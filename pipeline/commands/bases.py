@@ -16,7 +16,7 @@ EMBEDDED = "squeezenet1_1"
 
 @dataclass(frozen=True)
 class BaseInfo:
-    """What `pipeline bases` says of one base: `dimensions` is the length of its `avgpool` embedding."""
+    """One base: `dimensions` is the length of its `avgpool` embedding, `weights` are the published ones."""
 
     name: str
     layers: tuple[str, ...]
@@ -25,11 +25,11 @@ class BaseInfo:
     weights: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One line of a table."""
+        """Format one line of a table."""
         size = f"{self.parameters / 1e6:.1f} M"
         weights = ", ".join(self.weights) or "none published"
         return f"{self.name:<28} {self.dimensions:>5}  {size:>8}  {' '.join(self.layers)}  ({weights})"
@@ -43,20 +43,23 @@ class Unusable:
     cause: str
 
     def summary(self) -> str:
-        """One line of the same table."""
+        """Format one line of the same table."""
         return f"{self.name:<28} cannot be a base: {self.cause}"
 
 
 def list_bases(filter: str = "") -> list[BaseInfo]:
-    """Every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER.
+    """List every base whose name holds `filter` or matches it as a pattern; those of timm for timm:FILTER.
 
-    scratch:FILTER lists networks that have no published weights. What cannot serve as a base is left out.
+    scratch:FILTER lists networks that have no published weights. Networks that cannot serve as a base are left out.
+
+    >>> [base.name for base in list_bases("resnet18")]
+    ['resnet18']
     """
     return [found for found in find_bases(filter) if isinstance(found, BaseInfo)]
 
 
 def find_bases(filter: str = "") -> Iterator[BaseInfo | Unusable]:
-    """What `list_bases` finds, one by one: to measure the bases of timm takes minutes."""
+    """Yield what `list_bases` finds, one by one, and what is unusable: to measure the bases of timm takes minutes."""
     prefix = prefix_of(filter)
     wanted = filter.removeprefix(prefix)
     pattern = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"

@@ -29,7 +29,7 @@ SHOWN = 24
 
 @dataclass
 class DemoResult(Result):
-    """What the demo made and how good it is; `seconds` is the whole of it."""
+    """Folder and metrics of the demo; `seconds` is the whole of it."""
 
     folder: Path
     images: int
@@ -37,8 +37,8 @@ class DemoResult(Result):
     seconds: float = field(metadata={"digits": 1})
 
     def summary(self) -> str:
-        """What was made, and the commands that do it on the reader's own images."""
-        lines = [f"{self.images} pictures of digits in {self.seconds:.0f} s, all in {self.folder}:"]
+        """Summarise the folder and the metrics, and name the commands that do it on the reader's own images."""
+        lines = [f"{self.images} images of digits in {self.seconds:.0f} s, all in {self.folder}:"]
         for head, found in self.metrics.items():
             lines.append(f"  {head:<10} " + "  ".join(f"{name} {value:.3f}" for name, value in found.items()))
         return "\n".join(
@@ -108,15 +108,15 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def draw_digit(levels: NDArray[np.float64]) -> Image.Image:
-    """Black ink on white paper from an (8, 8) array of 0 to 16."""
+    """Draw black ink on white paper from an (8, 8) array of 0 to 16."""
     small = Image.fromarray((255 - levels * 255 / 16).astype(np.uint8))
     paper = Image.new("L", (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN), 255)
     paper.paste(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (MARGIN, MARGIN))
     return paper
 
 
-def draw_predictions(model: Path, table: Path, picture: Path) -> None:
-    """A grid of held-out digits with what `model` says of each."""
+def draw_predictions(model: Path, table: Path, image: Path) -> None:
+    """Draw a grid of held-out digits with the answer of `model` for each into the file `image`."""
     with table.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "val"][:SHOWN]
     files = [table.parent / row["image"] for row in rows]
@@ -128,10 +128,10 @@ def draw_predictions(model: Path, table: Path, picture: Path) -> None:
             right=[answer["label"] == row["digit"] for answer, row in zip(answers, rows, strict=True)],
         )
     )
-    _replace(picture, drawn)
+    _replace(image, drawn)
 
 
 def count_rows(table: Path) -> int:
-    """Rows of a CSV below its header."""
+    """Count the rows of a CSV below its header."""
     with table.open(newline="", encoding="utf-8") as file:
         return sum(1 for _ in csv.DictReader(file))

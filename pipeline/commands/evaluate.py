@@ -54,7 +54,7 @@ class EvaluateResult(Result):
     output: Path | None = None
 
     def summary(self) -> str:
-        """The table of the metrics."""
+        """Format the table of the metrics."""
         bad = f", {plural(self.bad, 'bad image')} left out" if self.bad else ""
         seen = "" if self.seen is None else f", {self.seen} of them trained the model"
         head = f"{self.model}: {plural(self.rows, 'row')} ({SHOWN.get(self.split, self.split)}{bad}{seen})"
@@ -123,7 +123,7 @@ class Labelled:
 
 
 def score(model: Model, labelled: Labelled) -> Scored:
-    """The rows as the `model` scores them; identical contents are one observation."""
+    """Score the rows as the `model` does; identical contents are one observation."""
     return Scored(
         ids=labelled.ids,
         target=labelled.target,
@@ -136,7 +136,7 @@ def score(model: Model, labelled: Labelled) -> Scored:
 
 
 def _trained_on(model: Model, labelled: Labelled) -> tuple[int | None, list[str]]:
-    """How many of the rows trained the model, None where it does not say so; and what a reader should know."""
+    """Count the rows that trained the model, None where it does not say so; and list notices about them."""
     count = len(labelled.ids)
     if model.seen is None:
         unknown = "the model does not say which images it was trained on (an older version saved it)"
@@ -148,7 +148,7 @@ def _trained_on(model: Model, labelled: Labelled) -> tuple[int | None, list[str]
 
 
 def _refuse_existing(output: Path, *, force: bool) -> None:
-    """Raise `OutputExistsError` where there is something else; a model folder, which has metrics too, is never it."""
+    """Raise `OutputExistsError` unless `output` is free, or an evaluation and `force`; never replace a model folder."""
     refuse_existing(output, last="metrics.json", replace=force)
     if (output / "model.json").exists():
         raise OutputExistsError(f"{output} is a model folder, which an evaluation never replaces; give another -o")
@@ -172,7 +172,7 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
     with FeatureStore.open(path) as store:
         model.check_recipe(store.recipe, path)
         target = _predicted(store.targets, model, path)
-        split = _held_out(store.splits, split, path)
+        split = _split_to_score(store.splits, split, path)
         asked = _labelled(target, store.splits, split, path)
         if split == AUTO:
             unseen = asked if model.seen is None else asked[~model.seen.among(store.sha256[asked])]
@@ -193,7 +193,7 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
     log_remarks(manifest)
     target = _predicted(manifest.targets, model, source)
     splits = [record.split for record in manifest.records]
-    split = _held_out(splits, split, source)
+    split = _split_to_score(splits, split, source)
     asked = _labelled(target, np.array(splits, dtype=object), split, source)
     records = [manifest.records[row] for row in asked]
     skip = None
@@ -213,13 +213,13 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
 
 
 def _of_views(block: NDArray[np.float32], views: int) -> NDArray[np.float32]:
-    """Features (n, V, D) of the first `views`, or (n, D) of the plain one, which comes first."""
+    """Take the features (n, V, D) of the first `views`, or (n, D) of the plain one, which comes first."""
     return block[:, 0] if views == 1 else block[:, :views]
 
 
 @dataclass
 class _Answered:
-    """What came of some images: the rows that have scores, with their contents, and how many have none and why."""
+    """The scored images: their rows, contents and scores, and the numbers of skipped and of bad ones."""
 
     rows: list[int] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
@@ -249,8 +249,8 @@ def _predicted(targets: dict[str, Target], model: Model, source: str | Path) -> 
     return found.recoded(model.record.classes)
 
 
-def _held_out(splits: Iterable[str], asked: str, source: str | Path) -> str:
-    """The split to score; auto stays where there is none that is held out."""
+def _split_to_score(splits: Iterable[str], asked: str, source: str | Path) -> str:
+    """Choose the split to score; auto stays where there is none that is held out."""
     present = {str(split) for split in splits}
     if asked == AUTO:
         return next((split for split in ("test", "val") if split in present), AUTO)

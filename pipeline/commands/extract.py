@@ -44,10 +44,10 @@ REHEARSED = 32
 
 @dataclass
 class ExtractResult(Result):
-    """What a run of `extract` did.
+    """Counts and times of an extraction.
 
     `bad` maps an id to its reason; `seconds` are by stage; `dropped` rows of an earlier file are not in this one.
-    `notes` say what was left out of the source, and what in it may be a mistake.
+    `notes` name images that were left out of the source, and what in it may be a mistake.
     """
 
     store: Path
@@ -65,15 +65,15 @@ class ExtractResult(Result):
 
     @property
     def good(self) -> int:
-        """Rows with features."""
+        """Number of rows with features."""
         return self.rows - len(self.bad)
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
+        """Return the keys that `--json` promises."""
         return {**super().to_json(), "good": self.good, "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
-        """What was done, how long it took, and every bad image."""
+        """Summarise counts, times and every bad image."""
         layers = ", ".join(f"{name} {shape}" for name, shape in self.layers.items())
         lines = [
             f"{self.store}: {self.good} of {self.rows} images have features ({layers})",
@@ -81,7 +81,7 @@ class ExtractResult(Result):
             f" ({self.engine} on {self.device})",
         ]
         if self.dropped:
-            lines.append(f"{self.dropped} rows dropped, of images that are not there any more")
+            lines.append(f"{self.dropped} rows dropped, of images that are gone")
         if self.computed:
             lines.append(advice(self.seconds))
         lines += [target.describe() for target in self.targets.values()]
@@ -102,7 +102,7 @@ HELP = {
 
 
 def advice(seconds: dict[str, float]) -> str:
-    """Seconds by stage in one line, and what would help the slowest."""
+    """Format seconds by stage in one line, with what would help the slowest."""
     stages = {stage: seconds[stage] for stage in HELP}
     slowest = max(stages, key=stages.__getitem__)
     shown = ", ".join(f"{stage} {value:.1f} s" for stage, value in stages.items())
@@ -111,9 +111,9 @@ def advice(seconds: dict[str, float]) -> str:
 
 @dataclass
 class RehearseResult(Result):
-    """What an extraction would take: `seconds` for rows to be `computed`, by a measurement on `sample` of them.
+    """Cost of an extraction: `seconds` for the rows to be `computed`, by a measurement on `sample` of them.
 
-    Content that is known under other names is told only when it is read: `computed` is the most that it can be.
+    Content that is known under another name shows only when it is read: `computed` is the most that it can be.
     """
 
     rows: int
@@ -127,7 +127,7 @@ class RehearseResult(Result):
     reused: int
 
     def summary(self) -> str:
-        """The same for a person."""
+        """Summarise the cost for a person."""
         work = (
             f"about {self.seconds:.0f} s (measured on {self.sample}, {self.bad_in_sample} of them bad)"
             if self.computed
@@ -175,9 +175,9 @@ def extract(
             )
         )
         pending = writer.pending
-        run = Run(writer, job.manifest, computer, job.settings.layer)
+        extraction = Extraction(writer, job.manifest, computer, job.settings.layer)
         with progress_bar(len(pending), "extracting", show=progress) as bar:
-            run.compute(pending, bar)
+            extraction.compute(pending, bar)
         bad = writer.bad()
         if len(bad) == len(job.manifest):
             writer.discard()
@@ -185,13 +185,13 @@ def extract(
         job.manifest.require_unchanged()
         dropped = writer.dropped
         writer.publish()
-    seconds = {"total": time.perf_counter() - started, **run.seconds}
+    seconds = {"total": time.perf_counter() - started, **extraction.seconds}
     return ExtractResult(
         store=Path(output),
         rows=len(job.manifest),
         bad=bad,
-        computed=run.computed,
-        reused=len(job.manifest) - len(pending) + run.adopted,
+        computed=extraction.computed,
+        reused=len(job.manifest) - len(pending) + extraction.adopted,
         seconds=seconds,
         engine=computer.name,
         device=computer.device,
@@ -206,7 +206,7 @@ def extract(
 def rehearse(
     source: str | Path, output: str | Path, *, force: bool = False, **options: Unpack[ExtractOptions]
 ) -> RehearseResult:
-    """What `extract` with the same arguments would do: measured on a few images, nothing is written.
+    """Estimate what `extract` with the same arguments would take: measured on a few images, nothing is written.
 
     Raises as `extract` does, as far as it comes.
     """
@@ -239,7 +239,7 @@ def rehearse(
 
 
 def _measure(computer: Computer, sample: Sequence[Record]) -> tuple[float, int]:
-    """Seconds an image, and how many of `sample` are bad."""
+    """Measure the seconds that an image takes, and count the bad ones of `sample`."""
     if not sample:
         return 0.0, 0
     if isinstance(computer, Embedder):  # a crew runs only once
@@ -259,7 +259,7 @@ def _size(record: Record) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be extracted and how: `manifest` is the `part` of the source that is wanted."""
+    """Settings, images and base of an extraction: `manifest` is the `part` of the source that is wanted."""
 
     settings: ExtractSettings
     manifest: Manifest
@@ -280,15 +280,15 @@ class Job:
 
 
 def computing(job: Job) -> Computer:
-    """What computes features, on one device or on several; its threads and processes end with its ``with`` block."""
+    """Make what computes features, on one device or on several; its ``with`` block ends its threads and processes."""
     devices = device_names(job.settings.device)
     if len(devices) > 1:
         return Crew(devices, job.recipe, job.settings)
     return Embedder(job.base, job.recipe, job.settings.model_copy(update={"device": devices[0]}))
 
 
-class Run:
-    """The loop of one extraction, with what it counts: rows computed and adopted, seconds by stage."""
+class Extraction:
+    """The loop of one extraction, and its counts: rows computed and adopted, seconds by stage."""
 
     def __init__(self, writer: StoreWriter, manifest: Manifest, computer: Computer, names: Sequence[str]) -> None:
         self._writer = writer
@@ -325,7 +325,7 @@ class Run:
             self._copy(index, source)
 
     def _seen(self, sha256: bytes) -> bool:
-        """Whether this content has, or will have, features without being shown to the base again."""
+        """Return True where this content has, or will have, features without being shown to the base again."""
         with self._met_lock:
             if sha256 in self._met or self._writer.knows(sha256):
                 return True
@@ -333,7 +333,7 @@ class Run:
             return False
 
     def _write(self, batch: Sequence[Loaded], layers: dict[str, NDArray[np.float32]]) -> None:
-        """Features of images that could be read."""
+        """Write the features of the images that could be read."""
         if not batch:
             return
         started = time.perf_counter()
@@ -342,7 +342,7 @@ class Run:
         self.computed += len(batch)
 
     def _settle(self, batch: Sequence[Loaded]) -> None:
-        """Images without pixels: bad ones get their reason, copies of others wait until those are done."""
+        """Settle images without pixels: bad ones get their reason, copies of others wait until those are done."""
         for loaded in batch:
             source = source_of(loaded)
             if loaded.error is None:
@@ -356,12 +356,12 @@ class Run:
 
 
 def source_of(loaded: Loaded) -> Source:
-    """What a store keeps of the file that an image came from."""
+    """Return what a store keeps of the file that an image came from."""
     return Source(loaded.size, loaded.mtime_ns, loaded.sha256)
 
 
 def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) -> list[LayerSpec]:
-    """Name, shape and type of a row of each layer; views come first, the plain one before the random ones."""
+    """Return name, shape and type of a row of each layer; views come first, the plain one before the random ones."""
     views = (settings.views + 1,) if settings.views else ()
     return [
         LayerSpec(name, (*views, *shape), settings.dtype) for name, shape in zip(settings.layer, shapes, strict=True)
@@ -369,7 +369,7 @@ def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) ->
 
 
 def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
-    """What identifies the numbers that these settings give."""
+    """Return the recipe of the features that these settings give."""
     return Recipe(
         base=settings.base,
         weights=base.digest,
@@ -387,7 +387,7 @@ def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
 
 
 def environment_of(settings: ExtractSettings, computer: Computer) -> dict[str, Any]:
-    """What may differ between two runs of one recipe, and where its weights came from."""
+    """Record what may differ between two runs of one recipe, and where its weights came from."""
     weights = settings.weights
     if Path(weights).is_file():
         weights = str(Path(weights).resolve())

@@ -63,16 +63,16 @@ log = logging.getLogger(__name__)
 
 #: Training rows whose features decide how the head's inputs are standardised, and numbers of them at most.
 SAMPLE, SAMPLE_FLOATS = 1024, 2**26
-#: A calibrated start, with logits times the head's inverse temperature, has the right loss from the first step. A head
-#: that makes no mistake asks for any, and one that is too sharp has no gradients left.
-SHARPEST = 10.0
+#: A calibrated start, with logits times the head's inverse temperature, has the right loss from the first step. The fit
+#: is unbounded for a head without a mistake, and logits that are too large leave no gradients: at most so much.
+LARGEST_INVERSE_TEMPERATURE = 10.0
 #: Share of new numbers that a prediction interval covers.
 COVERAGE = 0.9
 
 
 @dataclass
 class FinetuneResult(Result):
-    """What a run of `finetune` did. `metrics` are of the best epoch; `bad` maps an id to its reason."""
+    """A fine-tuned model and its epochs. `metrics` are of the best epoch; `bad` maps an id to its reason."""
 
     model: Path
     head: str
@@ -88,11 +88,11 @@ class FinetuneResult(Result):
     notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
+        """Return the keys that `--json` promises."""
         return {**super().to_json(), "cached": False, "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
-        """Every epoch, the best one's metrics, and every bad image."""
+        """Summarise every epoch, the best one's metrics, and every bad image."""
         counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
         for epoch in self.epochs:
@@ -103,7 +103,7 @@ class FinetuneResult(Result):
             if part in self.metrics
         ]
         if self.bad:
-            lines.append(f"{plural(len(self.bad), 'bad image')} had no part in it:")
+            lines.append(f"{plural(len(self.bad), 'bad image')} left out:")
             lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
@@ -138,7 +138,7 @@ def finetune(
     target = choose_target(manifest.targets, where=shown(manifest.source), name=start.target, task=start.task)
     target = target.recoded(start.classes)
     network = make_network(start, target, settings)
-    if start.tuned_by(settings):
+    if start.changes_base(settings):
         require_room(Path(output), sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
     pictures = read_pictures(
         manifest,
@@ -168,7 +168,7 @@ def finetune(
         seconds=time.perf_counter() - started,
         notices=[*examples.notices, *remarks(parts, examples)],
     )
-    drawn = draw(result, parts["val"])
+    drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices
     run.save(result, manifest, parts, drawn.pictures, replace_old=force)
     return result
@@ -191,20 +191,20 @@ class Start:
     weight: NDArray[np.floating] | None = None
     bias: NDArray[np.floating] | None = None
 
-    def tuned_by(self, settings: FinetuneSettings) -> bool:
-        """Whether the model needs weights of its own for the base."""
+    def changes_base(self, settings: FinetuneSettings) -> bool:
+        """Return True where the model needs weights of its own for the base."""
         return self.record.fine_tuned or "head" not in settings.train
 
 
 def fresh_start(settings: FinetuneSettings) -> Start:
-    """The base that the settings name; its head is drawn at random."""
+    """Load the base that the settings name; its head is drawn at random."""
     base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size)
     record = BaseRecord(name=settings.base, weights=settings.weights, seed=settings.seed)
     return Start(base, record, settings.layer, settings.pool)
 
 
 def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
-    """The base and the head of a model folder. Raises `HeadError` unless that head is one linear layer."""
+    """Load the base and the head of a model folder. Raises `HeadError` unless that head is one linear layer."""
     weights = settings.weights if "weights" in settings.model_fields_set else None
     model = load_model(folder, weights=weights, device="cpu")
     head, recipe = model.head, model.record.recipe
@@ -213,7 +213,9 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
             f"{folder} holds a head {head.name!r}, and only a linear layer can be trained on together with its base; "
             "fit --head linear (ridge for numbers), or leave --head out for a fresh one"
         )
-    inverse_temperature = min(head.inverse_temperature, SHARPEST) if head.task == "classes" else 1.0
+    inverse_temperature = 1.0
+    if head.task == "classes":
+        inverse_temperature = min(head.inverse_temperature, LARGEST_INVERSE_TEMPERATURE)
     return Start(
         base=model.base,
         record=model.record.base,
@@ -228,14 +230,14 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
 
 
 def make_view(settings: FinetuneSettings, base: Base) -> View:
-    """The random views of training rows. Without a crop they are made of what the base sees of an image."""
+    """Build the random views of training rows. Without a crop they are made of what the base sees of an image."""
     names = tuple(name for name in settings.augment if name != "none")
     transform = base.transform
     return build_view(names, size=transform.size, plain=np.asarray, interpolation=transform.resampling)
 
 
 def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Network:
-    """Base and head, of which only what the settings name moves. Raises `SettingsError` for what cannot."""
+    """Make base and head one network, frozen but for what the settings name. Raises `SettingsError` for what cannot."""
     if target.task == "numbers" and settings.class_weight == "balanced":
         raise SettingsError(f"class_weight=balanced is for classes; target {target.name!r} is numbers")
     outputs = 1 if target.names is None else len(target.names)
@@ -247,7 +249,7 @@ def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Ne
 
 
 def threads(settings: FinetuneSettings) -> int:
-    """Threads that decode and draw views."""
+    """Return the number of threads that decode and draw views."""
     return cores() if settings.workers == "auto" else max(1, settings.workers)
 
 
@@ -325,21 +327,21 @@ class Run:
             start_from(network, start.weight / examples.scale, bias)
 
     def judge(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
-        """All rows, seen plainly, with what the network says of them."""
-        examples, said = self._examples, {}
+        """Score all rows, without random views, part by part."""
+        examples, scores = self._examples, {}
         with progress_bar(sum(map(len, examples.parts.values())), "scoring", show=progress) as bar:
             for name, rows in examples.parts.items():
                 outputs = self._trainer.outputs(_counted(self.feeder.plain(rows), bar))[0].numpy()
                 numbers = examples.target.task == "numbers"
-                said[name] = examples.values(outputs[:, 0]) if numbers else softmax(outputs)
+                scores[name] = examples.values(outputs[:, 0]) if numbers else softmax(outputs)
         half = None
         if examples.target.task == "numbers":
-            half = interval_half_width(said["val"] - examples.target.values[examples.held_out["val"]], COVERAGE)
+            half = interval_half_width(scores["val"] - examples.target.values[examples.held_out["val"]], COVERAGE)
         return {
             name: Scored(
                 ids=[manifest.records[row].id for row in rows],
                 target=examples.target.take(rows),
-                scores=said[name],
+                scores=scores[name],
                 part=name,
                 half_width=half,
                 coverage=COVERAGE,
@@ -349,7 +351,7 @@ class Run:
         }
 
     def head(self) -> AffineHead:
-        """The last layer as a head on the tuned base's features."""
+        """Return the last layer as a head on the trained base's features."""
         weight, bias = folded_head(self._trainer.network)
         if self._examples.target.task == "classes":
             return LinearHead.from_weights(_single(weight), _single(bias), task="classes")
@@ -357,7 +359,7 @@ class Run:
         return RidgeHead.from_weights(_single(weight), _single(bias), task="numbers")
 
     def chosen(self) -> dict[str, Any]:
-        """The settings that decided the training, and the epoch that was kept."""
+        """Return the settings that decided the training, and the epoch that was kept."""
         names = ("train", "freeze_norm", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
         more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
         settings = self._settings.model_dump(mode="json", include={*names, *more})
@@ -376,12 +378,12 @@ class Run:
         base, examples, head = self._start.base, self._examples, self.head()
         put_back(self._trainer.network, base)
         head.interval_half_width = parts["val"].half_width
-        tuned = self._start.tuned_by(self._settings)
+        changed = self._start.changes_base(self._settings)
         save_model(
             result.model,
             head=head,
             recipe=self._recipe(digest(base.module, without=base.missing)),
-            base=self._start.record.model_copy(update={"fine_tuned": tuned}),
+            base=self._start.record.model_copy(update={"fine_tuned": changed}),
             target=examples.target.name,
             classes=examples.target.names,
             metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
@@ -393,7 +395,7 @@ class Run:
             chosen=result.chosen,
             predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
             plots=pictures,
-            save_base=(lambda path: write_base(base, path)) if tuned else None,
+            save_base=(lambda path: write_base(base, path)) if changed else None,
             request=request_of("finetune", self._settings, self._inputs),
             seen=Seen.of(self._pictures.contents(examples.train)),
             replace=replace_old,
@@ -411,7 +413,7 @@ class Run:
 
 
 def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
-    """The loss, and what an epoch is judged by."""
+    """Choose the loss, and the measures that an epoch is judged by."""
     if examples.target.task == "numbers":
         return Numbers(examples.scale)
     balanced = settings.class_weight == "balanced"
@@ -432,15 +434,15 @@ def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def remarks(parts: Mapping[str, Scored], examples: Examples) -> list[str]:
-    """What a reader of the measures has to know."""
+    """List the notices that a reader of the metrics needs."""
     found = [caution for name in examples.held_out for caution in parts[name].cautions()]
     if examples.target.task == "numbers":
         found += metrics.outliers(examples.target.values[examples.train], examples.target.name)
     return found
 
 
-def draw(result: FinetuneResult, held: Scored) -> plots.Rendered:
-    """The plots of the model folder."""
+def draw_plots(result: FinetuneResult, held: Scored) -> plots.Rendered:
+    """Draw the plots of the model folder."""
     epochs = [epoch.to_json() for epoch in result.epochs]
     drawings = held.plots()
     drawings["learning"] = lambda: plots.learning_curve(epochs, best=result.best_epoch)

@@ -1,6 +1,6 @@
 """Stage two: a head on cached features.
 
-    store and settings -> what to learn, from which rows -> search and fit -> score -> save
+    store and settings -> dataset: target, layers, split rows -> search and fit -> score -> save
 
 Held-out rows are read once, after the head is trained, to score it. Nothing of them reaches scaling, search or
 calibration; training rows with the very content of a held-out one are left out.
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FitResult(Result):
-    """A trained head: where it is, how good it is on which rows, and what was chosen for it."""
+    """A trained head: its folder, its metrics on each part of the rows, and its chosen settings."""
 
     model: Path
     head: str
@@ -58,7 +58,7 @@ class FitResult(Result):
     notices: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """For a person: held-out rows in full, the others in a line that says what they are."""
+        """Summarise for a person: held-out rows in full, the other parts in a line each."""
         setting = ", ".join(f"{name} {_short(value)}" for name, value in self.chosen.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {setting}"]
         in_full = next(name for name in ("val", "cv", "train") if name in self.metrics)
@@ -91,24 +91,24 @@ def fit_head(
     refuse_existing(output, last="model.json", replace=force)
     with FeatureStore.open(store) as opened:
         base = base_record(opened)
-        lesson = Lesson.of(opened, settings)
+        dataset = Dataset.of(opened, settings)
         with progress_bar(100, "searching", show=progress) as bar:
-            trained = train_head(settings.head, lesson.problem(), settings, watch=bar.reach)
-        judged = judge(trained.head, lesson)
-        result = describe(trained, lesson, judged, output)
-        drawn = draw(trained, lesson.target, judged.scored)
+            trained = train_head(settings.head, dataset.problem(), settings, watch=bar.reach)
+        judged = judge(trained.head, dataset)
+        result = describe(trained, dataset, judged, output)
+        drawn = draw_plots(trained, dataset.target, judged.scored)
         result.notices += drawn.notices
         save_model(
             output,
             head=trained.head,
-            recipe=opened.recipe.model_copy(update={"layers": lesson.layers}),
+            recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
             base=base,
-            target=lesson.target.name,
-            classes=lesson.target.names,
+            target=dataset.target.name,
+            classes=dataset.target.names,
             metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
-            data=DataRecord(source=shown(store), rows=len(lesson.split.train), fingerprint=opened.fingerprint),
+            data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
-            predictions=[row for name in lesson.split.held_out for row in judged.scored[name].rows(split=True)],
+            predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.pictures,
             request=request_of("fit-head", settings, opened.fingerprint),
             score_views=settings.score_views,
@@ -119,7 +119,7 @@ def fit_head(
 
 
 def base_record(store: FeatureStore) -> BaseRecord:
-    """Where the base that made the features comes from. Raises `StoreDamagedError` where the file does not say it."""
+    """Return the base that made the features. Raises `StoreDamagedError` where the file does not say it."""
     try:
         weights, seed = store.environment["weights"], store.environment["seed"]
         return BaseRecord(name=store.recipe.base, weights=weights, seed=seed)
@@ -132,8 +132,8 @@ def base_record(store: FeatureStore) -> BaseRecord:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a head is to learn from a store."""
+class Dataset:
+    """The data that a head learns from: target, layers, and the split rows of a store."""
 
     store: FeatureStore
     settings: FitSettings
@@ -143,7 +143,7 @@ class Lesson:
     table: FeatureTable
 
     @classmethod
-    def of(cls, store: FeatureStore, settings: FitSettings) -> Lesson:
+    def of(cls, store: FeatureStore, settings: FitSettings) -> Dataset:
         """Find target, layers and rows as `settings` ask for; raises `HeadError` or `SettingsError`."""
         target = learnable_target(store.targets, settings, where=str(store.path))
         layers = settings.layer or tuple(store.layers)
@@ -155,7 +155,7 @@ class Lesson:
         return cls(store, settings, target, layers, split, FeatureTable(store, layers))
 
     def problem(self) -> Problem:
-        """The training rows."""
+        """Return the training rows as the heads take them."""
         rows = self.split.train
         return Problem(
             rows=self.table.rows(rows, memory=self.settings.memory),
@@ -169,7 +169,7 @@ class Lesson:
         )
 
     def parts(self, head: Head) -> Iterator[tuple[str, Indices, NDArray[np.float64]]]:
-        """Rows of every part, and the raw scores that `head` gives them; "cv" is training rows out of fold."""
+        """Yield the rows of every part, and the raw scores of `head` on them; "cv" is training rows out of fold."""
         for name, rows in self.split.parts.items():
             yield name, rows, head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
         guesses = head.search.scores
@@ -178,7 +178,7 @@ class Lesson:
             yield "cv", self.split.train[seen], guesses[seen]
 
     def _weights(self, rows: Indices) -> NDArray[np.float64]:
-        """Weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
+        """Compute weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
         weights = np.ones(len(rows))
         if self.settings.sample_weight is not None:
             weights = read_weights(self.store, self.settings.sample_weight, rows)
@@ -189,14 +189,14 @@ class Lesson:
             weights = weights / np.bincount(codes, weights=weights)[codes]
         return np.asarray(weights / weights.mean())
 
-    def noise_floors(self, rows: Indices, said: NDArray[np.float64]) -> list[Floor]:
-        """How much numbers vary within identical content and within the classes of the store, beside what is `said`."""
+    def noise_floors(self, rows: Indices, predicted: NDArray[np.float64]) -> list[Floor]:
+        """Measure how numbers vary within identical content and within the store's classes, beside `predicted` ones."""
         classes = {one.name: one.values[rows] for one in self.store.targets.values() if one.task == "classes"}
-        return noise_floors(self.target.values[rows], said, group_codes(self.store.sha256[rows]), classes)
+        return noise_floors(self.target.values[rows], predicted, group_codes(self.store.sha256[rows]), classes)
 
 
 def learnable_target(targets: Mapping[str, Target], settings: FitSettings, *, where: str) -> Target:
-    """The target that is named, or the only one of the kind that the head learns."""
+    """Choose the target that is named, or the only one of the kind that the head learns. Raises `HeadError`."""
     task = task_of(settings.head)
     if not targets:
         raise HeadError(
@@ -213,7 +213,7 @@ def learnable_target(targets: Mapping[str, Target], settings: FitSettings, *, wh
 
 
 def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
-    """Rows of `store` with features and a known target, parted by its own split or a stratified hold-out."""
+    """Split the rows with features and a known target: by the store's own split or a stratified hold-out."""
     usable = store.select(target=target.name)
     if not len(usable):
         raise HeadError(f"{store.path} has no row with features and a known {target.name!r}")
@@ -223,7 +223,7 @@ def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> S
     held_out = {name: usable[rows] for name, rows in found.held_out.items()}
     notices = list(found.notices)
     if "val" in settings.model_fields_set and {"val", "test"} & set(splits):
-        notices.append(f"the file has a split of its own, which is held out; val={settings.val:g} has no say")
+        notices.append(f"the file has a split of its own, which is held out; val={settings.val:g} is not used")
     return Split(usable[found.train], held_out, notices)
 
 
@@ -253,7 +253,10 @@ def refuse_unscorable(target: Target, split: Split, *, where: str) -> None:
 
 
 def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.float64]:
-    """The numeric target `name` of `rows` as weights; raises where one is not positive."""
+    """Read the numeric target `name` of `rows` as weights (n,), float64.
+
+    Raises `SettingsError` for a target that is none, `HeadError` where a weight is not positive.
+    """
     target = store.targets.get(name)
     if target is None or target.task == "classes":
         numeric = [one.name for one in store.targets.values() if one.task == "numbers"]
@@ -271,20 +274,20 @@ def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class Judged:
-    """Every part as a head scores it, its metrics, and the noise in numbers beside the errors out of fold."""
+    """Scores and metrics of every part, and the noise in numbers beside the errors out of fold."""
 
     scored: dict[str, Scored]
     metrics: dict[str, dict[str, Any]]
     floors: list[Floor]
 
 
-def judge(head: Head, lesson: Lesson) -> Judged:
+def judge(head: Head, dataset: Dataset) -> Judged:
     """Score every part with `head`."""
     judged = Judged({}, {}, [])
-    for name, rows, decisions in lesson.parts(head):
+    for name, rows, decisions in dataset.parts(head):
         scored = judged.scored[name] = Scored(
-            ids=[lesson.store.ids[row] for row in rows],
-            target=lesson.target.take(rows),
+            ids=[dataset.store.ids[row] for row in rows],
+            target=dataset.target.take(rows),
             scores=head.calibrated(decisions),
             part=name,
             half_width=head.interval_half_width,
@@ -293,24 +296,24 @@ def judge(head: Head, lesson: Lesson) -> Judged:
         )
         judged.metrics[name] = measured(scored, decisions)
         if name == "cv" and head.task == "numbers":
-            judged.floors.extend(lesson.noise_floors(rows, decisions))
+            judged.floors.extend(dataset.noise_floors(rows, decisions))
             judged.metrics[name] |= {"noise": [floor.to_json() for floor in judged.floors]}
     return judged
 
 
-def describe(trained: Trained, lesson: Lesson, judged: Judged, output: Path) -> FitResult:
-    """Metrics of every part, and what was chosen."""
-    head, target = trained.head, lesson.target
-    notices = [*lesson.split.notices, *trained.notices]
-    notices += [caution for part in lesson.split.held_out for caution in judged.scored[part].cautions()]
+def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -> FitResult:
+    """Describe the trained head: metrics of every part, the chosen settings, and notices."""
+    head, target = trained.head, dataset.target
+    notices = [*dataset.split.notices, *trained.notices]
+    notices += [caution for part in dataset.split.held_out for caution in judged.scored[part].cautions()]
     if target.task == "numbers":
-        notices += metrics.outliers(target.values[lesson.split.train], target.name)
+        notices += metrics.outliers(target.values[dataset.split.train], target.name)
     notices += [floor.notice(target.name) for floor in judged.floors if floor.reached]
     return FitResult(
         model=output,
-        head=lesson.settings.head,
-        target=lesson.target.name,
-        layers=lesson.layers,
+        head=dataset.settings.head,
+        target=dataset.target.name,
+        layers=dataset.layers,
         metrics=judged.metrics,
         chosen={"head": head.name, **head.search.chosen},
         ranking=trained.ranking,
@@ -320,7 +323,7 @@ def describe(trained: Trained, lesson: Lesson, judged: Judged, output: Path) -> 
 
 
 def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
-    """Metrics of one part: calibration error also before temperature, and what share the intervals cover."""
+    """Compute the metrics of one part, with the calibration error before temperature and the intervals' coverage."""
     if scored.target.task == "classes":
         raw = softmax(decisions)
         return scored.metrics | {"ece_uncalibrated": metrics.calibration_error(scored.truth, raw)}
@@ -331,8 +334,8 @@ def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
     return scored.metrics | {"interval": {"half_width": half, "coverage": scored.coverage, "covered": covered}}
 
 
-def draw(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:
-    """The plots of a model folder: those of the held-out rows, where there are any, of the ranking and the search."""
+def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:
+    """Draw the plots of a model folder: of the held-out rows, where there are any, of the ranking and the search."""
     head = trained.head
     drawings: dict[str, plots.Drawing] = {}
     if "val" in scored:

@@ -1,4 +1,4 @@
-"""What a path holds: everything that a feature file, a folder of parts or a model folder says of itself."""
+"""Describe a feature file, a folder of parts or a model folder: all that stands in their headers and columns."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class InfoResult(Result):
     content: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """The dictionary itself."""
+        """Return the dictionary itself."""
         return self.content
 
     def summary(self) -> str:
-        """One key a line; what is nested follows, indented."""
+        """Format one key a line; nested keys follow, indented."""
         return "\n".join(_lines(self.content, ""))
 
 
@@ -55,7 +55,7 @@ def _lines(content: dict[str, Any], indent: str) -> list[str]:
 
 
 def describe_store(path: str | Path) -> dict[str, Any]:
-    """What made a feature file, from what, when, and what is in it; everything can be written as JSON.
+    """Describe a feature file as JSON values: recipe, source, environment, counts, layers and targets.
 
     Raises as `FeatureStore.open` does.
     """
@@ -89,7 +89,7 @@ def _count(names: list[str]) -> dict[str, int]:
 
 
 def _describe_target(store: FeatureStore, name: str) -> dict[str, Any]:
-    """Images of each class in each split, or the spread of the numbers; of all rows with a label."""
+    """Count the images of each class in each split, or give least, mean and most of numbers; of all labelled rows."""
     target = store.targets[name]
     known = target.values[target.known]
     described: dict[str, Any] = {"task": target.task, "known": len(known)}

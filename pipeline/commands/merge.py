@@ -1,4 +1,4 @@
-"""Several parts to one feature file."""
+"""Join the parts of a feature file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pipeline.store.writer import StoreWriter, explained, usable_path
 
 @dataclass(frozen=True)
 class MergeResult(Result):
-    """What `merge` wrote."""
+    """The merged file: its path, and the number of its parts and rows."""
 
     store: Path
     parts: int
     rows: int
 
     def summary(self) -> str:
-        """One line."""
+        """Summarise in one line."""
         return f"{self.store}: {self.rows} rows of {self.parts} parts"
 
 
@@ -76,7 +76,7 @@ def _is_for(path: Path, request: Request) -> bool:
 
 
 def _request(store: FeatureStore) -> Request:
-    """A file like the parts, for all of their rows."""
+    """Make the request for a file like the parts, with all of their rows."""
     header = store.header.model_copy(update={"part": Part.whole(store.ids)})
     fixed = {name: store.column(name) for name in ("id", "split", *header.targets)}
     return Request.like(header, fixed)
@@ -88,5 +88,6 @@ def _copy_part(file: RowFile, start: int, writer: StoreWriter) -> None:
     missing = np.intersect1d(writer.pending, rows + start)
     if len(missing):
         raise StoreDamagedError(
-            f"{file.path}: row {missing[0] - start} is not what was written; extract this part again with --force"
+            f"{file.path}: row {missing[0] - start} does not match its commit checksum; extract this part again with"
+            " --force"
         )

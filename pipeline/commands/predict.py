@@ -1,4 +1,4 @@
-"""What a saved model says of new images."""
+"""Answer for new images with a saved model."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pipeline.text import shown
 
 @dataclass
 class PredictResult(Result):
-    """One entry an image, in the order asked: its answer, or why there is none."""
+    """One entry an image, in the order asked: its answer, or the error that it has none for."""
 
     predictions: list[dict[str, Any]]
 
     @property
     def all_bad(self) -> bool:
-        """Whether not one image could be read."""
+        """True where not one image could be read."""
         return all("error" in entry for entry in self.predictions)
 
     def summary(self) -> str:
-        """A line an image."""
+        """Format a line an image."""
         return "\n".join(_line(entry) for entry in self.predictions)
 
 
@@ -80,7 +80,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _row(entry: dict[str, Any], is_number: bool) -> dict[str, Any]:
-    """The same keys for every row of a table, whatever became of the image."""
+    """Return the row of a table, with the same keys for good and bad images."""
     if is_number:
         low, high = entry.get("interval") or (None, None)
         answer = {"value": entry.get("value"), "low": low, "high": high}

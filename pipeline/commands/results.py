@@ -1,4 +1,4 @@
-"""The base of what the commands return: its fields are what `--json` prints, its summary is what a person reads."""
+"""The base class of results: `--json` prints the fields, a person reads the summary."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Result(ABC):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises: the fields as JSON values."""
+        """Return the keys that `--json` promises: the fields as JSON values."""
         return {one.name: _plain(getattr(self, one.name), one.metadata.get("digits")) for one in fields(self)}
 
     @abstractmethod
     def summary(self) -> str:
-        """The same for a person."""
+        """Summarise the result for a person."""
 
 
 def _plain(value: Any, digits: int | None) -> Any:

@@ -34,7 +34,7 @@ from pipeline.text import shown
 
 
 def _extract(source: str, output: str, *, force: bool, progress: bool, **options: Any) -> Any:
-    """Cached features are what all is about: no `force` of a run ever discards them."""
+    """Extract, and keep the cached features: no `force` of a run ever discards them."""
     from pipeline.commands.extract import extract
 
     return extract(source, output, progress=progress, **options)
@@ -68,9 +68,9 @@ def _images(source: str, settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A command: its function, what its first argument is called, and the options that it knows.
+    """A command: its function, the name `takes` of its first argument, and the options that it knows.
 
-    `inputs` fingerprints what a model is trained on; None for the stage that brings its own output up to date.
+    `inputs` fingerprints the data that a model is trained on; None for the stage that brings its own output up to date.
     """
 
     run: Callable[..., Any]
@@ -100,12 +100,12 @@ class Planned:
 
     @property
     def input(self) -> str:
-        """What it reads."""
+        """The path that it reads."""
         return str(self.options[self.stage.takes])
 
     @property
     def output(self) -> Path:
-        """What it writes."""
+        """The path that it writes."""
         return Path(self.options["output"])
 
     @property
@@ -114,13 +114,13 @@ class Planned:
         return self.stage.settings.of(_rest(self))
 
     def heading(self) -> str:
-        """What is said as it begins."""
+        """Format the line that is shown as it begins."""
         return f"[{self.place} {self.name}] {shown(self.input)} -> {shown(self.output)}"
 
 
 @dataclass(frozen=True)
 class Step(Result):
-    """What became of one step; `result` is None where its output was current, and `why` says why it ran or did not."""
+    """The outcome of one step; `result` is None where its output was current, and `why` says why it ran or did not."""
 
     name: str
     output: Path
@@ -128,25 +128,25 @@ class Step(Result):
     result: Result | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises; the first is the name of the stage."""
+        """Return the keys that `--json` promises; the first is the name of the stage."""
         result = {"output": str(self.output)} if self.result is None else self.result.to_json()
         return {self.name: result, "name": self.name, "ran": self.result is not None, "why": self.why, "result": result}
 
     def summary(self) -> str:
-        """The stage's own summary, or that there was nothing to do."""
-        said = f"{shown(self.output)}: {self.why}" if self.result is None else self.result.summary()
-        return f"[{self.name}]\n{said}"
+        """Return the stage's own summary, or that there was nothing to do."""
+        summary = f"{shown(self.output)}: {self.why}" if self.result is None else self.result.summary()
+        return f"[{self.name}]\n{summary}"
 
 
 @dataclass
 class ExperimentResult(Result):
-    """What became of every step, in their order."""
+    """The outcomes of all steps, in their order."""
 
     config: Path
     steps: list[Step]
 
     def summary(self) -> str:
-        """Every step's own summary."""
+        """Join every step's own summary."""
         return "\n\n".join(step.summary() for step in self.steps)
 
 
@@ -165,9 +165,9 @@ def run_steps(
     progress: bool = False,
     watch: Callable[[str], None] = lambda heading: None,
 ) -> Iterator[Step]:
-    """What `run` does, step by step; `watch` is told the heading of a step as it begins.
+    """Run as `run` does, and yield every step; `watch` is called with the heading of a step as it begins.
 
-    The whole file, and whether what it names can be written, is checked before the first step starts.
+    The whole file, and whether its outputs can be written, is checked before the first step starts.
     """
     planned = read_experiment(Path(config))
     for step in planned:
@@ -218,7 +218,7 @@ def _refuse_other(step: Planned, *, force: bool) -> None:
 
 
 def _refuse_damaged(output: Path) -> None:
-    """What is called up to date can be opened."""
+    """Raise `ModelError` where a model that would count as up to date cannot be opened."""
     from pipeline.models.model import load_model
 
     try:
@@ -229,7 +229,7 @@ def _refuse_damaged(output: Path) -> None:
 
 @contextmanager
 def _named(step: Planned) -> Iterator[None]:
-    """Errors say in which step they came."""
+    """Name the step in every error."""
     try:
         yield
     except RecipeMismatchError as error:
@@ -241,7 +241,7 @@ def _named(step: Planned) -> Iterator[None]:
 
 
 def read_experiment(config: Path) -> list[Planned]:
-    """The steps of a file; raises `SettingsError` for what no stage knows."""
+    """Read the steps of a file. Raises `SettingsError` for tables and options that no stage knows."""
     refuse_nul(config)
     try:
         tables = tomllib.loads(config.read_text(encoding="utf-8"))
@@ -261,7 +261,7 @@ def read_experiment(config: Path) -> list[Planned]:
 
 
 def _checked(config: Path, step: Planned) -> Planned:
-    """The step, once its settings accept what the file says."""
+    """Return the step, once its settings accept the options of the file."""
     for key in (step.stage.takes, "output"):
         value = step.options.get(key) if isinstance(step.options, dict) else None
         if value is None:

@@ -1,4 +1,4 @@
-"""Is a feature file what was written, and would its images give it again?"""
+"""Verify a feature file and, on request, recompute a sample of its rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SPLITS = ("", "train", "val", "test")
 
 @dataclass
 class VerifyResult(Result):
-    """What `verify` found: one line for each problem, and how far recomputed rows were off, relatively."""
+    """One line for each problem, and the largest relative difference of the recomputed rows."""
 
     problems: list[str] = field(default_factory=list)
     recomputed: int = 0
@@ -45,15 +45,15 @@ class VerifyResult(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True where nothing is wrong."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that `--json` promises."""
+        """Return the keys that `--json` promises."""
         return {"ok": self.ok, **super().to_json()}
 
     def summary(self) -> str:
-        """The verdict, then one line a problem."""
+        """Summarise the verdict, then one line a problem."""
         again = f"; {self.recomputed} rows recomputed, off by {self.largest_difference:.1e} at most"
         verdict = "nothing is wrong" if self.ok else f"{len(self.problems)} problems"
         return "\n".join([verdict + (again if self.recomputed else ""), *self.problems])
@@ -116,7 +116,7 @@ def _file_problems(path: Path) -> Iterator[str]:
 
 
 def _recipe_problems(file: RowFile) -> Iterator[str]:
-    """What the recipe says that this version cannot vouch for."""
+    """Yield a line for each version in the recipe that this one does not know."""
     recipe = file.header.recipe
     if recipe.version != RECIPE_VERSION:
         yield f"its recipe is of version {recipe.version}, and this version of the package knows {RECIPE_VERSION} alone"
@@ -132,23 +132,23 @@ def _without_place(message: str, path: Path) -> str:
 
 
 def _row_problems(file: RowFile) -> Iterator[str]:
-    """Rows that are not final, not what was committed, or not finite where they should be."""
+    """Yield a line for rows that are not final, fail their commit checksum, or are not finite where they should be."""
     origin, header = Origin.finished(file), file.header
     for piece in pieces(header.rows, header.feature_bytes):
         rows = np.arange(piece.start, piece.stop)
         features = origin.features(rows)
         finite = np.logical_and.reduce([np.isfinite(layer).reshape(len(rows), -1).all(axis=1) for layer in features])
         good = origin.status[rows] == GOOD
-        yield from _name_rows(rows[origin.status[rows] == PENDING], "not computed yet")
-        yield from _name_rows(rows[~origin.intact(rows, features)], "not what was committed")
-        yield from _name_rows(rows[good & ~finite], "good, and its features are not finite")
-        yield from _name_rows(rows[~good & finite], "bad, and has features")
+        yield from _name_rows(rows[origin.status[rows] == PENDING], "is not computed yet")
+        yield from _name_rows(rows[~origin.intact(rows, features)], "does not match its commit checksum")
+        yield from _name_rows(rows[good & ~finite], "is good, and its features are not finite")
+        yield from _name_rows(rows[~good & finite], "is bad, and has features")
     nameless = (origin.status == GOOD) & ~origin.sha256.any(axis=1)
-    yield from _name_rows(np.flatnonzero(nameless), "good, and the content of its image is not known")
+    yield from _name_rows(np.flatnonzero(nameless), "is good, and the content of its image is not known")
 
 
 def _label_problems(file: RowFile) -> Iterator[str]:
-    """Ids, splits and classes that no writer gives."""
+    """Yield a line for invalid ids, splits and classes."""
     header = file.header
     try:
         ids, splits = decode_texts(file.column("id")), decode_texts(file.column("split"))
@@ -156,31 +156,31 @@ def _label_problems(file: RowFile) -> Iterator[str]:
         yield f"an id or a split is not UTF-8: {error}"
         return
     yield from (f"the id {name!r} is there {count} times" for name, count in Counter(ids).items() if count > 1)
-    yield from _name_rows(np.flatnonzero(~np.isin(splits, SPLITS)), "of a split other than train, val and test")
+    yield from _name_rows(np.flatnonzero(~np.isin(splits, SPLITS)), "is of a split other than train, val and test")
     if header.part.total == header.rows and Part.whole(ids) != header.part:
-        yield "the ids are not those of the list that the header names"
+        yield "the ids do not match the digest in the header"
     for name, classes in header.targets.items():
         if classes is not None:
             codes = file.column(name)
             strange = np.flatnonzero((codes < -1) | (codes >= len(classes)))
-            yield from _name_rows(strange, f"of a class of {plain_name(name)} that has no name")
+            yield from _name_rows(strange, f"is of a class of {plain_name(name)} that has no name")
 
 
-def _name_rows(rows: NDArray[np.int64], what: str) -> Iterator[str]:
+def _name_rows(rows: NDArray[np.int64], problem: str) -> Iterator[str]:
     if len(rows):
-        yield f"row {rows[0]}{f' and {len(rows) - 1} more' if len(rows) > 1 else ''} is {what}"
+        yield f"row {rows[0]}{f' (and {len(rows) - 1} more)' if len(rows) > 1 else ''} {problem}"
 
 
 # --- images again
 
 
 def sample(rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """At most `count` of `rows`, at random, in order."""
+    """Choose at most `count` of `rows` (n,), at random, in order."""
     return np.sort(np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False))
 
 
 def _source_of(store: FeatureStore, given: str | None) -> str:
-    """Where the images are; raises `SourceError` where only the file says so and it is no file and no folder."""
+    """Return the place of the images. Raises `SourceError` where only the file names it and nothing is there."""
     if given is not None:
         return given
     if not Path(store.source).exists():
@@ -192,7 +192,7 @@ def _source_of(store: FeatureStore, given: str | None) -> str:
 
 
 class Recomputation:
-    """The extraction that made a store, once more, for some of its rows."""
+    """The extraction of a store, repeated for some of its rows."""
 
     def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
         recipe, made_with = store.recipe, store.environment
@@ -227,7 +227,7 @@ class Recomputation:
                     )
 
     def _records(self, rows: NDArray[np.int64]) -> list[Record]:
-        """Those of the source that `rows` are of, with the row as their index."""
+        """Return the source's records of `rows`, with the row as their index."""
         records = {record.id: record for record in self._manifest.records}
         ids = [(row, self._store.ids[row]) for row in rows.tolist()]
         return [replace(records[name], index=row) for row, name in ids if name in records]
@@ -258,7 +258,7 @@ class Recomputation:
 
 
 def relative_difference(found: NDArray[Any], kept: NDArray[Any]) -> NDArray[np.float64]:
-    """For each row, the largest difference over the largest number of the row that is kept."""
+    """Compute for each row (n,) its largest difference over the largest number of the row that is kept."""
     rows = len(kept)
     kept = kept.reshape(rows, -1).astype(np.float64)
     largest = np.maximum(np.abs(kept).max(axis=1), np.finfo(np.float32).tiny)

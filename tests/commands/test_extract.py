@@ -326,7 +326,7 @@ def test_rows_of_other_images_are_not_dropped_without_a_word(photo_folder: Path,
     result = run(photo_folder, store)
     assert (result.rows, result.reused, result.dropped) == (6, 6, 6)
     assert result.to_json()["dropped"] == 6
-    assert "6 rows dropped, of images that are not there any more" in result.summary()
+    assert "6 rows dropped, of images that are gone" in result.summary()
     again = run(photo_folder, store)
     assert again.dropped == 0
     assert "dropped" not in again.summary()

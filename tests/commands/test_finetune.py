@@ -274,7 +274,7 @@ def test_bad_images_have_no_part_and_are_listed(source: Path, tmp_path: Path) ->
     assert found.rows == {"val": 3, "train": 7}
     assert set(found.bad) == {"train/cold/001.png", "val/warm/050.png"}
     assert found.bad["val/warm/050.png"].startswith("empty")
-    assert "2 bad images had no part in it:" in found.summary()
+    assert "2 bad images left out:" in found.summary()
     assert json.loads((found.model / "model.json").read_text())["data"]["rows"] == 7
 
 

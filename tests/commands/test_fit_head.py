@@ -545,7 +545,7 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
 def test_a_share_beside_a_split_of_the_file_is_said_to_have_no_say(store, tmp_path):
     result = fit_head(store, tmp_path / "model", target="kind", val=0)
     assert result.metrics["val"]["n"] == 80
-    assert any("val=0 has no say" in notice for notice in result.notices)
+    assert any("val=0 is not used" in notice for notice in result.notices)
 
 
 # --- few rows, and numbers beyond all bounds

@@ -143,7 +143,7 @@ def test_rows_and_labels_that_no_writer_gives_are_found(tmp_path: Path) -> None:
     problems = verify(tmp_path / "F.h5").problems
     assert [problem.partition(": ")[2] for problem in problems] == [
         "row 5 is of a split other than train, val and test",
-        "row 2 and 1 more is of a class of class that has no name",
+        "row 2 (and 1 more) is of a class of class that has no name",
     ]
 
 
@@ -157,8 +157,8 @@ def test_rows_whose_content_is_unknown_or_that_are_another_list_are_found(tmp_pa
         writer.publish()
     problems = verify(tmp_path / "F.h5").problems
     assert [problem.partition(": ")[2] for problem in problems] == [
-        "row 0 and 2 more is good, and the content of its image is not known",
-        "the ids are not those of the list that the header names",
+        "row 0 (and 2 more) is good, and the content of its image is not known",
+        "the ids do not match the digest in the header",
     ]
 
 

@@ -274,7 +274,7 @@ def test_a_header_larger_than_the_file_or_than_memory_is_refused(tmp_path: Path)
     with pytest.raises(StoreDamagedError, match="an invalid header size of 999999999 bytes"):
         FeatureStore.open(path)
     path.write_bytes(b"pipeline-features 1 header=3 crc32=00000000\n")
-    with pytest.raises(StoreDamagedError, match="a header of 3 bytes"):
+    with pytest.raises(StoreDamagedError, match="an invalid header size of 3 bytes"):
         FeatureStore.open(path)
 
 
