@@ -244,7 +244,7 @@ def _answered(model: Model, records: list[Record], skip: Callable[[bytes], bool]
 
 
 def _predicted(targets: dict[str, Target], model: Model, source: str | Path) -> Target:
-    """The target that the model predicts, under the codes of its classes."""
+    """Choose the target that the model predicts, under the codes of its classes."""
     found = choose_target(targets, where=str(source), name=model.record.target, task=model.record.task)
     return found.recoded(model.record.classes)
 
@@ -261,7 +261,7 @@ def _split_to_score(splits: Iterable[str], asked: str, source: str | Path) -> st
 
 
 def _labelled(target: Target, splits: NDArray[Any], split: str, source: str | Path) -> NDArray[np.int64]:
-    """The rows of a split whose target is known; raises `SourceError` where there are none."""
+    """Return the rows of a split whose target is known. Raises `SourceError` where there are none."""
     rows = np.flatnonzero(target.known & ((split in (ALL, AUTO)) | (splits == split)))
     if not len(rows):
         where = "" if split in (ALL, AUTO) else f" of split {split!r}"

@@ -112,7 +112,7 @@ def fit_head(
             plots=drawn.pictures,
             request=request_of("fit-head", settings, opened.fingerprint),
             score_views=settings.score_views,
-            seen=Seen.of(opened.sha256[lesson.split.train]),
+            seen=Seen.of(opened.sha256[dataset.split.train]),
             replace=force,
         )
     return result
@@ -292,7 +292,7 @@ def judge(head: Head, dataset: Dataset) -> Judged:
             part=name,
             half_width=head.interval_half_width,
             coverage=head.coverage,
-            groups=group_codes(lesson.store.sha256[rows]),
+            groups=group_codes(dataset.store.sha256[rows]),
         )
         judged.metrics[name] = measured(scored, decisions)
         if name == "cv" and head.task == "numbers":
