@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from pipeline.heads.calibration import fit_inverse_temperature, softmax
 from pipeline.heads.contract import TOO_FEW, Head, Problem, Search, Task
 from pipeline.heads.criterion import Best
-from pipeline.heads.linear import LinearHead, fit_all, search_logistic, solver_device
+from pipeline.heads.linear import LinearHead, search_logistic, solver_device
 from pipeline.heads.solvers.basis import Basis, make_basis
-from pipeline.heads.solvers.logistic import Fits
+from pipeline.heads.solvers.descent import Fits
+from pipeline.heads.solvers.losses import LogLoss
+from pipeline.heads.solvers.path import fit_all
 from pipeline.heads.tensors import FILE, Tensors
 
 #: Ranges that are tried, each with about as many rows as any other.
@@ -61,7 +63,7 @@ class BinnedHead(Head):
             trial = trials[int(np.argmin([one["loss"] for one in found]))]
             table = [{**trial.setting, **one} for trial, one in zip(trials, found, strict=True)]
             search = Search(table, best.setting, best.scores)
-        weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start))
+        weight, bias = standard.fold(*fit_all(trial.coded, basis, trial.setting["C"], trial.start, loss=LogLoss()))
         self.classifier = LinearHead.from_weights(weight, bias, task="classes")
         self.classifier.inverse_temperature = trial.inverse_temperature()
         self._keep(_means(problem, trial.coded.y))

@@ -27,7 +27,7 @@ class Best:
     def __init__(self, problem: Problem, folds: NDArray[np.int64], known: NDArray[np.bool_], *, progress: float = 0.0):
         self._problem = problem
         self._folds = folds
-        self._known = known
+        self.known = known
         self._keep = 1 - progress
         self._least = np.full(int(folds.max()) + 1, np.inf)
         self.loss = np.inf
@@ -37,19 +37,19 @@ class Best:
 
     def offer(self, setting: dict[str, Any], scores: NDArray[np.floating]) -> dict[str, float]:
         """What `setting` with its out-of-fold `scores` is worth; kept if it is better by more than `progress`."""
-        losses = _losses(self._problem, scores, self._known)
+        losses = _losses(self._problem, scores, self.known)
         found = self._measures(losses, scores)
         best = found["loss"] < self.loss * self._keep
         if best:
             self.loss, self.setting = found["loss"], setting
         folds = np.full(len(self._least), best) if self._problem.classes else self._best_elsewhere(losses)
-        rows = folds[self._folds] & self._known
+        rows = folds[self._folds] & self.known
         self.scores[rows] = scores[rows]
         return found
 
     def _measures(self, losses: NDArray[np.float64], scores: NDArray[np.floating]) -> dict[str, float]:
         """What the scores of the images that are known are worth; `loss` decides."""
-        problem, known = self._problem, self._known
+        problem, known = self._problem, self.known
         loss = float(np.average(losses, weights=problem.weights[known]))
         if problem.classes is None:
             return {"loss": loss, "rmse": loss**0.5}
@@ -58,7 +58,7 @@ class Best:
 
     def _best_elsewhere(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The folds (F,) outside which no setting was better yet."""
-        weights, folds = self._problem.weights[self._known], self._folds[self._known]
+        weights, folds = self._problem.weights[self.known], self._folds[self.known]
         total = np.bincount(folds, weights=weights * losses, minlength=len(self._least))
         weight = np.bincount(folds, weights=weights, minlength=len(self._least))
         elsewhere = (total.sum() - total) / (weight.sum() - weight)

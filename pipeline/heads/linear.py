@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +10,11 @@ from pipeline.devices import pick_device
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.criterion import Best
 from pipeline.heads.solvers.basis import CPU, Basis, make_basis
-from pipeline.heads.solvers.logistic import Fits, LogisticBatch, fold_weights
+from pipeline.heads.solvers.descent import Fits
+from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
+from pipeline.heads.solvers.path import Path, fit_all, search_paths
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors
 
@@ -23,11 +22,6 @@ from pipeline.heads.tensors import Tensors
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
 #: Where nothing can be cross-validated.
 DEFAULT_PENALTY = 0.1
-#: The search needs an order of settings, the final fit the optimum, most of the way in single precision.
-SEARCH_TOLERANCE, ROUGH_TOLERANCE, FINAL_TOLERANCE = 1e-3, 1e-6, 1e-7
-SEARCH_STEPS, FINAL_STEPS = 200, 1000
-#: Penalties in a row, each weaker than the last, that may be no better before the rest is not tried.
-PATIENCE = 3
 #: Of --solver sgd, as in the PyTorch tutorial.
 SGD_EPOCHS, SGD_BATCH = 25, 4
 
@@ -89,67 +83,15 @@ def fit_logistic(
     """Weight (C, D) and bias (C,) on standardised features, and the search that led there."""
     basis = make_basis(problem.rows, standard, device)
     search, start = search_logistic(problem, basis, folds)
-    weight, bias = fit_all(problem, basis, search.chosen["C"], start)
+    weight, bias = fit_all(problem, basis, search.chosen["C"], start, loss=LogLoss())
     return weight, bias, search
 
 
 def search_logistic(problem: Problem, basis: Basis, folds: NDArray[np.int64] | None) -> tuple[Search, Fits | None]:
-    """`search_penalty` over all penalties; the default one and nothing to start from where there are no folds."""
+    """Search all penalties; the default one and nothing to start from where there are no folds."""
     total = float(problem.weights.sum())
     if folds is None:
         return Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)}), None
-    return search_penalty(problem, basis, folds, [1 / (value * total) for value in PENALTIES])
-
-
-def fit_all(
-    problem: Problem, basis: Basis, strength: float, start: Fits | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight (C, D) and bias (C,) on standardised features: the optimum for all rows at C = `strength`."""
-    all_rows = problem.row_y, problem.row_weights[:, None], problem.classes or 0
-    rough = LogisticBatch(basis, *all_rows)
-    fits = rough.solve(strength, start or rough.start(), tolerance=ROUGH_TOLERANCE, most=FINAL_STEPS)
-    basis = basis.double()
-    exact = LogisticBatch(basis, *all_rows)
-    fits = exact.solve(strength, fits.double(), tolerance=FINAL_TOLERANCE, most=FINAL_STEPS)
-    weights = fits.weights[0].T
-    return basis.standard_weights(weights[:-1]).T.cpu().numpy(), weights[-1].cpu().numpy()
-
-
-def search_penalty(
-    problem: Problem,
-    basis: Basis,
-    folds: NDArray[np.int64],
-    strengths: Sequence[float],
-    *,
-    patience: int | None = PATIENCE,
-) -> tuple[Search, Fits]:
-    """The C of least out-of-fold loss, and the mean of its fits, to start from.
-
-    `strengths` go from strong to weak penalties; the search ends after `patience` of them that were no better than
-    the best, or never for None. What is compared is the log loss at the best temperature of each, since temperature is
-    fitted afterwards anyway: a strong penalty makes probabilities timid, but not its ranking of classes worse.
-    """
-    row_folds = np.repeat(folds, problem.views)
-    weights = fold_weights(problem.row_weights, row_folds)
-    batch = LogisticBatch(basis, problem.row_y, weights, problem.classes or 0, folds=row_folds)
-    known = problem.known(folds)
-    search = Search()
-    if not known.all():
-        search.notices.append(
-            f"{int((~known).sum())} training rows have no part in the search: "
-            "without their fold, no row of their class or of another one is left"
-        )
-    best = Best(problem, folds, known)
-    fits = of_best = batch.start()
-    number_of_best = 0
-    for number, strength in enumerate(strengths, start=1):
-        fits = batch.solve(strength, fits, tolerance=SEARCH_TOLERANCE, most=SEARCH_STEPS)
-        found = best.offer({"C": strength}, problem.per_image(batch.held_out(fits.weights)))
-        search.table.append({"C": strength, **found, "iterations": fits.iterations})
-        problem.watch(number / len(strengths), f"penalty {number} of {len(strengths)} at most")
-        if best.setting == {"C": strength}:
-            of_best, number_of_best = fits, number
-        if number - number_of_best == patience:
-            break
-    search.chosen, search.scores = best.setting, best.scores
-    return search, of_best.mean()
+    path = Path(basis, [1 / (value * total) for value in PENALTIES])
+    found = search_paths(problem, [path], folds, loss=LogLoss(), total=len(PENALTIES))
+    return found.search, found.start

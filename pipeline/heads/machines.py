@@ -1,12 +1,13 @@
 """What a trained support vector machine says, from its arrays alone: no library is given them unchecked.
 
-Kernel machines of several classes ask one machine for each pair and count votes, as scikit-learn's SVC does;
-confidences only part classes of as many votes.
+A machine has one output for numbers and for two classes, and otherwise one for each class. Those of version 0.1.0 with
+a kernel and several classes ask one machine for each pair and count votes, as scikit-learn's SVC does; confidences only
+part classes of as many votes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.rows import BLOCK_FLOATS
+from pipeline.heads.solvers.kernel import rbf
 from pipeline.heads.tensors import Tensors
 
 Array = NDArray[np.float64]
@@ -49,6 +51,41 @@ class LinearMachine:
         """Scores (n, K), or (n,) of one output."""
         out = features.astype(np.float64) @ self.weight.T + self.intercept
         return out[:, 0] if len(self.weight) == 1 else out
+
+
+@dataclass(frozen=True)
+class RestMachine:
+    """Values of the RBF kernel of features and `vectors` (S, D), times `coefficients` (K, S), plus `intercept` (K,)."""
+
+    vectors: Single
+    coefficients: Array
+    intercept: Array
+    gamma: float
+
+    @classmethod
+    def of(cls, tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> RestMachine:
+        """Checked arrays for `groups` classes, 1 for numbers."""
+        gamma = float(settings["gamma"])
+        tensors.require(0 < gamma < np.inf, f"gamma is {gamma}")
+        outputs = groups if groups > 2 else 1
+        vectors = tensors.take("vectors", (None, dimensions), np.float32)
+        coefficients = tensors.take("coefficients", (outputs, len(vectors)), np.float64)
+        return cls(vectors, coefficients, tensors.take("intercept", (outputs,), np.float64), gamma)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What `of` takes."""
+        return {"vectors": self.vectors, "coefficients": self.coefficients, "intercept": self.intercept}
+
+    def settings(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"kind": "one against the rest", "gamma": self.gamma}
+
+    def decide(self, features: Single) -> Array:
+        """Scores (n, K), or (n,) of one output; a block of rows at a time."""
+        vectors = self.vectors.astype(np.float64)
+        parts = [rbf(block, vectors, self.gamma) @ self.coefficients.T for block in _blocks(features, vectors)]
+        out = np.concatenate(parts) + self.intercept
+        return out[:, 0] if len(self.intercept) == 1 else out
 
 
 @dataclass(frozen=True)
@@ -96,23 +133,13 @@ class KernelMachine:
     def decide(self, features: Single) -> Array:
         """Votes (n, G), or signed distances or numbers (n,) where there is one output; a block of rows at a time."""
         vectors = self.vectors.astype(np.float64)
-        length = max(BLOCK_FLOATS // max(vectors.shape), 64)
-        blocks = range(0, max(len(features), 1), length)
-        return np.concatenate([self._decide(features[start : start + length], vectors) for start in blocks])
+        return np.concatenate([self._decide(block, vectors) for block in _blocks(features, vectors)])
 
-    def _decide(self, features: Single, vectors: Array) -> Array:
-        kernel = self._kernel(features.astype(np.float64), vectors)
+    def _decide(self, features: Array, vectors: Array) -> Array:
+        kernel = features @ vectors.T if self.gamma is None else rbf(features, vectors, self.gamma)
         if len(self.counts) <= 2:
             return np.asarray(kernel @ self.coefficients[0] + self.intercept[0])
         return self._votes(self._pairs(kernel))
-
-    def _kernel(self, features: Array, vectors: Array) -> Array:
-        """Of features (n, D) and vectors (S, D), (n, S)."""
-        products = features @ vectors.T
-        if self.gamma is None:
-            return products
-        squares = np.einsum("nd,nd->n", features, features)[:, None] + np.einsum("sd,sd->s", vectors, vectors)
-        return np.asarray(np.exp(-self.gamma * np.maximum(squares - 2 * products, 0)))
 
     def _pairs(self, kernel: Array) -> Array:
         """Signed distances (n, pairs) from the boundary of each pair, positive on the side of its first class."""
@@ -136,13 +163,21 @@ class KernelMachine:
         return np.asarray(votes + confidence / (3 * (np.abs(confidence) + 1)))
 
 
-Machine = LinearMachine | KernelMachine
+def _blocks(features: Single, vectors: Array) -> Iterator[Array]:
+    """Parts of features (n, D) in double precision, one at least."""
+    length = max(BLOCK_FLOATS // max(vectors.shape), 64)
+    for start in range(0, max(len(features), 1), length):
+        yield features[start : start + length].astype(np.float64)
 
 
-def machine_of(
-    tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int
-) -> LinearMachine | KernelMachine:
+Machine = LinearMachine | RestMachine | KernelMachine
+
+
+def machine_of(tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> Machine:
     """The machine whose `arrays` and `settings` these are. Raises the tensors' error where they do not fit."""
-    if settings["kind"] == "linear":
+    kind = settings["kind"]
+    if kind == "linear":
         return LinearMachine.of(tensors, dimensions=dimensions, groups=groups)
+    if kind == "one against the rest":
+        return RestMachine.of(tensors, settings, dimensions=dimensions, groups=groups)
     return KernelMachine.of(tensors, settings, dimensions=dimensions, groups=groups)

@@ -1,13 +1,17 @@
-"""Support vector machines: C and the width of the kernel found by cross-validation on one shared Gram matrix."""
+"""Support vector machines: C and the width of the kernel found by cross-validation.
+
+Classes are learned one against the rest with squared hinge, all folds of a penalty at once, in coordinates in which a
+kernel machine is a linear model: the margins of one class after the other are scores that a temperature makes
+probabilities of, which the votes of a machine for each pair are not. Numbers are learned by libsvm on one shared Gram
+matrix, and by a linear solver where rows are too many for it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any, Self
 
 import numpy as np
@@ -17,24 +21,27 @@ from pipeline.heads.calibration import ABSENT
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import FILE, Estimator
+from pipeline.heads.linear import solver_device
 from pipeline.heads.machines import Machine, machine_of
 from pipeline.heads.parallel import in_threads
+from pipeline.heads.solvers.basis import Basis, make_basis
+from pipeline.heads.solvers.kernel import kernel_basis
+from pipeline.heads.solvers.losses import SquaredHinge
+from pipeline.heads.solvers.path import Path, fit_all, search_paths
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors, write_tensors
 from pipeline.progress import Steps
 
-#: Rows and classes up to which kernels are tried; beyond, the linear solver needs no Gram matrix.
+#: Rows below which kernels are tried, and classes up to which; beyond, all pairs of rows are too many.
 KERNEL_ROWS, KERNEL_CLASSES = 5000, 100
+#: Rows that span the space of a kernel of classes.
+LANDMARKS = 2000
 #: C of the linear kernel, times the dimensions; C of the RBF kernel; its gamma, times the dimensions.
 LINEAR_C = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 RBF_C = (0.3, 1.0, 3.0, 10.0, 30.0)
 RBF_GAMMA = (0.1, 0.3, 1.0)
 #: Of numbers, in standard deviations of the target.
 EPSILON = 0.1
-#: Steps after which the linear solver gives up.
-STEPS = 20000
-UNFINISHED = f"the linear support vector machine has not converged within {STEPS} steps; head linear does"
-
 Folds = NDArray[np.int64]
 
 
@@ -53,13 +60,10 @@ class Setting:
 
 
 class SvmHead(Head):
-    """SVC and SVR with a linear or RBF kernel; LinearSVC and LinearSVR where rows are too many for a kernel.
-
-    What they learned is kept as arrays in head.safetensors.
-    """
+    """Machines with a linear or RBF kernel, linear alone where rows are too many; kept in head.safetensors."""
 
     name = "svm"
-    cost = 20.0
+    cost = 5.0
 
     #: Numbers are learned in standard deviations from the mean.
     offset, unit = 0.0, 1.0
@@ -73,20 +77,42 @@ class SvmHead(Head):
 
     def train(self, problem: Problem, folds: Folds | None) -> Search:
         """Cross-validate every setting, then train the best on all rows."""
-        standard = problem.standard()
-        features = standard.divide(problem.rows.array()).astype(np.float64)
         self.classes = problem.classes
         if problem.classes is None:
-            self.offset, self.unit = float(problem.y.mean()), float(problem.y.std()) or 1.0
+            return self._train_numbers(problem, folds)
+        standard = problem.standard()
+        families = self._families(problem)
+        basis = make_basis(problem.rows, standard, solver_device(self.settings.device))
+        features = standard.divide(problem.rows.array()) if len(families) > 1 or families[0][0].gamma else None
+        paths = (_path(family, basis, features) for family in families)
+        if folds is None:
+            path = Path(basis, [1 / problem.dimensions], {"kernel": "linear"})
+            search, start = Search(chosen=path.setting(path.strengths[0])), None
+        else:
+            total = sum(map(len, families))
+            found = search_paths(problem, paths, folds, loss=SquaredHinge(), total=total)
+            search, path, start = found.search, found.path, found.start
+        weight, intercept = fit_all(problem, path.basis, search.chosen["C"], start, loss=SquaredHinge())
+        known = np.flatnonzero(np.bincount(problem.y, minlength=problem.classes))
+        weight, intercept = _one_output(weight[known], intercept[known])
+        kept: dict[str, Any] = {"mean": standard.mean, "scale": standard.scale, "known": known, "intercept": intercept}
+        if features is None or search.chosen["kernel"] == "linear":
+            self.place(Tensors.trained({**kept, "weight": weight}), {"kind": "linear"})
+        else:
+            kept |= {"vectors": features[_landmarks(len(features))], "coefficients": weight}
+            self.place(Tensors.trained(kept), {"kind": "one against the rest", "gamma": search.chosen["gamma"]})
+        return search
+
+    def _train_numbers(self, problem: Problem, folds: Folds | None) -> Search:
+        standard = problem.standard()
+        features = standard.divide(problem.rows.array()).astype(np.float64)
+        self.offset, self.unit = float(problem.y.mean()), float(problem.y.std()) or 1.0
         best = Setting("linear", 1 / features.shape[1])
         search = Search(chosen=best.to_json())
-        with _own_words():
-            if folds is not None:
-                search, best = self._search(problem, folds, features)
-            machine = self._machine(best, kernels=self._affords_kernels(problem))
-            machine.fit(features, self._targets(problem), sample_weight=problem.row_weights)
-        if _unfinished(machine):
-            search.notices.append(UNFINISHED)
+        if folds is not None:
+            search, best = self._search(problem, folds, features)
+        machine = self._machine(best, kernels=self._affords_kernels(problem))
+        machine.fit(features, self._targets(problem), sample_weight=problem.row_weights)
         kept = {"mean": standard.mean, "scale": standard.scale, **_learned(type(machine).__name__, vars(machine))}
         self.place(Tensors.trained(kept), _settings(type(machine).__name__, vars(machine)))
         return search
@@ -122,7 +148,7 @@ class SvmHead(Head):
             return said * self.unit + self.offset
         return _widened(said, self.known, self.classes)
 
-    def save(self, folder: Path) -> dict[str, Any]:
+    def save(self, folder: FilePath) -> dict[str, Any]:
         """Scaler and machine in head.safetensors."""
         arrays: dict[str, NDArray[Any]] = {"mean": self.standard.mean, "scale": self.standard.scale}
         if self.classes is not None:
@@ -132,7 +158,7 @@ class SvmHead(Head):
         return self.config() | shared | {"machine": self.machine.settings()}
 
     @classmethod
-    def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+    def load(cls, folder: FilePath, config: Mapping[str, Any]) -> Self:
         """What `save` wrote, or that of version 0.1.0 in head.skops."""
         head = cls.restore(config)
         head.classes = None if head.task == "numbers" else int(config["classes"])
@@ -150,8 +176,7 @@ class SvmHead(Head):
     def _search(self, problem: Problem, folds: Folds, features: NDArray[np.float64]) -> tuple[Search, Setting]:
         row_folds = np.repeat(folds, problem.views)
         gram = features @ features.T if self._affords_kernels(problem) else None
-        families = self._families(problem, features.shape[1])
-        known = problem.known(folds)
+        families = self._families(problem)
         count = int(folds.max()) + 1
         asked = [(family, fold) for family in families for fold in range(count)]
         steps = Steps(problem.watch, sum(len(family) for family, _ in asked), "fit")
@@ -160,7 +185,7 @@ class SvmHead(Head):
             for family, fold in asked
         ]
         said = iter(in_threads(calls, jobs=self.settings.jobs))  # libsvm lets go of the lock
-        best = Best(problem, folds, known)
+        best = Best(problem, folds, problem.known(folds))
         table = []
         for family in families:
             of_folds = [next(said) for _ in range(count)]
@@ -178,13 +203,8 @@ class SvmHead(Head):
         gram: NDArray[np.float64] | None,
         steps: Steps,
     ) -> list[NDArray[np.float64]]:
-        """Scores of the rows `held` for every C of a `family`, whose kernel matrix is made once.
-
-        NaN where the others are all of one class, which no machine can be trained on.
-        """
+        """Values of the rows `held` for every C of a `family`, whose kernel matrix is made once."""
         train, y, weights = ~held, self._targets(problem), problem.row_weights
-        if self.classes is not None and (y[train] == y[train][0]).all():
-            return [np.full((int(held.sum()), self.classes), np.nan)] * len(family)
         if gram is None:
             left, right = features[train], features[held]
         else:
@@ -193,12 +213,13 @@ class SvmHead(Head):
         for setting in family:
             machine = self._machine(setting, kernels=gram is not None, precomputed=gram is not None)
             machine.fit(left, y[train], sample_weight=weights[train])
-            found.append(self._said_by(machine, right))
+            found.append(np.asarray(machine.predict(right) * self.unit + self.offset))
             steps.step()
         return found
 
-    def _families(self, problem: Problem, dimensions: int) -> list[tuple[Setting, ...]]:
+    def _families(self, problem: Problem) -> list[tuple[Setting, ...]]:
         """Settings that share a kernel matrix."""
+        dimensions = problem.dimensions
         linear = tuple(Setting("linear", C / dimensions) for C in LINEAR_C)
         if not self._affords_kernels(problem):
             return [linear]
@@ -206,27 +227,43 @@ class SvmHead(Head):
         return {"linear": [linear], "rbf": curved, "auto": [linear, *curved]}[self.settings.kernel]
 
     def _affords_kernels(self, problem: Problem) -> bool:
-        return problem.rows.shape[0] <= KERNEL_ROWS and (problem.classes or 0) <= KERNEL_CLASSES
+        return problem.rows.shape[0] < KERNEL_ROWS and (problem.classes or 0) <= KERNEL_CLASSES
 
     def _machine(self, setting: Setting, *, kernels: bool, precomputed: bool = False) -> Any:
         from sklearn import svm
 
-        numbers = self.task == "numbers"
         if not kernels:
-            if numbers:
-                return svm.LinearSVR(C=setting.C, epsilon=EPSILON, random_state=self.settings.seed, max_iter=STEPS)
-            return svm.LinearSVC(C=setting.C, random_state=self.settings.seed, max_iter=STEPS)
+            # By its square, in the primal: some Newton steps, where the dual of the tube itself takes thousands.
+            return svm.LinearSVR(C=setting.C, epsilon=EPSILON, loss="squared_epsilon_insensitive", dual=False)
         kernel = "precomputed" if precomputed else setting.kernel
-        options: dict[str, Any] = {"C": setting.C, "kernel": kernel, "gamma": setting.gamma or "scale"}
-        return svm.SVR(epsilon=EPSILON, **options) if numbers else svm.SVC(**options)
+        return svm.SVR(C=setting.C, kernel=kernel, gamma=setting.gamma or "scale", epsilon=EPSILON)
 
     def _targets(self, problem: Problem) -> NDArray[Any]:
-        return (problem.row_y - self.offset) / self.unit if problem.classes is None else problem.row_y
+        return np.asarray((problem.row_y - self.offset) / self.unit)
 
-    def _said_by(self, machine: Any, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.classes is None:
-            return np.asarray(machine.predict(features) * self.unit + self.offset)
-        return _widened(machine.decision_function(features), machine.classes_, self.classes)
+
+def _path(family: tuple[Setting, ...], linear: Basis, features: NDArray[np.float32] | None) -> Path:
+    """Return the penalties of a `family` on the basis of its kernel, which is made only when its turn has come."""
+    strengths, gamma = [setting.C for setting in family], family[0].gamma
+    if gamma is None or features is None:
+        return Path(linear, strengths, {"kernel": "linear"})
+    rows = features.astype(np.float64)
+    basis = kernel_basis(rows, rows[_landmarks(len(rows))], gamma)
+    return Path(basis, strengths, {"kernel": "rbf", "gamma": gamma})
+
+
+def _landmarks(rows: int) -> NDArray[np.int64]:
+    """Return the numbers of the rows that span the space of a kernel: all, or some at even distances."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, LANDMARKS)).astype(np.int64))
+
+
+def _one_output(
+    weight: NDArray[np.float64], intercept: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the machines of all classes, (K, r) and (K,): of two, which mirror each other, one."""
+    if len(weight) != 2:
+        return weight, intercept
+    return (weight[1:] - weight[:1]) / 2, (intercept[1:] - intercept[:1]) / 2
 
 
 def _kernel(
@@ -288,19 +325,3 @@ def _settings(kind: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     if kind.startswith("Linear"):
         return {"kind": "linear"}
     return {"kind": "kernel", "kernel": attributes["kernel"], "gamma": attributes["_gamma"]}
-
-
-def _unfinished(machine: Any) -> bool:
-    """Whether the linear solver gave up; libsvm has no limit."""
-    return bool(machine.max_iter == STEPS and machine.n_iter_ >= STEPS)
-
-
-@contextlib.contextmanager
-def _own_words() -> Iterator[None]:
-    """Keep scikit-learn from warning of many classes, which are meant, and of what is a notice of the search."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-        yield

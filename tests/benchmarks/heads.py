@@ -33,11 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 
 from examples import problem_of
 
-from pipeline.heads.linear import PENALTIES, SEARCH_TOLERANCE, search_penalty
+from pipeline.heads.linear import PENALTIES
 from pipeline.heads.ridge import Decomposition, Target, _path, _targets
 from pipeline.heads.rows import ArrayRows
 from pipeline.heads.solvers.basis import make_basis
-from pipeline.heads.solvers.logistic import LogisticBatch
+from pipeline.heads.solvers.descent import Batch
+from pipeline.heads.solvers.losses import LogLoss
+from pipeline.heads.solvers.path import SEARCH_TOLERANCE, search_paths
+from pipeline.heads.solvers.path import Path as PenaltyPath
 from pipeline.heads.standard import Standard
 
 
@@ -95,11 +98,12 @@ def linear(shapes: list[tuple[int, int, int]]) -> None:
             folds = problem.folds(5, 13)
             assert folds is not None
             strengths = [1 / (value * len(y)) for value in PENALTIES]
-            return search_penalty(problem, basis, folds, strengths, patience=None)
+            path = PenaltyPath(basis, strengths)
+            return search_paths(problem, [path], folds, loss=LogLoss(), total=len(strengths), patience=None)
 
-        ours, (search, _) = timed(grid)
+        ours, found = timed(grid)
         one, fitted = timed(lambda X=X, y=y: LogisticRegression().fit(X, y))
-        steps = sum(row["iterations"] for row in search.table)
+        steps = sum(row["iterations"] for row in found.search.table)
         above = excess(X, y, fitted) if scaled else "-"
         print(
             f"| {rows:,} x {dimensions:,}, {classes}{', standardised' if scaled else ''} | {ours:.1f} s, {steps} steps "
@@ -112,7 +116,7 @@ def excess(X: NDArray[np.float32], y: Any, fitted: Any) -> str:
     """How far scikit-learn's fit is above the objective of ours at C = 1, ours as exact as those of the search."""
     problem = problem_of(X, y)
     basis = make_basis(problem.rows, Standard.of(problem.rows))
-    batch = LogisticBatch(basis, y, np.ones((len(y), 1)), int(y.max()) + 1)
+    batch = Batch(basis, y, np.ones((len(y), 1)), int(y.max()) + 1, loss=LogLoss())
     fits = batch.solve(1.0, batch.start(), tolerance=SEARCH_TOLERANCE)
     weights = fits.weights[0].T
     ours = objective(X, y, basis.standard_weights(weights[:-1]).T.numpy(), weights[-1].numpy())

@@ -19,7 +19,8 @@ from pipeline.heads import HEADS
 from pipeline.heads.linear import fit_logistic, solver_device
 from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION, make_basis
-from pipeline.heads.solvers.logistic import LogisticBatch, fold_weights
+from pipeline.heads.solvers.descent import Batch, fold_weights
+from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.standard import Standard
 from pipeline.splits import make_folds
 
@@ -68,7 +69,7 @@ def test_same_optimum_as_scikit_learn(name, strength):
     rows = ArrayRows(features)
     standard = Standard.of(rows)
     basis = make_basis(rows, standard).double()
-    batch = LogisticBatch(basis, y.astype(np.int64), np.ones((len(y), 1)), int(y.max()) + 1)
+    batch = Batch(basis, y.astype(np.int64), np.ones((len(y), 1)), int(y.max()) + 1, loss=LogLoss())
     fits = batch.solve(strength, batch.start(), tolerance=1e-9)
     weight = basis.standard_weights(fits.weights[0, :, :-1].T).T.numpy()
     bias = fits.weights[0, :, -1].numpy()
@@ -90,7 +91,7 @@ def test_a_batch_of_folds_equals_each_fold_alone(skipping):
     basis = make_basis(rows, standard).double()
     weights = np.random.default_rng(0).uniform(0.5, 2, 300)
     folds = make_folds(y, np.arange(300), folds=4, seed=1)
-    batch = LogisticBatch(basis, y, fold_weights(weights, folds), 3, folds=folds if skipping else None)
+    batch = Batch(basis, y, fold_weights(weights, folds), 3, loss=LogLoss(), folds=folds if skipping else None)
     fits = batch.solve(0.1, batch.start(), tolerance=1e-10)
     scaled = standard.apply(features).astype(np.float64)
     for fold in range(4):
@@ -115,7 +116,7 @@ def centred(logits):
 def test_a_warm_start_ends_where_a_cold_one_does():
     features, y = blobs(400, 30, 4)
     rows = ArrayRows(features)
-    batch = LogisticBatch(make_basis(rows, Standard.of(rows)).double(), y, np.ones((400, 1)), 4)
+    batch = Batch(make_basis(rows, Standard.of(rows)).double(), y, np.ones((400, 1)), 4, loss=LogLoss())
     first = batch.solve(0.1, batch.start(), tolerance=1e-10)
     cold = batch.solve(0.2, batch.start(), tolerance=1e-10)
     warm = batch.solve(0.2, first, tolerance=1e-10)
@@ -128,7 +129,7 @@ def test_a_path_of_penalties_is_followed_to_the_optimum_of_each():
     rows = ArrayRows(features)
     folds = make_folds(y, np.arange(900), folds=3, seed=1)
     basis = make_basis(rows, Standard.of(rows)).double()
-    batch = LogisticBatch(basis, y, fold_weights(np.ones(900), folds), 4, folds=folds)
+    batch = Batch(basis, y, fold_weights(np.ones(900), folds), 4, loss=LogLoss(), folds=folds)
     fits = batch.start()
     for strength in (0.001, 0.01, 0.1, 1.0):
         fits = batch.solve(strength, fits, tolerance=1e-10)
@@ -141,7 +142,7 @@ def test_a_path_of_penalties_is_followed_to_the_optimum_of_each():
 def test_the_search_orders_penalties_as_exact_fits_do(monkeypatch):
     features, y = blobs(600, 60, 4, apart=0.6)
     search = HEADS["linear"]("classes").fit(problem_of(features, y)).search
-    monkeypatch.setattr("pipeline.heads.linear.SEARCH_TOLERANCE", 1e-6)
+    monkeypatch.setattr("pipeline.heads.solvers.path.SEARCH_TOLERANCE", 1e-6)
     exact = HEADS["linear"]("classes").fit(problem_of(features, y)).search
     assert search.chosen == exact.chosen
     found, expected = (np.array([entry["loss"] for entry in one.table]) for one in (search, exact))

@@ -1,8 +1,9 @@
-"""Multinomial logistic regression, many at once: all folds of a penalty in one batch, each penalty from the last.
+"""Linear models with an L2 penalty, many at once: all folds of a penalty in one batch, each penalty from the last.
 
-    minimise   sum_i w_i log_loss(i) / sum_i w_i  +  |W|^2 / (2 C sum_i w_i)          (C as in scikit-learn)
+    minimise   sum_i w_i loss(i) / sum_i w_i  +  |W|^2 / (2 C sum_i w_i)          (C as in scikit-learn)
 
-L-BFGS in coordinates where features are uncorrelated. The K fits of a batch share every matrix product: logits of a
+The loss is one of `losses.py`: log loss for logistic regression, squared hinge for support vector machines. The way is
+L-BFGS in coordinates where features are uncorrelated. The K fits of a batch share every matrix product: scores of a
 block of rows are (K classes, r + 1) x (r + 1, rows), a layout in which products with few classes are fast too. A row
 counts in a fit by its weight there, which is zero in the fold that holds it out. Fits that have converged cost nothing.
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from pipeline.heads.calibration import ABSENT
 from pipeline.heads.solvers.basis import Basis
+from pipeline.heads.solvers.losses import Loss
 
 #: Pairs that L-BFGS remembers, and the floats all of them may take.
 MEMORY, MEMORY_FLOATS = 12, 100_000_000
@@ -71,8 +73,8 @@ class Fits:
         return Fits(self.weights.double(), pairs=tuple((step.double(), change.double()) for step, change in self.pairs))
 
 
-class LogisticBatch:
-    """K fits on the same rows. `weights` (n, K) says how much a row counts in each fit; `y` (n,) are class codes.
+class Batch:
+    """K fits of `loss` on the same rows: `weights` (n, K) is how much a row counts in each, `y` (n,) are class codes.
 
     With `folds` (n,), fit k holds out the rows of fold k, and these are left out of its matrix products too. All
     tensors are on the device of `basis`.
@@ -85,8 +87,10 @@ class LogisticBatch:
         weights: NDArray[np.float64],
         classes: int,
         *,
+        loss: Loss,
         folds: NDArray[np.int64] | None = None,
     ) -> None:
+        self.loss = loss
         device = basis.variance.device
         counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
         self.present = counts > 0  # (K, classes)
@@ -112,15 +116,11 @@ class LogisticBatch:
         return Fits(self.basis.variance.new_zeros(len(self.total), self.classes, len(self.basis.variance)))
 
     def penalties(self, strength: float) -> Tensor:
-        """1 / (C sum of weights) of every fit, (K,).
-
-        scikit-learn has one vector of weights for two classes, w; here they have w/2 and -w/2, half its square.
-        """
-        twice = 2.0 if self.classes == 2 else 1.0
-        return (twice / (strength * self.total)).to(self.basis.variance)
+        """1 / (C sum of weights) of every fit, (K,)."""
+        return (self.loss.pull(self.classes) / (strength * self.total)).to(self.basis.variance)
 
     def evaluate(self, weights: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
-        """Log losses (k,) in float64 and gradients (k, classes, r + 1) of the fits with numbers `fits` (k,)."""
+        """Losses (k,) in float64 and gradients (k, classes, r + 1) of the fits with numbers `fits` (k,)."""
         columns = self._enter(weights)
         gradient = torch.zeros_like(columns)
         loss = torch.zeros(len(fits), dtype=torch.float64, device=fits.device)
@@ -157,11 +157,10 @@ class LogisticBatch:
         share = self.weights[:, which][fits]
         logits = self._logits(rows, columns, fits)
         target = self.y[which].expand(len(fits), 1, -1)
-        chance = logits.softmax(dim=1)
-        loss = (share * _surprise(logits, chance, target)).sum(dim=1, dtype=torch.float64)
-        chance.scatter_add_(1, target, chance.new_full((1, 1, 1), -1.0).expand(target.shape))
-        chance.mul_(share[:, None])
-        sums.addmm_(chance.flatten(0, 1), rows)
+        losses, slopes = self.loss.evaluate(logits, target)
+        loss = (share * losses).sum(dim=1, dtype=torch.float64)
+        slopes.mul_(share[:, None])
+        sums.addmm_(slopes.flatten(0, 1), rows)
         return loss
 
     def _logits(self, rows: Tensor, columns: Tensor, fits: Tensor) -> Tensor:
@@ -188,25 +187,17 @@ class LogisticBatch:
         return _Descent(self, strength, start).run(tolerance, most)
 
 
-def _surprise(logits: Tensor, chance: Tensor, target: Tensor) -> Tensor:
-    """Log loss (k, n) of the classes `target` (k, 1, n)."""
-    given = chance.gather(1, target)[:, 0]
-    if given.min() > _SAFE:
-        return -given.log()
-    return logits.logsumexp(dim=1) - logits.gather(1, target)[:, 0]  # where the probability itself underflows
-
-
 class _Descent:
     """L-BFGS over a batch whose members keep their own steps and are left alone as they converge."""
 
-    def __init__(self, batch: LogisticBatch, strength: float, start: Fits) -> None:
+    def __init__(self, batch: Batch, strength: float, start: Fits) -> None:
         self.batch = batch
         self.strength = strength
         self.start = start
         variance = batch.basis.variance
         self.pull = batch.penalties(strength)[:, None, None].repeat(1, 1, len(variance))
         self.pull[..., -1] = 0  # nothing pulls the bias
-        self.curvature = variance * (1 - 1 / batch.classes) / batch.classes + self.pull
+        self.curvature = variance * batch.loss.curvature(batch.classes) + self.pull
         self.memory = max(3, min(MEMORY, MEMORY_FLOATS // (3 * start.weights.numel())))
         self.pairs: list[_Secant] = []
         for step, change in start.pairs:
