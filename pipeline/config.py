@@ -283,8 +283,8 @@ class FitSettings(Settings):
     step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
     memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
-    device: Device = Field("auto", description="Of linear and binned: auto, cpu, cuda or cuda:N; MPS has no doubles.")
-    jobs: Literal["auto"] | Count = Field("auto", description="Threads of the svm search for numbers; auto: one a core.")
+    device: Device = Field("auto", description="Of linear, svm, binned: auto, cpu, cuda, cuda:N; MPS has no doubles.")
+    jobs: Literal["auto"] | Count = Field("auto", description="Threads where svm learns numbers; auto: one a core.")
     seed: Seed = Field(13, description="Seed of everything random.")
 
 
