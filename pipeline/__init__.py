@@ -64,6 +64,7 @@ _HOMES = {
     "FeatureExtractor": "feature_extractor",
     "load_model": "models.model",
     "run": "commands.run",
+    "fetch": "commands.fetch",
     "list_bases": "commands.bases",
     "PipelineError": "errors",
 }

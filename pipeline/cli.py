@@ -21,6 +21,7 @@ import click
 from pipeline.commands.results import Result
 from pipeline.config import (
     ExtractSettings,
+    FetchSettings,
     FinetuneSettings,
     FitSettings,
     RerunSettings,
@@ -334,6 +335,19 @@ def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, qui
 
 
 @cli.command()
+@click.argument("lists", nargs=-1, required=True, metavar="[CLASS=]URLS.txt...")
+@output_option()
+@settings_options(FetchSettings)
+@reporting
+def fetch(lists: tuple[str, ...], output: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Download the images of lists of URLs, one a line; images.csv in the output is a source for extract."""
+    from pipeline.commands.fetch import fetch as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(lists, output, progress=not quiet, **given(options)), as_json=as_json)
+
+
+@cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @retrain_option
 @reporting
@@ -374,6 +388,7 @@ KEPT = {
     "extract": "the rows that were computed are kept, and the same command goes on from there",
     "fit-head": "no model was saved; the cached features are as they were",
     "finetune": "nothing of this training is kept: the same command begins anew",
+    "fetch": "the images that are there are kept, and the same command goes on from there",
     "run": "what its finished steps wrote is kept, and rows of features too; the same command goes on from there",
     "demo": "the images and features made so far are kept; the same command makes the rest",
     "merge": "nothing was merged; the parts are as they were",

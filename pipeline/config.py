@@ -160,6 +160,17 @@ class SourceSettings(Settings):
     labels: PathText | None = Field(None, description="CSV with labels for the images of a folder.")
 
 
+class FetchSettings(Settings):
+    """How images are downloaded from a list of URLs."""
+
+    max_mb: float = Field(50.0, gt=0, le=100_000, description="MB of the largest file taken.")
+    timeout: float = Field(60.0, gt=0, le=86_400, description="Seconds that one attempt may take in all.")
+    retries: int = Field(3, ge=0, le=20, description="Further attempts after what may pass, such as HTTP 503.")
+    connections: Count = Field(16, description="Connections at once.")
+    per_host: Count = Field(4, description="Connections at once to one host.")
+    allow_private: bool = Field(False, description="Also fetch from private and local addresses.")
+
+
 class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 

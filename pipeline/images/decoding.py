@@ -184,7 +184,7 @@ def decode(
         raise ImageError("empty", "the file has no bytes")
     if len(data) > limits.max_bytes:
         raise ImageError("too-large", f"{len(data)} bytes, the limit is {limits.max_bytes}")
-    kind = _kind(data)
+    kind = kind_of(data)
     try:
         with _strict_pillow:
             # Two steps, so that nothing here still holds the image of the first while the second makes its own.
@@ -218,8 +218,8 @@ def of_image(image: Image.Image) -> Image.Image:
         raise ImageError("corrupt", f"the opened image cannot be read: {error}") from None
 
 
-def _kind(data: bytes) -> str:
-    """Return the format of the bytes, by their first few."""
+def kind_of(data: bytes) -> str:
+    """Return the format of the bytes, one of `FORMATS`, by their first few; raises `ImageError`."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind

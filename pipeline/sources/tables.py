@@ -34,6 +34,7 @@ from pipeline.sources.manifest import (
     split_name,
 )
 from pipeline.sources.spelling import is_any_there, respell
+from pipeline.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ _FILE_COLUMNS = ("file", "file_name", "filename", "filepath", "file_path", "path
 #: A column of one of these names is the target if no option says otherwise.
 USUAL_TARGETS = ("class", "label", "target", "category")
 _DELIMITERS = ",;\t|"
+#: The columns of a table that `pipeline fetch` wrote; between them there may be one of classes.
+_FETCHED = {"url", "status", "reason", "sha256", "path"}
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Table:
     row_word: str = "line"
     images: dict[str, list[ImageRef]] = field(default_factory=dict)
     containers: tuple[Container, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -86,7 +90,20 @@ def cell_text(value: Any) -> str:
 
 def read_csv(source: Path, settings: SourceSettings) -> Manifest:
     """List the images that a CSV names."""
-    return replace(read_table(load_csv(source), source.parent, settings), source=os.fspath(source))
+    return replace(read_table(_without_refused(load_csv(source)), source.parent, settings), source=os.fspath(source))
+
+
+def _without_refused(table: Table) -> Table:
+    """Leave out the URLs of a table of `pipeline fetch` that gave no image, and the columns that tell of them."""
+    if set(table.columns) - {"class"} != _FETCHED:
+        return table
+    kept = [row for row, status in enumerate(table.columns["status"]) if status == "kept"]
+    columns = {name: [cells[row] for row in kept] for name, cells in table.columns.items() if name in ("path", "class")}
+    refused = len(table) - len(kept)
+    notes = (f"{plural(refused, 'URL')} gave no image; {table.name} says why",) if refused else ()
+    if not kept:
+        raise SourceError(f"{table.name}: none of its {plural(refused, 'URL')} gave an image; it says why")
+    return replace(table, columns=columns, lines=[table.lines[row] for row in kept], notes=notes)
 
 
 def load_csv(source: Path) -> Table:
@@ -143,7 +160,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     targets = read_targets(table, settings, used={name for name in used if name})
     log.info("%s: images from column %r, targets from %s", table.name, column, list(targets) or "none")
     rows = [Row(*row) for row in zip(ids, images, splits, strict=True)]
-    return make_manifest(table.name, rows, targets.values(), notes)
+    return make_manifest(table.name, rows, targets.values(), [*table.notes, *notes])
 
 
 def guess_image_column(table: Table) -> str:
