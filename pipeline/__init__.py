@@ -75,6 +75,7 @@ __all__ = [
     "PipelineError",
     "evaluate",
     "extract",
+    "fetch",
     "finetune",
     "fit_head",
     "info",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's
     from pipeline.commands.bases import list_bases
     from pipeline.commands.evaluate import evaluate
     from pipeline.commands.extract import extract
+    from pipeline.commands.fetch import fetch
     from pipeline.commands.finetune import finetune
     from pipeline.commands.fit_head import fit_head
     from pipeline.commands.info import info

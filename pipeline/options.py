@@ -138,3 +138,14 @@ class RerunOptions(TypedDict, total=False):
     memory: Literal["auto"] | float
     workers: Literal["auto"] | int
     weights: str | os.PathLike[str] | None
+
+
+class FetchOptions(TypedDict, total=False):
+    """The fields of `FetchSettings`."""
+
+    max_mb: float
+    timeout: float
+    retries: int
+    connections: int
+    per_host: int
+    allow_private: bool

@@ -18,6 +18,7 @@ from pipeline.cli import cli
 from pipeline.config import (
     EvaluateSettings,
     ExtractSettings,
+    FetchSettings,
     FinetuneSettings,
     FitSettings,
     RerunSettings,
@@ -32,7 +33,14 @@ README = HERE / "README.md"
 TABLE = re.compile(r"(?<=<!-- options -->\n).*(?=<!-- end of options -->\n)", re.DOTALL)
 
 #: Those that a function of the library takes as keyword arguments.
-TAKEN: tuple[type[Settings], ...] = (ExtractSettings, FitSettings, FinetuneSettings, EvaluateSettings, RerunSettings)
+TAKEN: tuple[type[Settings], ...] = (
+    ExtractSettings,
+    FitSettings,
+    FinetuneSettings,
+    EvaluateSettings,
+    RerunSettings,
+    FetchSettings,
+)
 
 HEAD = '''"""The keyword arguments of the library's functions, for type checkers and editors, which run no code.
 

@@ -9,6 +9,7 @@ from pipeline import FeatureExtractor, FeatureStore, PipelineError
 from pipeline.commands.bases import BaseInfo
 from pipeline.commands.evaluate import EvaluateResult
 from pipeline.commands.extract import ExtractResult
+from pipeline.commands.fetch import FetchResult
 from pipeline.commands.finetune import FinetuneResult
 from pipeline.commands.fit_head import FitResult
 from pipeline.commands.info import InfoResult
@@ -34,6 +35,7 @@ assert_type(pipeline.verify("a.h5"), VerifyResult)
 assert_type(pipeline.info("a.h5"), InfoResult)
 assert_type(pipeline.merge(["1.h5", Path("2.h5")], "all.h5"), MergeResult)
 assert_type(pipeline.run("experiment.toml", force=True), ExperimentResult)
+assert_type(pipeline.fetch(["cat=cats.txt"], "images", per_host=2), FetchResult)
 assert_type(pipeline.load_model("m", weights=Path("w.pt"), workers="auto"), Model)
 assert_type(pipeline.list_bases("vgg"), list[BaseInfo])
 assert_type(pipeline.__version__, str)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 from urllib.parse import urlsplit
 
 from pipeline import files
@@ -20,7 +20,10 @@ from pipeline.config import FetchSettings
 from pipeline.errors import ImageError, SettingsError, SourceError
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
-from pipeline.progress import Bar, progress
+from pipeline.options import FetchOptions
+from pipeline.progress import Bar
+from pipeline.progress import progress as progress_bar
+from pipeline.signatures import takes
 from pipeline.sources.download import Address, Downloader, Refused, is_public
 from pipeline.text import plural, shown
 
@@ -61,8 +64,13 @@ class FetchResult(Result):
         return "\n".join(lines)
 
 
+@takes(FetchSettings)
 def fetch(
-    lists: str | Path | Sequence[str | Path], output: str | Path, *, progress: bool = False, **options: Any
+    lists: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    progress: bool = False,
+    **options: Unpack[FetchOptions],
 ) -> FetchResult:
     """Download the images of lists of URLs, one a line, to the folder `output`.
 
@@ -181,7 +189,7 @@ class Fetch:
                     bar.advance()
 
             async with Downloader.open(self._settings, allowed=self._allowed) as client, asyncio.TaskGroup() as group:
-                with progress(len(lines), "fetching", show=self._show) as bar:
+                with progress_bar(len(lines), "fetching", show=self._show) as bar:
                     tasks = [group.create_task(work(client, bar)) for _ in range(self._settings.connections)]
                     await asyncio.wait(tasks)
         return outcomes
