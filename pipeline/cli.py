@@ -20,6 +20,7 @@ import click
 
 from pipeline.commands.results import Result
 from pipeline.config import (
+    SOURCES,
     ExtractSettings,
     FetchSettings,
     FinetuneSettings,
@@ -122,6 +123,15 @@ force_option = click.option("--force", is_flag=True, help="Replace an output tha
 retrain_option = click.option("--force", is_flag=True, help="Train every model again; features are never discarded.")
 
 
+def listing_sources(command: Command) -> Command:
+    """Put the kinds of source in the place of ``{sources}`` in the docstring, which is the command's help."""
+    if command.__doc__ is not None:  # python -OO has none
+        # After \b click keeps the lines of a paragraph as they are.
+        lines = "\n".join(["\b", *(f"      {description}" for description in SOURCES.values())])
+        command.__doc__ = command.__doc__.format(sources=lines)
+    return command
+
+
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the user gave."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
@@ -171,13 +181,15 @@ def print_lines(text: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Print rows, time and size; write nothing.")
 @force_option
 @reporting
+@listing_sources
 def extract(
     source: str, output: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
     """Stage 1: run the frozen base over the images of SOURCE, once, and keep the features in an HDF5 file.
 
-    SOURCE is a folder (flat, one folder a class, or train/val/test with class folders), a CSV with an image column, or
-    a text file of paths. The same command again computes only what is missing.
+    The same command again computes only what is missing. SOURCE is one of:
+
+    {sources}
     """
     from pipeline.commands.extract import extract as stage
     from pipeline.commands.extract import rehearse
@@ -210,7 +222,7 @@ def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool,
 @force_option
 @reporting
 def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Stage 3, optional: train the network on the images of SOURCE, wholly or in part."""
+    """Stage 3, optional: train the network on the images of SOURCE (as extract takes it), wholly or in part."""
     from pipeline.commands.finetune import finetune as stage
 
     begin(quiet=quiet, verbose=verbose)

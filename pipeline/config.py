@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from pipeline.devices import KINDS
 from pipeline.errors import RecipeMismatchError, SettingsError
 from pipeline.registry import unknown
 
@@ -24,6 +25,18 @@ Device = str  # auto, cpu, cuda, cuda:1, mps
 
 #: The augmentations, here for the help, which loads no images; a test holds them to their registry.
 AUGMENTATIONS = ("crop", "flip", "vflip", "mirror", "rotate", "brightness")
+#: The kinds of source and what each looks like, in the order of the help; a test holds the names to their registry.
+SOURCES = {
+    "folder": "a folder (flat, one folder a class, or train/val/test with class folders)",
+    "csv": "a .csv or .tsv file with a column of image paths",
+    "parquet": "a .parquet file with a column of image paths or image bytes",
+    "list": "a .txt file with one path a line",
+    "tar": "a .tar file (WebDataset's, or of folders), or a folder of them",
+    "torchvision": "torchvision:NAME?root=DIR, a dataset of torchvision",
+}
+#: The layers that have a name of their own in some family of bases.
+LAYERS = ("avgpool", "pool5", "fc6", "fc7", "cls", "tokens")
+_DEVICES = f"auto, {', '.join(KINDS)} or cuda:N"
 #: The heads, a file of `pipeline.heads` each: a name is registered by standing here.
 HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend")
 
@@ -126,7 +139,7 @@ class EngineSettings(Settings):
     """Engine, device and share of the machine that run a base; features are the same within rounding with any."""
 
     engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="Engine that runs the base.")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    device: Device = Field("auto", description=f"{_DEVICES}.")
     compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
     batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")
     memory: Literal["auto"] | Gigabytes = Field(
@@ -157,7 +170,7 @@ class SourceSettings(Settings):
     id_column: str | None = Field(None, description="Column with a unique id; the image path otherwise.")
     split_column: str | None = Field(None, description="Column that says train, val or test.")
     image_root: PathText | None = Field(None, description="Folder that image paths are relative to.")
-    labels: PathText | None = Field(None, description="CSV with labels for the images of a folder.")
+    labels: PathText | None = Field(None, description="CSV or Parquet table with labels for the images.")
 
 
 class FetchSettings(Settings):
@@ -174,7 +187,7 @@ class FetchSettings(Settings):
 class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 
-    base: str = Field("resnet18", description="Frozen base: a torchvision model, or timm:NAME.")
+    base: str = Field("resnet18", description="Frozen base: a torchvision model, timm:NAME or scratch:NAME.")
     weights: PathText = Field("DEFAULT", description="DEFAULT, a published name, embedded, none (random) or a file.")
     size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
 
@@ -186,14 +199,14 @@ class EvaluateSettings(RerunSettings, SourceSettings):
 class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     """Settings of stage one: images to features."""
 
-    layer: Names = Field(("avgpool",), description="Layer to keep: avgpool, pool5, fc6, fc7, a module.")
+    layer: Names = Field(("avgpool",), description=f"Layer(s) to keep: {', '.join(LAYERS)}, or a module.")
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
     augment: Names = Field((), description=f"Augmentations of a random view: {','.join(AUGMENTATIONS)}.")
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N, mps; several: cuda:0,cuda:1 or all.")
+    device: Device = Field("auto", description=f"{_DEVICES}; several: cuda:0,cuda:1 or all.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
     part: str | None = Field(None, description="K/N, the K-th of N parts of the rows.")
     rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")
@@ -234,7 +247,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     )
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
+    device: Device = Field("auto", description=f"{_DEVICES}.")
     workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
     seed: Seed = Field(13, description="Seed of everything random.")
 

@@ -18,6 +18,7 @@ from packaging.version import Version
 from pictures import encoded, photo, write_photos
 
 from pipeline import cli
+from pipeline.config import SOURCES
 
 HERE = Path(__file__).parent.parent
 HAS_GEMMA = pytest.mark.skipif(
@@ -269,6 +270,11 @@ def test_every_option_is_explained(command: str) -> None:
     for parameter in cli.cli.commands[command].params:
         if isinstance(parameter, click.Option) and parameter.name not in ("output", "help"):
             assert parameter.help, parameter.name
+
+
+def test_the_help_of_extract_lists_every_kind_of_source(run: Run) -> None:
+    lines = [line.strip() for line in run("extract", "--help").out.splitlines()]
+    assert set(SOURCES.values()) <= set(lines)
 
 
 @HAS_GEMMA

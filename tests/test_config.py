@@ -1,9 +1,19 @@
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from pipeline.config import AUGMENTATIONS, ExtractSettings, FinetuneSettings, FitSettings, Recipe, Settings
+from pipeline.config import (
+    AUGMENTATIONS,
+    LAYERS,
+    SOURCES,
+    ExtractSettings,
+    FinetuneSettings,
+    FitSettings,
+    Recipe,
+    Settings,
+)
 from pipeline.errors import RecipeMismatchError, SettingsError
 
 
@@ -64,13 +74,27 @@ def test_one_text_is_a_list_of_one_and_a_comma_separates() -> None:
 
 
 def test_the_help_names_what_the_registries_hold() -> None:
+    from pipeline.bases import ZOOS
+    from pipeline.bases.torchvision import FAMILIES
+    from pipeline.devices import KINDS
     from pipeline.heads import HEADS
     from pipeline.heads.selection import CHOOSERS
     from pipeline.images.augment import CHANGES
+    from pipeline.sources import SOURCES as REGISTERED
+    from pipeline.training.loop import OPTIMIZERS
 
     assert set(AUGMENTATIONS) == set(CHANGES)
+    assert set(SOURCES) == set(REGISTERED)
+    assert set(LAYERS) == {layer for family in FAMILIES.values() for layer in family.aliases}
     assert FitSettings.model_fields["head"].description == f"{', '.join([*HEADS, *CHOOSERS])}."
     assert [HEADS[name].name for name in HEADS] == list(HEADS)
+    assert set(get_args(FinetuneSettings.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
+    for settings in (ExtractSettings, FinetuneSettings):
+        said = {name: str(field.description) for name, field in settings.model_fields.items()}
+        assert set(CHANGES) <= set(re.findall(r"\w+", said["augment"]))
+        assert all(f"{prefix}NAME" in said["base"] for prefix in ZOOS if prefix)
+        assert all(kind in said["device"] for kind in KINDS)
+    assert all(layer in str(ExtractSettings.model_fields["layer"].description) for layer in LAYERS)
 
 
 def test_text_from_the_command_line_becomes_numbers() -> None:

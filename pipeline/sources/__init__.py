@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config import SOURCES as DESCRIPTIONS
 from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
 from pipeline.registry import Registry
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 class SourceKind:
     """A kind of source: its test, its reader, and the options that it has."""
 
-    description: str
     fits: Callable[[str], bool]
     read: Callable[[str, SourceSettings], Manifest]
     options: frozenset[str] = frozenset()
@@ -56,12 +56,11 @@ def _ends(*suffixes: str) -> Callable[[str], bool]:
 _TABLE = frozenset(("image_column", "target", "id_column", "split_column", "image_root"))
 _LABELS = frozenset(("labels", "image_column", "target", "split_column"))
 
-#: In the order in which they are tried.
+#: In the order in which they are tried: names that say it first, and a folder of tars before any other folder.
 SOURCES: Registry[SourceKind] = Registry("kind of source")
 SOURCES.add(
     "torchvision",
     SourceKind(
-        f"{datasets.PREFIX}NAME?root=DIR",
         lambda source: source.startswith(datasets.PREFIX),
         datasets.read_dataset,
     ),
@@ -69,7 +68,6 @@ SOURCES.add(
 SOURCES.add(
     "tar",
     SourceKind(
-        "a .tar file, or a folder of them",
         lambda source: _ends(".tar")(source) or tars.is_shards(Path(source)),
         lambda source, settings: tars.read_tars(Path(source), settings),
         frozenset(("target",)),
@@ -78,7 +76,6 @@ SOURCES.add(
 SOURCES.add(
     "folder",
     SourceKind(
-        "a folder (flat, one folder a class, or train/val/test)",
         lambda source: Path(source).is_dir(),
         lambda source, settings: folder.read_folder(Path(source), settings),
     ),
@@ -86,7 +83,6 @@ SOURCES.add(
 SOURCES.add(
     "csv",
     SourceKind(
-        "a .csv or .tsv file with a column of image paths",
         _ends(".csv", ".tsv"),
         lambda source, settings: tables.read_csv(Path(source), settings),
         _TABLE,
@@ -95,7 +91,6 @@ SOURCES.add(
 SOURCES.add(
     "parquet",
     SourceKind(
-        "a .parquet file with a column of image paths or image bytes",
         _ends(".parquet", ".pq"),
         lambda source, settings: parquet.read_parquet(Path(source), settings),
         _TABLE,
@@ -104,7 +99,6 @@ SOURCES.add(
 SOURCES.add(
     "list",
     SourceKind(
-        "a .txt file with one path a line",
         _ends(".txt", ".lst", ".list"),
         lambda source, settings: lists.read_list(Path(source), settings),
         frozenset(("image_root",)),
@@ -145,7 +139,7 @@ def _kind_of(source: str) -> tuple[str, SourceKind]:
         raise SourceError(f"{shown(source)} is one image; a source is a folder or a list of images")
     if source.lower().endswith(_ARCHIVES):
         raise SourceError(f"{shown(source)} is an archive: unpack it first, and give the folder")
-    known = "; ".join(SOURCES[name].description for name in SOURCES)
+    known = "; ".join(DESCRIPTIONS.values())
     raise SourceError(f"{shown(source)} is not a source that can be read; one is: {known}")
 
 

@@ -112,7 +112,7 @@ def test_what_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "one.jpg").write_bytes(encoded(photo()))
     assert "is one image; a source is a folder" in refusal(tmp_path / "one.jpg")
     (tmp_path / "notes.docx").touch()
-    assert "is not a source that can be read; one is: torchvision:NAME" in refusal(tmp_path / "notes.docx")
+    assert "is not a source that can be read; one is: a folder (flat" in refusal(tmp_path / "notes.docx")
 
 
 def test_options_of_tables_are_refused_elsewhere(photo_folder: Path) -> None:
