@@ -59,6 +59,7 @@ _HOMES = {
     "evaluate": "commands.evaluate",
     "verify": "commands.verify",
     "info": "commands.info",
+    "doctor": "commands.doctor",
     "merge": "commands.merge",
     "FeatureStore": "store",
     "FeatureExtractor": "feature_extractor",
@@ -73,6 +74,7 @@ __all__ = [
     "FeatureExtractor",
     "FeatureStore",
     "PipelineError",
+    "doctor",
     "evaluate",
     "extract",
     "fetch",
@@ -89,6 +91,7 @@ __all__ = [
 
 if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's __getattr__ would be Any for every name
     from pipeline.commands.bases import list_bases
+    from pipeline.commands.doctor import doctor
     from pipeline.commands.evaluate import evaluate
     from pipeline.commands.extract import extract
     from pipeline.commands.fetch import fetch

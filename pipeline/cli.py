@@ -395,6 +395,19 @@ def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
     tell(stage(output, progress=not quiet), as_json=as_json)
 
 
+@cli.command()
+@reporting
+def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Look at this machine and what is installed, for a bug report: versions, CPU, engines, devices, caches, room."""
+    from pipeline.commands.doctor import doctor as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    result = stage()
+    tell(result, as_json=as_json)
+    if not result.ok:
+        raise SystemExit(1)
+
+
 #: What a stop leaves behind, command by command.
 KEPT = {
     "extract": "the rows that were computed are kept, and the same command goes on from there",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import platform
 import socket
+from collections.abc import Iterable
 from importlib import metadata
 
 _PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "Pillow", "timm")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what decides the numbers; a package that is not installed is left out."""
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Return the versions of what decides the numbers, or of `packages`; what is not installed is left out."""
     found = {"python": platform.python_version()}
-    for name in ("cached-feature-pipeline", *_PACKAGES):
+    for name in ("cached-feature-pipeline", *packages):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -32,6 +32,7 @@ assert_type(pipeline.predict("m", photos, device="cpu", csv="answers.csv"), Pred
 assert_type(pipeline.evaluate("m", "a.h5", split="val", target=("kind",)), EvaluateResult)
 assert_type(pipeline.verify("a.h5", recompute=3, engine="torch").ok, bool)
 assert_type(pipeline.verify("a.h5"), VerifyResult)
+assert_type(pipeline.doctor().engines, dict[str, str])
 assert_type(pipeline.info("a.h5"), InfoResult)
 assert_type(pipeline.merge(["1.h5", Path("2.h5")], "all.h5"), MergeResult)
 assert_type(pipeline.run("experiment.toml", force=True), ExperimentResult)

@@ -13,6 +13,7 @@ import pytest
 import pipeline.commands.results
 from pipeline.commands.bases import BaseInfo
 from pipeline.commands.demo import DemoResult
+from pipeline.commands.doctor import DoctorResult
 from pipeline.commands.evaluate import EvaluateResult
 from pipeline.commands.extract import ExtractResult, RehearseResult
 from pipeline.commands.finetune import FinetuneResult
@@ -170,6 +171,20 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
     (VerifyResult(), {"ok": True, "problems": [], "recomputed": 0, "largest_difference": 0.0}),
     (InfoResult({"store": "a.h5", "rows": 3}), {"store": "a.h5", "rows": 3}),
     (MERGED, MERGED_KEYS),
+    (
+        DoctorResult(engines={"torch": "works"}, failed={"blas": "ImportError: none"}),
+        {
+            "ok": True,
+            "versions": {},
+            "system": {},
+            "blas": [],
+            "engines": {"torch": "works"},
+            "devices": {},
+            "caches": {},
+            "free": {},
+            "failed": {"blas": "ImportError: none"},
+        },
+    ),
     (
         DemoResult(Path("d"), images=2, metrics={"svm": {"accuracy": 0.98765}}, seconds=SECONDS),
         {"folder": "d", "images": 2, "metrics": {"svm": {"accuracy": 0.98765}}, "seconds": 1.2},
