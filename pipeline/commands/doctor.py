@@ -59,11 +59,11 @@ class DoctorResult(Result):
         return WORKS in self.engines.values()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, with the verdict in front."""
+        """Return the fields, with the verdict in front."""
         return {"ok": self.ok, **super().to_json()}
 
     def summary(self) -> str:
-        """A line a check, to be pasted."""
+        """Return a line a check, to be pasted."""
         system = self.system
         lines = {"versions": ", ".join(f"{name} {version}" for name, version in self.versions.items())}
         if system:
@@ -101,7 +101,7 @@ def doctor() -> DoctorResult:
 
 
 def _reply(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a check found, or why it failed."""
+    """Return what a check found, or why it failed."""
     try:
         return {"found": check()}
     except Exception as error:  # noqa: BLE001 - the reason is what is asked for, whatever it is
@@ -109,7 +109,7 @@ def _reply(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _replies_of_processes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The replies of `PROBES`, all at once, each in a process that may end as it likes."""
+    """Ask `PROBES` all at once, each in a process that may end as it likes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with ExitStack() as running:
         started = {}
@@ -144,7 +144,7 @@ def _heard(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _without_home(value: Any) -> Any:
-    """The same with ``~`` for the home folder, whose name is often that of a person."""
+    """Put ``~`` for the home folder, whose name is often that of a person."""
     if isinstance(value, Mapping):
         return {name: _without_home(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -198,7 +198,7 @@ def _folder() -> dict[str, Any]:
 
 
 def _torch() -> dict[str, Any]:
-    """A convolution on the CPU, which must be right; then on each other device, where any failure is its state."""
+    """Run a convolution on the CPU, which must be right; then on each other device, where any failure is its state."""
     import torch
 
     from pipeline.devices import devices_of_kind
@@ -219,7 +219,7 @@ def _torch() -> dict[str, Any]:
 
 
 def _onnxruntime() -> dict[str, Any]:
-    """The same convolution, as a graph."""
+    """Run the same convolution, as a graph."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper
