@@ -30,6 +30,8 @@ PARTS = {"val": "held-out rows", "test": "test rows", "cv": "out of fold", "trai
 OUTLYING, DROWNING = 0.02, 0.9
 #: Bootstrap samples, and the number of groups from which on they say no more than a normal distribution does.
 RESAMPLES, SETTLED = 1000, 2000
+#: Groups from which the spread of an error can be told, and the largest logarithm that a bound has.
+FEWEST, LARGEST_LOGARITHM = 10, 50.0
 NORMAL = 1.959964
 _LEAST = 1e-15
 
@@ -53,12 +55,11 @@ def classification(
     per_class = _per_class(truth, predicted, names)
     groups = np.arange(len(truth)) if groups is None else groups
     right = predicted == truth
-    independent = effective_count(groups) / len(truth)
     found: dict[str, Any] = {
         "n": len(truth),
         "groups": len(np.unique(groups)),
         "accuracy": float(right.mean()),
-        "accuracy_interval": list(share_interval(right.sum() * independent, len(truth) * independent)),
+        "accuracy_interval": list(accuracy_interval(right, groups)),
         "majority": float(np.bincount(truth).max() / len(truth)),
         "macro_f1": float(np.mean([one["f1"] for one in per_class.values() if one["support"]])),
         "absent": [name for name, one in per_class.items() if not one["support"]],
@@ -72,15 +73,28 @@ def classification(
     return found
 
 
-def effective_count(groups: NDArray[np.int64]) -> float:
+def accuracy_interval(
+    right: NDArray[Any], groups: NDArray[np.int64], weights: NDArray[np.float64] | None = None
+) -> tuple[float, float]:
+    """Return the 95 % interval of an accuracy: of the sum of `right` (n,), 1 or the row's weight where it is right.
+
+    It is that of the share in as many independent rows as the `groups` (n,) are worth.
+    """
+    weights = np.ones(len(groups)) if weights is None else weights
+    count = effective_count(groups, weights)
+    return share_interval(min(float(right.sum() / weights.sum()), 1.0) * count, count)
+
+
+def effective_count(groups: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> float:
     """Count how many independent rows say as much as those in `groups` (n,), equal where one follows from another.
 
-    Kish (1965): the square of the sum of the groups' sizes by the sum of their squares. Without copies it is n.
+    Kish (1965): the square of the sum of the groups' sizes by the sum of their squares; with `weights` (n,), those are
+    what their rows weigh. Without copies it is n.
 
     >>> effective_count(np.array([0, 0, 1, 1])), effective_count(np.array([0, 0, 0, 1]))
     (2.0, 1.6)
     """
-    sizes = np.unique(groups, return_counts=True)[1]
+    sizes = np.bincount(np.unique(groups, return_inverse=True)[1], weights=weights)
     return float(sizes.sum() ** 2 / np.square(sizes).sum())
 
 
@@ -107,7 +121,7 @@ def regression(
     """Measure n predictions: MAE and RMSE in the target's unit, and R² (None where the truth does not vary).
 
     Each has a 95 % interval by resampling `groups` (n,) of rows, which are one observation each: mae_interval,
-    rmse_interval, r2_interval; None where fewer than three groups leave nothing to tell it from.
+    rmse_interval, r2_interval; None where fewer than `FEWEST` groups leave too little to tell it from.
     """
     truth = np.asarray(truth, dtype=np.float64)
     errors = np.asarray(predicted, dtype=np.float64).reshape(truth.shape) - truth
@@ -136,12 +150,12 @@ def ratio_interval(
 
     The bootstrap-t of its logarithm (Efron and Tibshirani, 1993, 12.5) over `groups` (n,): the few large errors that
     most of a sum comes from make percentiles of plain resampling too narrow. From `SETTLED` groups on the normal
-    distribution says the same. None where there are fewer than three, or all is zero.
+    distribution says the same. None where there are fewer than `FEWEST`, or all is zero.
     """
     _, of_row = np.unique(groups, return_inverse=True)
     count = int(of_row.max()) + 1
     a, b = (np.bincount(of_row, weights=values) for values in (above, below))
-    if count < 3 or not a.sum() > 0:
+    if count < FEWEST or not a.sum() > 0:
         return None
     ratio = float(a.sum() / b.sum())
     sums = np.stack([a, b, a * a, a * b, b * b])
@@ -154,7 +168,7 @@ def ratio_interval(
         if not known.any():
             return ratio, ratio
         low, high = np.quantile((logarithms[known] - math.log(ratio)) / spreads[known], (0.025, 0.975))
-    return ratio * math.exp(-high * spread), ratio * math.exp(-low * spread)
+    return ratio * math.exp(-high * spread), ratio * math.exp(min(-low * spread, LARGEST_LOGARITHM))
 
 
 def _log_ratio(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

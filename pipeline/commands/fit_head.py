@@ -42,6 +42,9 @@ from pipeline.text import shown
 
 log = logging.getLogger(__name__)
 
+#: What is to be known of the rows out of fold.
+SELECTED = " (which the settings were chosen by)"
+
 
 @dataclass
 class FitResult(Result):
@@ -65,6 +68,7 @@ class FitResult(Result):
         for name, title in metrics.PARTS.items():
             if name in self.metrics:
                 found = metrics.table(self.metrics[name])
+                title += SELECTED * (name == "cv")
                 lines.append(f"{title}: {found if name == in_full else found.splitlines()[0]}")
         if self.ranking:
             seen = ", on rows that no search saw (out of fold: what the search saw)" * (self.compared_by == NESTED)

@@ -26,7 +26,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.rows import ArrayRows
-from pipeline.metrics import log_losses
+from pipeline.metrics import accuracy_interval, log_losses, ratio_interval
 from pipeline.progress import Course, Watch, unwatched
 from pipeline.registry import refuse_unknown
 
@@ -198,25 +198,34 @@ def standings(
     """Entries, best first, of what has out-of-fold `scores`; intervals by resampling rows, equal contents together."""
     qualities = {name: _qualities(problem, said) for name, said in scores.items()}
     samples = _resampled(problem.groups, seed)
-    loss = {name: float(_losses(problem, said).mean()) for name, said in scores.items()}
+    loss = {name: float(np.average(_losses(problem, said), weights=problem.weights)) for name, said in scores.items()}
     heads = sorted(scores.keys() - {PROCEDURE}, key=lambda name: (-qualities[name].mean(), loss[name], name))
     chosen = choose({name: qualities[name] for name in heads}, samples, prefer)
     entries = []
     for name in (*heads, *(scores.keys() & {PROCEDURE})):
-        low, high = _interval(samples, qualities[name])
         behind = qualities[heads[0]] - qualities[name]
         entries.append(
             {
                 "head": name,
                 "chosen": name == chosen,
                 "score": _shown(problem, float(qualities[name].mean())),
-                "interval": sorted((_shown(problem, low), _shown(problem, high))),
+                "interval": _score_interval(problem, qualities[name], samples),
                 "loss": loss[name],
                 "behind_best": float(behind.mean()),
                 "behind_interval": list(_interval(samples, behind)),
             }
         )
     return entries
+
+
+def _score_interval(problem: Problem, quality: NDArray[np.float64], samples: NDArray[np.int64]) -> list[float]:
+    """Return the 95 % interval of an accuracy, or of an RMSE, from the `quality` (n,) of each image."""
+    if problem.classes is not None:
+        return list(accuracy_interval(quality, problem.groups, problem.weights))
+    squares: Sequence[float] | None = ratio_interval(-quality, problem.weights, problem.groups)
+    if squares is None:  # too few rows for more than their own spread
+        squares = sorted(-bound for bound in _interval(samples, quality))
+    return [max(bound, 0.0) ** 0.5 for bound in squares]
 
 
 def _losses(problem: Problem, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -242,19 +251,19 @@ def choose(
 
 
 def _qualities(problem: Problem, scores: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Of each image (n,): 1 where it is right, else 0; or the negative squared error.
+    """Of each image (n,): its weight where it is right, else 0; or its weight times the negative squared error.
 
     Images without scores are wrong, or told by the mean.
     """
     if problem.classes is None:
         mean = np.average(problem.y, weights=problem.weights)
         said = np.full(len(problem.y), mean) if scores is None else np.where(np.isnan(scores), mean, scores)
-        return np.asarray(-np.square(said - problem.y))
+        return np.asarray(-np.square(said - problem.y) * problem.weights)
     if scores is None:
         return np.zeros(len(problem.y))
     scored = ~np.isnan(scores).any(axis=1)
     right = np.nan_to_num(scores, nan=-np.inf).argmax(axis=1) == problem.y
-    return np.asarray((right & scored).astype(np.float64))
+    return np.asarray((right & scored) * problem.weights)
 
 
 def _resampled(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -87,7 +87,14 @@ def test_a_model_folder_with_metrics_of_held_out_and_training_rows(store, tmp_pa
     assert result.chosen["head"] == "linear"
     assert result.chosen["C"] > 0
     names = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*") if path.is_file()}
-    assert names == {"model.json", "metrics.json", "predictions.csv", "head.safetensors", "plots/confusion.png"}
+    assert names == {
+        "model.json",
+        "metrics.json",
+        "predictions.csv",
+        "head.safetensors",
+        "rows.safetensors",
+        "plots/confusion.png",
+    }
     assert json.loads(json.dumps(result.to_json()))["metrics"] == result.metrics
     assert "held-out rows: accuracy" in result.summary()
     assert "training rows: accuracy" in result.summary()
@@ -531,7 +538,7 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
     assert result.metrics["train"]["n"] == result.metrics["cv"]["n"] == 240
     assert any("no row is held out" in notice for notice in result.notices)
     assert "held-out rows" not in result.summary()
-    assert "out of fold: accuracy" in result.summary()
+    assert "out of fold (which the settings were chosen by): accuracy" in result.summary()
     assert "precision" in result.summary()
     assert (tmp_path / "model" / "predictions.csv").read_text() == ""
     assert load_head(
@@ -539,7 +546,7 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
     ).weight.size
     numbers = fit_head(made, tmp_path / "numbers", head="ridge", target="length", val=0)
     assert set(numbers.metrics) == {"cv", "train"}
-    assert "out of fold: MAE" in numbers.summary()
+    assert "out of fold (which the settings were chosen by): MAE" in numbers.summary()
 
 
 def test_a_share_beside_a_split_of_the_file_is_said_to_have_no_say(store, tmp_path):

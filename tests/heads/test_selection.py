@@ -11,7 +11,7 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.rows import ArrayRows, StreamedRows
-from pipeline.heads.selection import _qualities, choose, rank, table_text, task_of, train_head
+from pipeline.heads.selection import _qualities, choose, rank, standings, table_text, task_of, train_head
 from pipeline.heads.standard import Standard
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
@@ -149,3 +149,27 @@ def test_whoever_waits_hears_what_is_searched_and_how_far_it_is(name):
         assert any(what.startswith("all rows, ") for what in starts)
     if name != "regressor":  # whose trials of ranges each go from nothing to all of it
         assert min(np.diff(shares)) > -1e-9
+
+
+def test_a_head_that_is_right_on_every_row_is_not_said_to_be_perfect():
+    problem = problem_of(*blobs(20, 5, 2))
+    (entry,) = standings(problem, {"linear": np.eye(2)[problem.y]}, 13)
+    assert entry["score"] == 1
+    assert entry["interval"] == pytest.approx([0.8316, 1.0], abs=1e-4)
+
+
+def test_the_ranking_weighs_rows_as_the_heads_do():
+    """One head knows the rare class, one says the common one always: balanced weights prefer the first."""
+    y = np.array([0] * 90 + [1] * 10)
+    weights = np.where(y == 1, 5.0, 5 / 9)
+    problem = problem_of(np.zeros((100, 2)), y, sample_weight=weights)
+    knows, common = np.where(np.arange(100) % 3, y, 1), np.zeros(100, dtype=int)
+    scores = {"linear": np.eye(2)[knows] * 0.8 + 0.1, "knn": np.eye(2)[common] * 0.8 + 0.1}
+    ranking = {entry["head"]: entry for entry in standings(problem, scores, 13)}
+    assert ranking["linear"]["chosen"]
+    assert ranking["knn"]["score"] == pytest.approx(0.5)
+    assert ranking["linear"]["score"] == pytest.approx((np.mean(knows[:90] == 0) + 1) / 2)
+    low, high = ranking["linear"]["interval"]
+    assert high - low > 0.25  # ten rows decide half of it
+    plain = standings(problem_of(np.zeros((100, 2)), y), scores, 13)
+    assert [entry["head"] for entry in plain if entry["chosen"]] == ["knn"]
