@@ -16,9 +16,8 @@ from pictures import write_photos
 from PIL import Image
 
 from pipeline.commands.extract import extract
-from pipeline.commands.merge import merge
 from pipeline.commands.verify import relative_difference, verify
-from pipeline.errors import BaseError, OutputExistsError, RecipeMismatchError, SourceError, StoreError
+from pipeline.errors import BaseError, RecipeMismatchError, SourceError, StoreError
 from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import FeatureStore, LayerSpec, Part, Source
 
@@ -172,26 +171,6 @@ def test_an_unfinished_file_is_not_ok(tmp_path: Path) -> None:
         verify(tmp_path / "F.h5")
     with pytest.raises(StoreError, match="does not exist"):
         verify(tmp_path / "G.h5")
-
-
-def listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_merge_does_not_overwrite(tmp_path: Path) -> None:
-    write_images(tmp_path / "images", 4)
-    manifest = manifest_of(tmp_path / "images")
-    ids = [record.id for record in manifest.records]
-    for start in 0, 2:
-        part = Part.of(ids, start, start + 2)
-        cheap_extract(manifest.rows(start, start + 2), tmp_path / "parts" / f"{start}.h5", part=part)
-    (tmp_path / "M.h5").write_text("precious")
-    with pytest.raises(OutputExistsError, match="exists already; give --force to replace it"):
-        merge([tmp_path / "parts"], tmp_path / "M.h5")
-    assert (tmp_path / "M.h5").read_text() == "precious"
-    assert merge([tmp_path / "parts"], tmp_path / "M.h5", force=True).rows == 4
-    assert listing(tmp_path) == ["M.h5", "images", "parts"]
-    assert cheap_extract(manifest, tmp_path / "M.h5") == []
 
 
 # --- bad rows, and what a file says of itself

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cheap import full_disk, recipe
+from cheap import recipe
 from conftest import Trained
 from pictures import write_photos
-from safetensors.torch import save_file
 
 from pipeline.bases import load_base
 from pipeline.bases.weights import digest
 from pipeline.commands.evaluate import evaluate
-from pipeline.commands.extract import extract
 from pipeline.commands.fit_head import fit_head
 from pipeline.commands.predict import predict
 from pipeline.errors import ModelError, OutputExistsError
@@ -27,15 +23,7 @@ from pipeline.heads import LinearHead
 from pipeline.metrics import classification
 from pipeline.models.folder import BaseRecord, DataRecord, checksum, save_model
 from pipeline.models.model import load_model
-from pipeline.models.predictions import plain_text, write_rows
-from pipeline.sources import from_paths
 from pipeline.training.network import write_base
-
-
-@pytest.fixture
-def model(trained: Trained, tmp_path: Path) -> Path:
-    """A copy of the linear model that a test may damage."""
-    return Path(shutil.copytree(trained.linear, tmp_path / "model"))
 
 
 def change(model: Path, **changes: Any) -> None:
@@ -61,12 +49,6 @@ def test_the_folder_holds_what_the_format_names(model: Path) -> None:
     assert json.loads((model / "metrics.json").read_text())["val"] == record.metrics["val"]
     rows = (model / "predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 12
-
-
-def test_a_model_answers_wherever_its_folder_is(model: Path, trained: Trained) -> None:
-    image = [trained.photos / "val/bees/001.jpg"]
-    here, there = predict(model, image).predictions[0], predict(trained.linear, image).predictions[0]
-    assert here == there
 
 
 @pytest.mark.parametrize(
@@ -122,44 +104,6 @@ def test_an_image_whose_features_are_no_numbers_has_no_answer(trained: Trained, 
     assert answer == {"id": str(image), "error": "non-finite: the base gives NaN or infinity for it"}
 
 
-def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(
-    trained: Trained, model: Path, tmp_path: Path
-) -> None:
-    image = [trained.photos / "val/ants/001.jpg"]
-    state = load_base("squeezenet1_1", "embedded").module.state_dict()
-    right, wrong = tmp_path / "right.safetensors", tmp_path / "wrong.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, right)
-    save_file({name: tensor.contiguous() + 1e-3 for name, tensor in state.items()}, wrong)
-    assert predict(model, image, weights=str(right)).predictions[0]["label"] == "ants"
-    with pytest.raises(ModelError, match="give the right file with --weights FILE"):
-        predict(model, image, weights=str(wrong))
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(ModelError, match=r"wrong\.safetensors holds"):  # before any image is looked for
-        predict(model, tmp_path / "nothing", weights=str(wrong))
-
-
-def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path) -> None:
-    state = load_base("squeezenet1_1", "embedded").module.state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
-    store = extract(
-        trained.photos, tmp_path / "f.h5", base="squeezenet1_1", weights=str(tmp_path / "w.safetensors")
-    ).store
-    model = fit_head(store, tmp_path / "m", head="ridge").model
-    image = [trained.photos / "val/ants/001.jpg"]
-    before = predict(model, image).predictions
-    (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(ModelError, match=r"its base cannot be loaded: .*w\.safetensors.*give --weights FILE"):
-        predict(model, image)
-    assert predict(model, image, weights=str(tmp_path / "moved.safetensors")).predictions == before
-
-
-def test_random_weights_come_back_from_their_seed(trained: Trained, tmp_path: Path) -> None:
-    store = extract(trained.photos, tmp_path / "f.h5", base="squeezenet1_1", weights="none", seed=4).store
-    model = fit_head(store, tmp_path / "m", head="ridge").model
-    torch.manual_seed(99)
-    assert "label" in predict(model, [trained.photos / "val/ants/001.jpg"]).predictions[0]
-
-
 def test_what_is_there_is_not_replaced_unasked(trained: Trained, model: Path, tmp_path: Path) -> None:
     before = (model / "model.json").read_bytes()
     with pytest.raises(OutputExistsError, match="--force"):
@@ -172,28 +116,6 @@ def test_what_is_there_is_not_replaced_unasked(trained: Trained, model: Path, tm
     with pytest.raises(OutputExistsError):
         fit_head(trained.store, tmp_path / "mine", head="ridge", force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-
-
-def test_features_and_answers_are_of_the_head(trained: Trained) -> None:
-    model = load_model(trained.linear)
-    records = from_paths(trained.photos / "val").records[:3]
-    (batch,) = model.embed(records)
-    assert batch.indices == [0, 1, 2]
-    features = batch.layers[0]
-    assert features.shape == (3, 512) == (3, model.embedder.dimensions)
-    answers = model.answers(features, top=1)
-    assert [len(answer["top"]) for answer in answers] == [1, 1, 1]
-
-
-def test_a_table_is_whole_or_stays_as_it_was(tmp_path: Path) -> None:
-    rows = [{"id": "caf\udce9,.jpg", "score": 0.25}, {"id": "two\nlines", "score": None}]
-    write_rows(tmp_path / "t.csv", rows)
-    assert (tmp_path / "t.csv").read_bytes() == b'id,score\r\n"caf\xe9,.jpg",0.25\r\n"two\nlines",\r\n'
-    with pytest.raises(OSError, match="File too large") as refused, full_disk(20):
-        write_rows(tmp_path / "t.csv", rows * 9)
-    assert refused.value.filename == str(tmp_path / "t.csv")
-    assert len((tmp_path / "t.csv").read_bytes().splitlines()) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
 def save(folder: Path, classes: list[str], *, replace: bool = False) -> Path:
@@ -233,7 +155,6 @@ def test_a_model_that_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
 
 
 # --- of version 0.1.0, and of any later one
-
 OLD = Path(__file__).parents[1] / "data" / "0.1.0"
 EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((OLD / "expected.json").read_text())
 
@@ -271,31 +192,3 @@ def test_a_feature_file_of_the_first_version_scores_models_old_and_new(store: st
     before = evaluate(OLD / model, OLD / f"{store}.h5").metrics
     fresh = fit_head(OLD / f"{store}.h5", tmp_path / "m", head=model.split("-")[1]).model
     assert evaluate(fresh, OLD / f"{store}.h5", split="all").metrics["n"] == before["n"] == 12
-
-
-# --- what a notebook types
-
-
-def test_a_model_answers_for_paths_and_says_what_it_is(trained: Trained) -> None:
-    model = load_model(trained.linear)
-    image = trained.photos / "val/ants/000.jpg"
-    (alone,) = model.predict(image)
-    assert model.predict(str(image)) == [alone] == predict(trained.linear, [image]).predictions
-    assert alone["id"] == str(image)
-    both = model.predict([trained.photos / "gone.jpg", image], top=1)
-    assert [sorted(entry) for entry in both] == [["error", "id"], ["id", "label", "score", "top"]]
-    assert repr(model) == (
-        f"Model('{trained.linear}': head linear, classes ants, bees, base squeezenet1_1 with weights embedded)"
-    )
-    assert "head ridge, numbers of 'length'" in repr(load_model(trained.ridge))
-
-
-def test_cells_that_a_spreadsheet_would_compute_are_text(tmp_path: Path) -> None:
-    names = ["=cmd|' /C calc'!A0", "+1", "-1.jpg", "@x", "\t=1", "\r=1", "'=1", "''+1", "'tis", "plain", "a=b"]
-    write_rows(tmp_path / "t.csv", [{"id": name, "score": -0.5} for name in names])
-    with (tmp_path / "t.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [plain_text(row["id"]) for row in rows] == names
-    assert not [row["id"] for row in rows if row["id"][0] in "=+-@\t\r"]
-    assert {row["score"] for row in rows} == {"-0.5"}
-    assert [row["id"] for row in rows][-3:] == ["'tis", "plain", "a=b"]

@@ -223,30 +223,6 @@ def test_what_is_planted_beside_a_store_is_not_written_through(images: Path, tmp
     assert list(path.parent.iterdir()) == []
 
 
-def test_merge_takes_the_place_of_no_extraction(images: Path, tmp_path: Path) -> None:
-    manifest = manifest_of(images)
-    ids, path = [record.id for record in manifest.records], tmp_path / "W.h5"
-    extract(manifest.rows(0, 20), tmp_path / "parts" / "1.h5", part=Part.of(ids, 0, 20))
-    extract(manifest.rows(20, 40), tmp_path / "parts" / "2.h5", part=Part.of(ids, 20, 40))
-    (images / "more.jpg").write_bytes(b"more")
-    with open_writer(manifest_of(images), path) as writer:
-        writer.fail(3, "empty", Source(*manifest.records[3].image.stat(), None))
-    before = path.with_name("W.h5.partial").read_bytes()
-    with pytest.raises(OutputExistsError, match=r"W\.h5\.partial is an extraction that is not finished; .*--force"):
-        merge([tmp_path / "parts"], path)
-    assert path.with_name("W.h5.partial").read_bytes() == before
-    path.with_name("W.h5.partial").write_text("scribble")
-    with pytest.raises(OutputExistsError, match=r"W\.h5\.partial is an extraction that is not finished"):
-        merge([tmp_path / "parts"], path)
-    merge(tmp_path / "parts", path, force=True)
-    assert assert_rows_right(path, manifest) == 40
-    path.rename(path.with_name("W.h5.partial"))  # as a merge that was killed leaves it
-    merge([tmp_path / "parts"], path)
-    assert sorted(left.name for left in tmp_path.iterdir()) == ["W.h5", "images", "parts"]
-    with pytest.raises(OutputExistsError, match=r"W\.h5 exists already"):
-        merge([tmp_path / "parts"], path)
-
-
 def test_a_name_that_no_file_has_is_one_line(images: Path, tmp_path: Path) -> None:
     for output in "a\0b", tmp_path / "a\0b":
         with pytest.raises(SettingsError, match=r"a\\x00b' holds a NUL"):
