@@ -24,7 +24,7 @@ Where things are, each package with a map of its own in its ``__init__``:
     scores.py             labelled rows with a model's answers: metrics, rows of a table, plots
     splits.py             which rows are held out, which fold a row is in
     metrics.py            how good predictions are, and how sure that is
-    plots.py              the pictures of a training
+    plots.py              plots of a training
     config.py             the settings of each stage, and the recipe of features
     options.py            the same as keyword arguments, for type checkers; generated
     signatures.py         the same as a function's signature and the options in its docstring

@@ -174,7 +174,7 @@ class SourceSettings(Settings):
 
 
 class FetchSettings(Settings):
-    """How images are downloaded from a list of URLs."""
+    """Settings of a download of images from a list of URLs."""
 
     max_mb: float = Field(50.0, gt=0, le=100_000, description="MB of the largest file taken.")
     timeout: float = Field(60.0, gt=0, le=86_400, description="Seconds that one attempt may take in all.")

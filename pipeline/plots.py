@@ -218,7 +218,7 @@ def _fonts(names: tuple[str, ...]) -> dict[str, FT2Font]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A drawn plot: the bytes of a PNG."""
 
     png: bytes
@@ -232,7 +232,7 @@ class Picture:
 class Rendered:
     """Drawn plots by name, and notices on those that could not be drawn as they should be."""
 
-    pictures: dict[str, Picture] = field(default_factory=dict)
+    plots: dict[str, Plot] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -255,7 +255,7 @@ def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Ren
         )
     for name, draw in drawings.items():
         try:
-            rendered.pictures[name] = Picture(png(draw))
+            rendered.plots[name] = Plot(png(draw))
         except Exception as error:  # whatever it is that a library finds wrong with a plot
             log.debug("plots/%s.png", name, exc_info=True)
             rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({_cause(error)})")

@@ -116,7 +116,7 @@ def test_escapes_are_not_cut_in_two() -> None:
 @pytest.mark.usefixtures("latin_only")
 def test_missing_characters_are_said_once() -> None:
     rendered = plots.render({"confusion": lambda: plots.confusion(MATRIX, NAMES)}, names=NAMES)
-    assert list(rendered.pictures) == ["confusion"]
+    assert list(rendered.plots) == ["confusion"]
     assert [notice[:40] for notice in rendered.notices] == ["no font here has 2 characters of the nam"]
     assert "Noto Sans CJK" in rendered.notices[0]
     assert plots.render({}, names=("né", "tab\there")).notices == []
@@ -128,7 +128,7 @@ def test_a_picture_that_fails_is_a_notice_with_its_reason(tmp_path: Path) -> Non
 
     rendered = plots.render({"broken": fails, "confusion": lambda: plots.confusion(MATRIX, NAMES)})
     assert rendered.notices == ["plots/broken.png could not be drawn and is left out (RuntimeError: no room for it)"]
-    rendered.pictures["confusion"].savefig(tmp_path / "c.png")
+    rendered.plots["confusion"].savefig(tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert image.format == "PNG"
 
@@ -154,7 +154,7 @@ from pipeline import plots
 ranked = {"ranking": lambda: plots.ranking(["a", "b"], [0.5, 0.4], [(0.4, 0.6), (0.3, 0.5)], measure="m")}
 drawn = plots.render(ranked, names=["a", "b"])
 print(drawn.notices)
-for picture in drawn.pictures.values():
+for picture in drawn.plots.values():
     picture.savefig(Path(sys.argv[1]))
 """
 

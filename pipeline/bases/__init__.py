@@ -94,13 +94,13 @@ class Base:
 
 
 def load_base(
-    name: str, weights: str = "DEFAULT", *, seed: int = 13, size: int | None = None, tuned: Path | None = None
+    name: str, weights: str = "DEFAULT", *, seed: int = 13, size: int | None = None, fine_tuned: Path | None = None
 ) -> Base:
     """Load the base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`), or a file.
 
     `size` is for inputs of other pixels than those the weights were made for; a shift up by a seventh often helps,
     since objects look larger in the random crops of training (Touvron et al., 2019).
-    `tuned` is a file with what training made of these weights: it takes their place, under their transform.
+    `fine_tuned` is a file with what training made of these weights: it takes their place, under their transform.
 
     Raises `BaseError` where the name is unknown, the weights cannot be had or do not fit, or the network cannot take
     inputs of `size`.
@@ -111,8 +111,8 @@ def load_base(
         known = [*zoo.weights(short), "DEFAULT", "none", "embedded", "a file"]
         refuse_unknown("weights", published, known, where=name, error=BaseError)
     plan = zoo.plan(short, published)
-    if tuned is not None:
-        module, missing = fitted(plan, zoo.adapt(short, read_state(tuned)), source=f"{tuned} for {name}")
+    if fine_tuned is not None:
+        module, missing = fitted(plan, zoo.adapt(short, read_state(fine_tuned)), source=f"{fine_tuned} for {name}")
     elif weights == "none":
         module, missing = _random(plan, name, seed), frozenset[str]()
     else:
@@ -124,22 +124,22 @@ def load_base(
         digest=digest(module, without=missing),
         module=module,
         transform=plan.transform if size is None else _resized(name, module, plan.transform, size),
-        classes=None if weights == "none" or tuned or _is_file(weights) else plan.categories,
+        classes=None if weights == "none" or fine_tuned or _is_file(weights) else plan.categories,
         family=plan.family,
         missing=missing,
     )
 
 
-def base_of(recipe: Recipe, weights: str, *, seed: int, tuned: Path | None = None) -> Base:
+def base_of(recipe: Recipe, weights: str, *, seed: int, fine_tuned: Path | None = None) -> Base:
     """Load the base of a `recipe`, with the very weights that made its features; it sees images as the recipe says.
 
     Raises `BaseError` as `load_base` does, and `RecipeMismatchError` where the weights are others.
     """
-    base = load_base(recipe.base, weights, seed=seed, tuned=tuned)
+    base = load_base(recipe.base, weights, seed=seed, fine_tuned=fine_tuned)
     if base.digest != recipe.weights:
         raise RecipeMismatchError(
-            f"the features were made with weights {recipe.weights[:12]} of {recipe.base}, and {tuned or weights} holds "
-            f"{base.digest[:12]}; give the right file with --weights FILE"
+            f"the features were made with weights {recipe.weights[:12]} of {recipe.base}, and {fine_tuned or weights} "
+            f"holds {base.digest[:12]}; give the right file with --weights FILE"
         )
     transform = InputTransform.from_description(recipe.transform)
     if transform.size != base.transform.size:

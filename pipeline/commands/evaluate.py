@@ -24,7 +24,7 @@ from pipeline.options import EvaluateOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.signatures import takes
-from pipeline.sources import Record, Target, choose_target, log_remarks, read_manifest
+from pipeline.sources import Record, Target, choose_target, log_notices, read_manifest
 from pipeline.splits import group_codes
 from pipeline.store import FeatureStore, is_store
 from pipeline.store.header import GOOD
@@ -161,10 +161,10 @@ def _save(result: EvaluateResult, scored: Scored, *, replace: bool) -> None:
     result.notices += drawn.notices
     with publish_folder(Path(str(result.output)), last="metrics.json", replace=replace) as draft:
         write_rows(draft / "predictions.csv", list(scored.rows()))
-        if drawn.pictures:
+        if drawn.plots:
             (draft / "plots").mkdir()
-        for name, picture in drawn.pictures.items():
-            picture.savefig(draft / "plots" / f"{name}.png")
+        for name, plot in drawn.plots.items():
+            plot.savefig(draft / "plots" / f"{name}.png")
         (draft / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
 
 
@@ -190,7 +190,7 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
-    log_remarks(manifest)
+    log_notices(manifest)
     target = _predicted(manifest.targets, model, source)
     splits = [record.split for record in manifest.records]
     split = _split_to_score(splits, split, source)

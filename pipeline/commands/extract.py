@@ -198,7 +198,7 @@ def extract(
         layers={spec.name: spec.shape for spec in layers},
         dropped=dropped,
         targets=job.manifest.targets,
-        notes=job.manifest.remarks(),
+        notes=job.manifest.all_notices(),
     )
 
 

@@ -42,7 +42,7 @@ from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.signatures import takes
-from pipeline.sources import Manifest, Target, Task, choose_target, log_remarks, read_manifest, shown
+from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.splits import group_codes
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Pictures
@@ -133,7 +133,7 @@ def finetune(
     start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
     view = make_view(settings, start.base)
     manifest = read_manifest(source, settings)
-    log_remarks(manifest)
+    log_notices(manifest)
     inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
     target = choose_target(manifest.targets, where=shown(manifest.source), name=start.target, task=start.task)
     target = target.recoded(start.classes)
@@ -170,7 +170,7 @@ def finetune(
     )
     drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices
-    run.save(result, manifest, parts, drawn.pictures, replace_old=force)
+    run.save(result, manifest, parts, drawn.plots, replace_old=force)
     return result
 
 
@@ -370,7 +370,7 @@ class Run:
         result: FinetuneResult,
         manifest: Manifest,
         parts: Mapping[str, Scored],
-        pictures: Mapping[str, plots.Picture],
+        drawn: Mapping[str, plots.Plot],
         *,
         replace_old: bool,
     ) -> None:
@@ -394,7 +394,7 @@ class Run:
             ),
             chosen=result.chosen,
             predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
-            plots=pictures,
+            plots=drawn,
             save_base=(lambda path: write_base(base, path)) if changed else None,
             request=request_of("finetune", self._settings, self._inputs),
             seen=Seen.of(self._pictures.contents(examples.train)),

@@ -113,7 +113,7 @@ def fit_head(
             data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
-            plots=drawn.pictures,
+            plots=drawn.plots,
             request=request_of("fit-head", settings, opened.fingerprint),
             score_views=settings.score_views,
             seen=Seen.of(opened.sha256[dataset.split.train]),

@@ -16,7 +16,7 @@ from pipeline.models.predictions import write_rows
 from pipeline.options import RerunOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.signatures import takes
-from pipeline.sources import from_paths, log_remarks
+from pipeline.sources import from_paths, log_notices
 from pipeline.text import shown
 
 
@@ -56,7 +56,7 @@ def predict(
         refuse_nul(csv)
     loaded = load_model(model, **options).open()
     manifest = from_paths(images)
-    log_remarks(manifest)
+    log_notices(manifest)
     entries: list[dict[str, Any]] = []
     with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
         for answers in loaded.answer_batches(manifest.records, top=top):

@@ -85,9 +85,9 @@ class Model:
 
         known = self.record.base
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
-        tuned = self.folder / "base.safetensors" if known.fine_tuned else None
+        fine_tuned = self.folder / "base.safetensors" if known.fine_tuned else None
         try:
-            return base_of(self.record.recipe, weights, seed=known.seed, tuned=tuned)
+            return base_of(self.record.recipe, weights, seed=known.seed, fine_tuned=fine_tuned)
         except (BaseError, RecipeMismatchError) as error:
             way_out = ""
             if not known.fine_tuned and "/" in weights and not Path(weights).is_file():

@@ -28,7 +28,7 @@ __all__ = [
     "Task",
     "choose_target",
     "from_paths",
-    "log_remarks",
+    "log_notices",
     "read_manifest",
     "shown",
 ]
@@ -123,10 +123,10 @@ def read_manifest(source: str | os.PathLike[str], settings: SourceSettings | Non
     return labels.join_labels(manifest, Path(settings.labels), settings)
 
 
-def log_remarks(manifest: Manifest) -> None:
+def log_notices(manifest: Manifest) -> None:
     """Tell the user what was left out of a source, and what in it may be a mistake."""
-    for remark in manifest.remarks():
-        log.warning("%s: %s", shown(manifest.source), remark)
+    for notice in manifest.all_notices():
+        log.warning("%s: %s", shown(manifest.source), notice)
 
 
 def _kind_of(source: str) -> tuple[str, SourceKind]:
@@ -174,20 +174,20 @@ def from_paths(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     ['b.jpg', 'a.jpg']
     """
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
-    notes: list[str] = []
-    names = [name for path in named for name in _files_of(os.fspath(path), notes)]
+    notices: list[str] = []
+    names = [name for path in named for name in _files_of(os.fspath(path), notices)]
     records = [Record(index, as_id(name), FileImage(name), "") for index, name in enumerate(names)]
     if not records:
         raise SourceError("no image is named")
-    return Manifest("the images named", records, {}, tuple(notes))
+    return Manifest("the images named", records, {}, tuple(notices))
 
 
-def _files_of(path: str, notes: list[str]) -> list[str]:
-    """Return the file itself, or all images below a folder; append what is left out there to `notes`."""
+def _files_of(path: str, notices: list[str]) -> list[str]:
+    """Return the file itself, or all images below a folder; append what is left out there to `notices`."""
     if not Path(path).is_dir():
         return [path]
     listing = folder.scan(Path(path))
     if not listing.files:
         raise SourceError(f"{shown(path)} holds no images")
-    notes += [f"{shown(path)}: {note}" for note in folder.left_out(listing)]
+    notices += [f"{shown(path)}: {notice}" for notice in folder.left_out(listing)]
     return [os.path.join(path, file) for file in listing.files]  # noqa: PTH118 (a Path would rewrite the name)

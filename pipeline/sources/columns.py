@@ -35,24 +35,24 @@ def column_target(name: str, cells: Sequence[str], kind: Kind | None, place: Cal
     """Parse a column as a target; empty cells and those of `MISSING` are unknown.
 
     Text and whole numbers are classes, other numbers are numbers, unless `kind` says which. What may be meant in
-    another way is in the target's notes. `place(row)` names a row in messages.
+    another way is in the target's notices. `place(row)` names a row in messages.
     """
     known = {row: cell for row, cell in enumerate(cells) if cell.lower() not in MISSING}
     if not known:
         raise SourceError(f"column {name!r} is empty: there is nothing to learn from it")
-    notes: list[str] = []
+    notices: list[str] = []
     if kind is None:
         kind = _guess_kind(name, list(known.values()))
-        notes = list(_doubts(shown(name), known, kind, place))
+        notices = list(_doubts(shown(name), known, kind, place))
     if kind == "number":
-        return Target(name, _numbers(name, cells, known, place), notes=tuple(notes))
+        return Target(name, _numbers(name, cells, known, place), notices=tuple(notices))
     words = Counter(cell for cell in cells if cell and cell.lower() in MISSING)
     if words:
-        notes.append(
+        notices.append(
             f"{shown(name)}: words for a missing value count as unknown ({counted(words)}); rename a class of that name"
         )
     target = class_target(name, [known.get(row) for row in range(len(cells))])
-    return replace(target, notes=(*target.notes, *notes))
+    return replace(target, notices=(*target.notices, *notices))
 
 
 def _guess_kind(name: str, known: Sequence[str]) -> Kind:

@@ -29,7 +29,7 @@ EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 )
 
-#: Pictures, too, that no decoder here reads.
+#: Suffixes of images that no decoder here reads.
 OTHER_FORMATS = frozenset(
     (
         *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga"),
@@ -65,7 +65,7 @@ def read_folder(source: Path, settings: SourceSettings) -> Manifest:
         for path, split in zip(listing.files, layout.splits, strict=True)
     ]
     targets = [class_target("class", layout.labels)] if any(layout.labels) else []
-    return make_manifest(root, rows, targets, [*layout.notes, *left_out(listing)])
+    return make_manifest(root, rows, targets, [*layout.notices, *left_out(listing)])
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Layout:
 
     splits: list[str]
     labels: list[str | None]
-    notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layout:
@@ -148,11 +148,11 @@ def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layo
         labels = _labels(name, parts)
         empty = _empty_classes([f for f in folders if "/" not in f], labels)
         return Layout([""] * len(files), labels, empty)
-    strangers = sorted(top for top in tops if top.lower() not in SPLITS)
-    if strangers or any(len(part) == 1 for part in parts):
-        other = f"folder {strangers[0]!r}" if strangers else "images of no split"
+    others = sorted(top for top in tops if top.lower() not in SPLITS)
+    if others or any(len(part) == 1 for part in parts):
+        other = f"folder {others[0]!r}" if others else "images of no split"
         raise SourceError(
-            f"{name} holds splits ({', '.join(sorted(tops - set(strangers)))}) and also {other}:"
+            f"{name} holds splits ({', '.join(sorted(tops - set(others)))}) and also {other}:"
             " move it away, or list the images in a CSV with a split column"
         )
     return _split_layout(name, parts, folders)
@@ -207,18 +207,18 @@ def _only(skipped: Counter[str]) -> str:
 
 def left_out(listing: Listing) -> list[str]:
     """Return notices on all that is in a folder and is no row, images of unread formats first."""
-    pictures = {kind: count for kind, count in listing.skipped.items() if kind in OTHER_FORMATS}
+    unread = {kind: count for kind, count in listing.skipped.items() if kind in OTHER_FORMATS}
     others = {kind: count for kind, count in listing.skipped.items() if kind not in OTHER_FORMATS}
-    notes = []
-    if pictures:
-        total = plural(sum(pictures.values()), "file")
-        notes.append(f"left out {total}: {_by_suffix(pictures)} (formats that are not read; save them as JPEG or PNG)")
+    notices = []
+    if unread:
+        total = plural(sum(unread.values()), "file")
+        notices.append(f"left out {total}: {_by_suffix(unread)} (formats that are not read; save them as JPEG or PNG)")
     if others:
-        notes.append(f"left out {plural(sum(others.values()), 'file')}: {_by_suffix(others)} (not named like images)")
+        notices.append(f"left out {plural(sum(others.values()), 'file')}: {_by_suffix(others)} (not named like images)")
     if listing.loops:
         links = plural(len(listing.loops), "link")
-        notes.append(f"left out {links} to folders that lead in circles ({shown(listing.loops[0])})")
-    return notes
+        notices.append(f"left out {links} to folders that lead in circles ({shown(listing.loops[0])})")
+    return notices
 
 
 def _by_suffix(counts: Mapping[str, int], most: int = 6) -> str:

@@ -39,12 +39,12 @@ def join_labels(manifest: Manifest, labels: Path, settings: SourceSettings) -> M
         records = list(records)
         for row, index in found.items():
             records[index] = replace(records[index], split=splits[row])
-    notes = list(_unmatched(manifest, table, column, found))
+    notices = list(_unmatched(manifest, table, column, found))
     return replace(
         manifest,
         records=records,
         targets=manifest.targets | targets,
-        notes=(*manifest.notes, *notes),
+        notices=(*manifest.notices, *notices),
     )
 
 

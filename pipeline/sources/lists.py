@@ -21,7 +21,9 @@ def read_list(source: Path, settings: SourceSettings) -> Manifest:
         raise SourceError(f"cannot read {name}: {error.strerror}") from error
     lines = [line.strip("\r\t ") for line in text.removeprefix("\ufeff").split("\n")]
     numbers = [number for number, line in enumerate(lines, 1) if line]
-    paths, notes = find_files(root, [line for line in lines if line], name, lambda row: f"{name}, line {numbers[row]}")
+    paths, notices = find_files(
+        root, [line for line in lines if line], name, lambda row: f"{name}, line {numbers[row]}"
+    )
     prefix = os.fspath(root)
     rows = [Row(as_id(path), FileImage(f"{prefix}/{path}")) for path in paths]
-    return make_manifest(os.fspath(source), rows, notes=notes)
+    return make_manifest(os.fspath(source), rows, notices=notices)

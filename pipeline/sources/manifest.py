@@ -115,14 +115,14 @@ class Record:
 class Target:
     """A quantity to predict: codes of named classes, or numbers.
 
-    `values` is int64 (N,), -1 where unknown, with `names`; or float64 (N,), NaN where unknown, without. `notes` say
+    `values` is int64 (N,), -1 where unknown, with `names`; or float64 (N,), NaN where unknown, without. `notices` say
     what may have been meant in another way, each one line.
     """
 
     name: str
     values: np.ndarray[Any, Any]
     names: tuple[str, ...] | None = None
-    notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def take(self, rows: Any) -> Target:
         """Return the same target for some of the rows."""
@@ -149,15 +149,15 @@ class Target:
         if classes is None:
             return self
         codes = {name: code for code, name in enumerate(classes)}
-        strangers = [
+        foreign = [
             f"{name!r}{nearest(name, codes)} with {plural(count, 'row')}"
             for name, count in sorted(self._counts().items())
             if count and name not in codes
         ]
-        if strangers:
-            more = f" and {len(strangers) - 3} classes more" if len(strangers) > 3 else ""
+        if foreign:
+            more = f" and {len(foreign) - 3} classes more" if len(foreign) > 3 else ""
             raise SourceError(
-                f"{self.name}: the model knows no class {', '.join(strangers[:3])}{more}; it knows "
+                f"{self.name}: the model knows no class {', '.join(foreign[:3])}{more}; it knows "
                 f"{', '.join(codes)[:200]}; correct the names, or leave those rows out"
             )
         code_of = np.array([codes.get(name, UNKNOWN_CLASS) for name in self.names or ()] + [UNKNOWN_CLASS], np.int64)
@@ -203,15 +203,14 @@ MOST_LISTED = 8
 class Manifest:
     """The images of one source, sorted by id, and their targets in the same order.
 
-    `source` is what was given, byte for byte: it leads to the images again. `notes` are remarks for the user, each one
-    line: what was left out, what was guessed. `containers` are the files
-    that hold several of the images.
+    `source` is what was given, byte for byte: it leads to the images again. `notices` tell the user, a line each, of
+    what was left out or guessed. `containers` are the files that hold several of the images.
     """
 
     source: str
     records: list[Record]
     targets: dict[str, Target]
-    notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     containers: tuple[Unchanging, ...] = ()
 
     def __len__(self) -> int:
@@ -225,9 +224,9 @@ class Manifest:
         targets = {name: target.take(slice(start, stop)) for name, target in self.targets.items()}
         return replace(self, records=part, targets=targets)
 
-    def remarks(self) -> list[str]:
+    def all_notices(self) -> list[str]:
         """Return the notices for the user: of the source, and of each target."""
-        return [*self.notes, *(note for target in self.targets.values() for note in target.notes)]
+        return [*self.notices, *(notice for target in self.targets.values() for notice in target.notices)]
 
     def require_unchanged(self) -> None:
         """Raise `SourceError` where a file that holds many of the images is not the one that was listed any more."""
@@ -244,7 +243,7 @@ class Row(NamedTuple):
 
 
 def make_manifest(
-    source: str, rows: Sequence[Row], targets: Iterable[Target] = (), notes: Sequence[str] = ()
+    source: str, rows: Sequence[Row], targets: Iterable[Target] = (), notices: Sequence[str] = ()
 ) -> Manifest:
     """Sort rows and targets by id; raise `SourceError` where there is no row or two have the same id."""
     if not rows:
@@ -257,7 +256,7 @@ def make_manifest(
                 f"{shown(source)}: the id {after.id!r} is there twice ({before.image.where}, {after.image.where});"
                 " name a column of unique ids with --id-column, or remove one of the two"
             )
-    return Manifest(source, records, {t.name: t.take(np.array(order)) for t in targets}, tuple(notes))
+    return Manifest(source, records, {t.name: t.take(np.array(order)) for t in targets}, tuple(notices))
 
 
 def class_target(name: str, labels: Sequence[str | None]) -> Target:

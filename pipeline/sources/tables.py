@@ -67,7 +67,7 @@ class Table:
     row_word: str = "line"
     images: dict[str, list[ImageRef]] = field(default_factory=dict)
     containers: tuple[Container, ...] = ()
-    notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -100,10 +100,10 @@ def _without_refused(table: Table) -> Table:
     kept = [row for row, status in enumerate(table.columns["status"]) if status == "kept"]
     columns = {name: [cells[row] for row in kept] for name, cells in table.columns.items() if name in ("path", "class")}
     refused = len(table) - len(kept)
-    notes = (f"{plural(refused, 'URL')} gave no image; {table.name} says why",) if refused else ()
+    notices = (f"{plural(refused, 'URL')} gave no image; {table.name} says why",) if refused else ()
     if not kept:
         raise SourceError(f"{table.name}: none of its {plural(refused, 'URL')} gave an image; it says why")
-    return replace(table, columns=columns, lines=[table.lines[row] for row in kept], notes=notes)
+    return replace(table, columns=columns, lines=[table.lines[row] for row in kept], notices=notices)
 
 
 def load_csv(source: Path) -> Table:
@@ -152,7 +152,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     if not len(table):
         raise SourceError(f"{table.name} has column names but no rows")
     column = settings.image_column or guess_image_column(table)
-    images, ids, notes = _images(table, column, folder, settings)
+    images, ids, notices = _images(table, column, folder, settings)
     if settings.id_column is not None:
         ids = _ids(table, settings.id_column)
     splits, split_column = read_splits(table, settings)
@@ -160,7 +160,7 @@ def read_table(table: Table, folder: Path, settings: SourceSettings) -> Manifest
     targets = read_targets(table, settings, used={name for name in used if name})
     log.info("%s: images from column %r, targets from %s", table.name, column, list(targets) or "none")
     rows = [Row(*row) for row in zip(ids, images, splits, strict=True)]
-    return make_manifest(table.name, rows, targets.values(), [*table.notes, *notes])
+    return make_manifest(table.name, rows, targets.values(), [*table.notices, *notices])
 
 
 def guess_image_column(table: Table) -> str:
@@ -195,9 +195,9 @@ def _images(
         ids = [path or f"row-{row:0{digits}}" for row, path in enumerate(held)]
         return table.images[column], ids, []
     root = image_root(folder, settings)
-    paths, notes = find_files(root, table.column(column), table.name, table.place)
+    paths, notices = find_files(root, table.column(column), table.name, table.place)
     prefix = os.fspath(root)
-    return [FileImage(f"{prefix}/{path}") for path in paths], [as_id(path) for path in paths], notes
+    return [FileImage(f"{prefix}/{path}") for path in paths], [as_id(path) for path in paths], notices
 
 
 def find_files(root: Path, cells: Sequence[str], name: str, place: Callable[[int], str]) -> tuple[list[str], list[str]]:

@@ -109,8 +109,8 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
         layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
         splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
-    notes = [f"left out members that are not plain files ({counted(left_out)})"] if left_out else []
-    return replace(make_manifest(os.fspath(source), split_rows, targets, notes), containers=tuple(tars))
+    notices = [f"left out members that are not plain files ({counted(left_out)})"] if left_out else []
+    return replace(make_manifest(os.fspath(source), split_rows, targets, notices), containers=tuple(tars))
 
 
 def _without_common_top(paths: list[str]) -> list[str]:

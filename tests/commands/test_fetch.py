@@ -268,7 +268,7 @@ def test_lists_of_classes_become_folders_and_a_source(server: Server, tmp_path: 
     manifest = pipeline.sources.read_manifest(tmp_path / "d" / "images.csv")
     assert manifest.targets["class"].names == ("kittycat", "tiger")
     assert len(manifest) == 8
-    assert any("1 URL gave no image" in note for note in manifest.notes)
+    assert any("1 URL gave no image" in note for note in manifest.notices)
     assert {record.id.split("/")[0] for record in manifest.records} == {"kittycat", "tiger"}
 
 

@@ -31,7 +31,7 @@ def test_words_for_nothing_are_unknown_among_numbers_and_classes(word: str) -> N
     assert classes.names == ("cat", "dog")
     assert classes.values.tolist() == [0, 1, -1, 0, -1]
     assert classes.describe() == "length: 2 classes (cat 2, dog 1), 3 of 5 known"
-    assert f"words for a missing value count as unknown ({word} 1)" in classes.notes[0]
+    assert f"words for a missing value count as unknown ({word} 1)" in classes.notices[0]
 
 
 def test_a_column_of_nothing_is_empty() -> None:
@@ -53,25 +53,25 @@ def test_one_cell_of_text_among_numbers_is_named(cell: str, advice: str) -> None
     cells = [*LENGTHS[:3], cell, *LENGTHS[3:]]
     target = target_of(cells)
     assert target.names is not None
-    (note,) = target.notes
+    (note,) = target.notices
     assert advice in note
     assert "t.csv, line 5, column 'length'" in note
     assert "--target length:number" in note
     with pytest.raises(SourceError, match=r"t\.csv, line 5, column 'length': .* is not a number") as caught:
         target_of(cells, "number")
     assert advice.removesuffix("; fix") in str(caught.value)
-    assert target_of(cells, "class").notes == ()
+    assert target_of(cells, "class").notices == ()
 
 
 def test_decimal_commas_and_units_throughout_are_told() -> None:
-    (note,) = target_of([cell.replace(".", ",") for cell in LENGTHS]).notes
+    (note,) = target_of([cell.replace(".", ",") for cell in LENGTHS]).notices
     assert "400 of 400 cells look like numbers; t.csv, line 2, column 'length': '30,0' is not a number" in note
-    (note,) = target_of([f"{cell} cm" for cell in LENGTHS]).notes
+    (note,) = target_of([f"{cell} cm" for cell in LENGTHS]).notices
     assert "(write 30.0, without the unit)" in note
 
 
 def test_whole_numbers_that_are_taken_as_classes_are_told() -> None:
-    (note,) = target_of([str(number % 124) for number in range(400)]).notes
+    (note,) = target_of([str(number % 124) for number in range(400)]).notices
     assert note.startswith("length: 124 different whole numbers, taken as classes; ")
     assert note.endswith("--target length:number")
 
@@ -79,7 +79,7 @@ def test_whole_numbers_that_are_taken_as_classes_are_told() -> None:
 def test_classes_that_became_numbers_on_their_way_through_a_table_are_told() -> None:
     target = target_of(["0.0", "1.0", ""] * 9)
     assert target.names is None
-    assert target.notes[0].endswith(
+    assert target.notices[0].endswith(
         "2 different whole numbers, taken as numbers; to predict classes give --target length:class"
     )
 
@@ -98,7 +98,7 @@ def test_classes_that_became_numbers_on_their_way_through_a_table_are_told() -> 
     ],
 )
 def test_columns_that_are_what_they_look_like_need_no_note(cells: list[str]) -> None:
-    assert target_of(cells).notes == ()
+    assert target_of(cells).notices == ()
 
 
 def test_names_with_underscores_are_no_numbers() -> None:
@@ -106,9 +106,9 @@ def test_names_with_underscores_are_no_numbers() -> None:
 
 
 def test_classes_that_are_spelt_alike_are_told() -> None:
-    (note,) = target_of(["Ant", "ant", "bee", "bee"]).notes
+    (note,) = target_of(["Ant", "ant", "bee", "bee"]).notices
     assert note == "length: 'Ant', 'ant' are 2 classes; spell them alike if they are one"
-    (note,) = target_of(["\u00e9", "e\u0301", "a b", "A  b"]).notes
+    (note,) = target_of(["\u00e9", "e\u0301", "a b", "A  b"]).notices
     assert "and 1 more like that" in note
 
 
@@ -125,6 +125,6 @@ def test_many_classes_are_described_by_the_largest() -> None:
 
 def test_notes_are_one_line_whatever_the_names() -> None:
     target = column_target("two\nlines", [*LENGTHS, "x\ny", "NA"], None, lambda row: f"line {row}")
-    notes = [*target.notes, target.describe(), *column_target("a\nb", ["X\n", "x\n", "-"], None, str).notes]
+    notes = [*target.notices, target.describe(), *column_target("a\nb", ["X\n", "x\n", "-"], None, str).notices]
     assert len(notes) == 5
     assert not any("\n" in note for note in notes)

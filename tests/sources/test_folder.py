@@ -68,11 +68,11 @@ def test_a_class_may_lack_in_one_split(tmp_path: Path) -> None:
     touch(tmp_path, "train/ants/1.jpg", "train/bees/1.jpg", "val/ants/2.jpg")
     (tmp_path / "val/bees").mkdir()
     assert labels(listed(tmp_path)) == ["ants", "bees", "ants"]
-    assert listed(tmp_path).notes == ()
+    assert listed(tmp_path).notices == ()
     (tmp_path / "val/wasps").mkdir()
     (tmp_path / "train/hornets").mkdir()
     assert labels(listed(tmp_path)) == ["ants", "bees", "ants"]
-    assert listed(tmp_path).notes == ("left out 2 class folders without images: 'hornets', 'wasps'",)
+    assert listed(tmp_path).notices == ("left out 2 class folders without images: 'hornets', 'wasps'",)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.heic", "2.HEIC", "3.svg")
     manifest = listed(tmp_path)
     assert ids(manifest) == ["1.jpg"]
-    assert manifest.notes == (
+    assert manifest.notices == (
         "left out 3 files: 2 .heic, 1 .svg (formats that are not read; save them as JPEG or PNG)",
         "left out 3 files: 1 .db, 1 .txt, 1 without suffix (not named like images)",
     )
-    assert from_paths([tmp_path]).notes == tuple(f"{tmp_path}: {note}" for note in manifest.notes)
+    assert from_paths([tmp_path]).notices == tuple(f"{tmp_path}: {note}" for note in manifest.notices)
 
 
 def test_bad_files_are_rows_with_a_reason(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     manifest = listed(root)
     assert ids(manifest)[0] == "ants/1.jpg"
     assert "bees/1.jpg" in ids(manifest)
-    assert "links to folders that lead in circles" in manifest.notes[-1]
+    assert "links to folders that lead in circles" in manifest.notices[-1]
     assert len(manifest) < 20
 
 

@@ -14,7 +14,7 @@ def test_labels_that_match_no_image_are_counted_and_the_first_is_named(tmp_path:
     touch(tmp_path, "photos/000.jpg", "photos/001.jpg")
     rows = "".join(f"{number:03}.jpg,{number % 3}\n" for number in range(1, 120))
     manifest = listed(tmp_path / "photos", labels=str(table(tmp_path, "image,y\n" + rows, "t.csv")))
-    assert manifest.remarks() == [
+    assert manifest.all_notices() == [
         f"{tmp_path}/t.csv labels 1 of 2 images",
         f"118 of 119 labels match no image, first: 002.jpg ({tmp_path}/t.csv, line 3)",
     ]
@@ -26,7 +26,7 @@ def test_names_match_however_accents_and_slashes_are_written(tmp_path: Path) -> 
     csv = table(tmp_path, f"image,y\na\\{together},1.5\n{unicodedata.normalize('NFD', 'ü.jpg')},2.5\n", "t.csv")
     manifest = listed(tmp_path / "photos", labels=str(csv))
     assert np.array_equal(manifest.targets["y"].values, [1.5, 2.5])
-    assert manifest.notes == ()
+    assert manifest.notices == ()
 
 
 def test_names_that_differ_in_their_accents_alone_keep_their_own_labels(tmp_path: Path) -> None:
@@ -48,13 +48,13 @@ def test_labels_by_path_by_name_and_by_stem(photo_folder: Path) -> None:
         "ants/000.jpg": 1.5,
         "bees/001.jpg": 2.5,
     }
-    assert "labels 2 of 12 images" in manifest.notes[-1]
+    assert "labels 2 of 12 images" in manifest.notices[-1]
 
     flat = photo_folder / "ants"
     by_stem = table(photo_folder.parent, "id,breed\n003,pug\n001.jpg,beagle\nother,pug\n", "breeds.csv")
     manifest = listed(flat, labels=str(by_stem), image_column="id")
     assert labels(manifest, "breed") == [None, "beagle", None, "pug", None, None]
-    assert manifest.notes[-1].endswith("1 of 3 labels match no image, first: other (" + str(by_stem) + ", line 4)")
+    assert manifest.notices[-1].endswith("1 of 3 labels match no image, first: other (" + str(by_stem) + ", line 4)")
 
 
 def test_labels_may_bring_splits_and_replace_classes(photo_folder: Path) -> None:

@@ -19,7 +19,7 @@ def test_backslashes_are_read_as_slashes(tmp_path: Path) -> None:
     manifest = listed(write_table(tmp_path, ["x\\a.jpg", "x\\y\\b.jpg"]))
     assert ids(manifest) == ["x/a.jpg", "x/y/b.jpg"]
     assert manifest.records[0].image.stat()[0] == 0
-    assert "names images with backslashes: x\\a.jpg is taken for x/a.jpg" in manifest.notes[0]
+    assert "names images with backslashes: x\\a.jpg is taken for x/a.jpg" in manifest.notices[0]
     assert ids(listed(table(tmp_path, "x\\a.jpg\n", "photos.txt"))) == ["x/a.jpg"]
 
 
@@ -38,7 +38,7 @@ def test_names_without_suffix_are_those_of_the_only_image_of_that_name(tmp_path:
     csv = table(tmp_path, "image_id,y\nx/a.1,0\nb,1\n")
     manifest = listed(csv, image_column="image_id")
     assert ids(manifest) == ["b.PNG", "x/a.1.jpg"]
-    assert "without suffix: x/a.1 is taken for x/a.1.jpg" in manifest.notes[0]
+    assert "without suffix: x/a.1 is taken for x/a.1.jpg" in manifest.notices[0]
     touch(tmp_path, "b.jpg")
     assert ids(listed(csv, image_column="image_id")) == ["b", "x/a.1"]  # which b is meant, nobody knows
 
@@ -49,7 +49,7 @@ def test_accents_that_are_written_in_another_way(in_table: str, on_disk: str, tm
     touch(tmp_path, unicodedata.normalize(on_disk, name))
     manifest = listed(write_table(tmp_path, [unicodedata.normalize(in_table, name)]))
     manifest.records[0].image.stat()
-    assert manifest.notes
+    assert manifest.notices
 
 
 def test_where_it_was_looked_is_told_if_nothing_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

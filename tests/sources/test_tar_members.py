@@ -100,7 +100,7 @@ def test_sparse_files_and_links_are_left_out_with_a_note(kind: str, tmp_path: Pa
     manifest = listed(tmp_path / "a.tar")
     assert ids(manifest) == ["last.jpg", "real.jpg"]
     assert [record.image.read(10**6) for record in manifest.records] == [encoded(photo(2)), encoded(photo())]
-    assert manifest.notes == ("left out members that are not plain files (link 1, sparse file 1)",)
+    assert manifest.notices == ("left out members that are not plain files (link 1, sparse file 1)",)
 
 
 def test_sizes_in_base_256_and_in_pax_headers_and_signed_checksums(tmp_path: Path) -> None:
