@@ -12,11 +12,12 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline.commands.results import Result
 from pipeline.config import (
@@ -31,6 +32,7 @@ from pipeline.config import (
 )
 from pipeline.errors import PipelineError, SettingsError, require_posix
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
+from pipeline.signatures import takes_paths
 from pipeline.text import lines_shown, shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -70,13 +72,27 @@ def settings_options(settings: type[Settings], *names: str) -> Callable[[Command
             if field.annotation is bool:
                 command = click.option(*flags, is_flag=True, default=None, help=text)(command)
             else:
-                kind = _click_type(field.annotation)
+                kind = click.Path() if takes_paths(field) else _click_type(field.annotation)
                 many = isinstance(default, tuple)
                 shape = None if isinstance(kind, click.Choice) else _metavar(name, field.annotation)
-                command = click.option(*flags, type=kind, multiple=many, metavar=shape, help=text)(command)
+                offered = _offering(field.examples) if field.examples else None
+                option = click.option(
+                    *flags, type=kind, multiple=many, metavar=shape, help=text, shell_complete=offered
+                )
+                command = option(command)
         return command
 
     return decorate
+
+
+def _offering(words: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    """Let the shell offer `words`, and whatever goes with the type of the option."""
+
+    def offer(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        offered = [CompletionItem(word) for word in words if word.startswith(begun)]
+        return offered + parameter.type.shell_complete(context, parameter, begun)
+
+    return offer
 
 
 def _click_type(annotation: Any) -> click.ParamType[Any]:
@@ -175,7 +191,7 @@ def print_lines(text: str) -> None:
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @output_option()
 @settings_options(ExtractSettings)
 @click.option("--dry-run", is_flag=True, help="Print rows, time and size; write nothing.")
@@ -216,7 +232,7 @@ def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool,
 
 
 @cli.command()
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @output_option()
 @settings_options(FinetuneSettings)
 @force_option
@@ -235,7 +251,7 @@ running = settings_options(RerunSettings, "weights", "device", "engine", "max_pi
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to list.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the predictions to this file too.")
 @running
@@ -262,7 +278,7 @@ def predict(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "--split",
     type=click.Choice(["auto", "train", "val", "test", "all"]),

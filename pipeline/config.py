@@ -39,6 +39,8 @@ LAYERS = ("avgpool", "pool5", "fc6", "fc7", "cls", "tokens")
 _DEVICES = f"auto, {', '.join(KINDS)} or cuda:N"
 #: The heads, a file of `pipeline.heads` each: a name is registered by standing here.
 HEADS = ("linear", "svm", "ridge", "knn", "mlp", "binned", "blend")
+#: What stands for the best of several heads.
+CHOOSERS = ("regressor", "auto")
 
 
 def _listed(value: Any) -> Any:
@@ -188,7 +190,11 @@ class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 
     base: str = Field("resnet18", description="Frozen base: a torchvision model, timm:NAME or scratch:NAME.")
-    weights: PathText = Field("DEFAULT", description="DEFAULT, a published name, embedded, none (random) or a file.")
+    weights: PathText = Field(
+        "DEFAULT",
+        description="DEFAULT, a published name, embedded, none (random) or a file.",
+        examples=["DEFAULT", "embedded", "none"],
+    )
     size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
 
 
@@ -199,10 +205,18 @@ class EvaluateSettings(RerunSettings, SourceSettings):
 class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     """Settings of stage one: images to features."""
 
-    layer: Names = Field(("avgpool",), description=f"Layer(s) to keep: {', '.join(LAYERS)}, or a module.")
+    layer: Names = Field(
+        ("avgpool",),
+        description=f"Layer(s) to keep: {', '.join(LAYERS)}, or a module.",
+        examples=[*LAYERS],
+    )
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     views: int = Field(0, ge=0, le=64, description="Random views to cache beside the plain one.")
-    augment: Names = Field((), description=f"Augmentations of a random view: {','.join(AUGMENTATIONS)}.")
+    augment: Names = Field(
+        (),
+        description=f"Augmentations of a random view: {','.join(AUGMENTATIONS)}.",
+        examples=[*AUGMENTATIONS],
+    )
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
@@ -226,9 +240,13 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     """Settings of stage three: train the base too, wholly or in part. Defaults are those of the PyTorch tutorial."""
 
     head: PathText | None = Field(None, description="Model folder of a fitted linear head to start from, and its base.")
-    layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.")
+    layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.", examples=[*LAYERS])
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
-    train: Names = Field(("all",), description="Parameters to train: head, all, or modules such as layer4.")
+    train: Names = Field(
+        ("all",),
+        description="Parameters to train: head, all, or modules such as layer4.",
+        examples=["head", "all"],
+    )
     freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
@@ -244,6 +262,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     augment: Names = Field(
         ("crop", "flip"),
         description=f"Augmentations of training rows: {','.join(AUGMENTATIONS)}; or none.",
+        examples=[*AUGMENTATIONS, "none"],
     )
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
@@ -284,7 +303,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
 class FitSettings(Settings):
     """Settings of stage two: a head on cached features. Options left out are searched or follow from the data."""
 
-    head: str = Field("linear", description=f"{', '.join(HEADS)}, regressor, auto.")
+    head: str = Field("linear", description=f"{', '.join([*HEADS, *CHOOSERS])}.", examples=[*HEADS, *CHOOSERS])
     target: str | None = Field(None, description="Target to predict, where the file has several.")
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")

@@ -30,6 +30,11 @@ def takes(settings: type[Settings]) -> Callable[[Function], Function]:
     return decorate
 
 
+def takes_paths(field: FieldInfo) -> bool:
+    """Whether what `field` takes is the name of a file or a folder."""
+    return "os.PathLike[str]" in type_text(field).split(" | ")
+
+
 def type_text(field: FieldInfo) -> str:
     """Return the type of what `field` takes, as it is written in code.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -285,3 +286,41 @@ def test_bases_are_printed_as_they_are_found_and_one_that_is_none_stops_nothing(
     found = json.loads(run("bases", "timm:gemma4_vit_167m*", "--json").out)
     assert [base["name"] for base in found["bases"]] == ["timm:gemma4_vit_167m"]
     assert list(found["unusable"]) == ["timm:gemma4_vit_167m_enc"]
+
+
+def completed(script: Path, shell: str, **variables: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "_PIPELINE_COMPLETE": shell, **variables}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_script(console_script: Path, shell: str) -> None:
+    assert "_PIPELINE_COMPLETE=" + shell + "_complete" in completed(console_script, f"{shell}_source")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pipeline fit", ["plain,fit-head"]),
+        ("pipeline fit-head --he", ["plain,--head", "plain,--help"]),
+        ("pipeline fit-head --head re", ["plain,regressor"]),
+        ("pipeline finetune --augment cr", ["plain,crop"]),
+        ("pipeline extract --weights e", ["plain,embedded", "file,e"]),
+        ("pipeline extract --labels l", ["file,l"]),
+        ("pipeline extract phot", ["file,phot"]),
+        ("pipeline extract --engine o", ["plain,onnxruntime"]),
+    ],
+)
+def test_tab_offers_what_fits(console_script: Path, words: str, offered: list[str]) -> None:
+    said = completed(console_script, "bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1))
+    assert said.splitlines() == offered
+
+
+def test_every_head_is_offered(console_script: Path) -> None:
+    from pipeline.heads import HEADS
+    from pipeline.heads.selection import CHOOSERS
+
+    said = completed(console_script, "bash_complete", COMP_WORDS="pipeline fit-head --head ", COMP_CWORD="3")
+    assert said.split() == [f"plain,{name}" for name in (*HEADS, *CHOOSERS)]
