@@ -15,6 +15,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import house
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
@@ -152,6 +153,21 @@ def test_the_map_names_every_room_and_no_other() -> None:
     assert named == {room if room.endswith(".py") else f"{room}/" for room in rooms}
     packages = {name for floor in FLOORS for name in floor} - {"ground", "cli"}
     assert packages == {room for room in rooms if not room.endswith(".py")}
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    missing = [f"tests/{house.test_file(module)} for pipeline/{module}" for module in house.untested(PACKAGE)]
+    assert not missing, f"write {', '.join(missing)}"
+
+
+def test_the_top_of_the_package_stays_small() -> None:
+    assert len(house.top_files(PACKAGE)) <= 17
+
+
+def test_the_batch_size_passes_few_hands() -> None:
+    found = house.stations(PACKAGE)
+    assert "config.py:EngineSettings" in found
+    assert len(found) <= 4, f"--batch-size passes {', '.join(sorted(found))}"
 
 
 def test_no_modules_import_each_other() -> None:
