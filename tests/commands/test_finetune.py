@@ -143,6 +143,7 @@ def test_the_folder_is_like_any_other(tuned: FinetuneResult) -> None:
         "model.json",
         "head.safetensors",
         "base.safetensors",
+        "rows.safetensors",
         "metrics.json",
         "predictions.csv",
         "plots/learning.png",
