@@ -143,7 +143,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     `path`.
 
     >>> with atomic_write(Path("metrics.json")) as file:
-    ...     file.write(b"{}")
+    ...     _ = file.write(b"{}")
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with named(path), path.open("wb") as file:

@@ -31,8 +31,9 @@ def hold_out(y: NDArray[np.generic], groups: Codes, *, share: float, seed: int) 
     """Return a mask (n,) of the rows held out, `share` of each class's groups; never of a class's only group."""
     order, of_group = _dealing_order(y, groups, seed=seed)
     places = np.arange(len(order))
+    # Evenly spaced in the order of dealing, so that each class, or range of numbers, gives its share.
     picked = np.floor((places + 1) * share) > np.floor(places * share)
-    if not picked.any():
+    if not picked.any():  # the share is less than one group
         picked[len(order) // 2] = True
     held = np.empty(len(order), dtype=bool)
     held[order] = picked
@@ -51,7 +52,8 @@ def _dealing_order(y: NDArray[np.generic], groups: Codes, *, seed: int) -> tuple
         return shuffled[np.argsort(value[shuffled], kind="stable")], of_group.astype(np.int64)
     ranks = np.empty(len(first))
     ranks[np.argsort(value, kind="stable")] = np.arange(len(first))
-    jitter = generator.uniform(0, min(10, len(first)), len(first))  # neighbours in value come in random order
+    # Neighbours in value come in random order, and ten ranks are few enough that each fold has all of the range.
+    jitter = generator.uniform(0, min(10, len(first)), len(first))
     return np.argsort(ranks + jitter, kind="stable"), of_group.astype(np.int64)
 
 

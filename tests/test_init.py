@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import json
 import os
 import re
@@ -137,6 +139,17 @@ def test_no_name_of_a_users_script_is_any_to_mypy() -> None:
     assert set(pipeline.__all__) <= set(re.findall(r"\w+", script.read_text()))
     done = subprocess.run([sys.executable, "-m", "mypy", str(script)], cwd=HERE, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+#: Modules with examples in their docstrings.
+EXAMPLES = [path for path in sorted((HERE / "pipeline").rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(HERE)))
+def test_the_examples_of_docstrings_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = ".".join(path.relative_to(HERE).with_suffix("").parts).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 NUL = "a\0b"

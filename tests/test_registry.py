@@ -1,14 +1,7 @@
-import doctest
-
 import pytest
 
-import pipeline.registry
 from pipeline.errors import BaseError, SettingsError
 from pipeline.registry import Registry, nearest, refuse_unknown
-
-
-def test_examples_of_the_documentation_hold() -> None:
-    assert doctest.testmod(pipeline.registry).failed == 0
 
 
 def test_a_stranger_is_answered_with_the_nearest_name() -> None:

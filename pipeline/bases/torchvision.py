@@ -138,7 +138,7 @@ class TorchvisionZoo:
 
     def adapt(self, name: str, state: State) -> State:
         """Return weights with today's names for those that old files of densenets and MNASNets have."""
-        if name.startswith("densenet"):
+        if name.startswith("densenet"):  # published files have norm.1 for norm1: no name holds a dot any more
             old = re.compile(
                 r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
             )

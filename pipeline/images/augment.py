@@ -25,8 +25,8 @@ Plain = Callable[[Image.Image], NDArray[np.uint8]]
 
 SCALE = (0.08, 1.0)  # share of the area that a crop shows, as in torchvision and the papers since Inception
 RATIO = (3 / 4, 4 / 3)
-DEGREES = 15.0
-BRIGHTNESS = 0.2
+#: The largest rotation either way, and the largest change of brightness as a share: an image keeps its class.
+DEGREES, BRIGHTNESS = 15.0, 0.2
 
 #: What can happen to an image, in this order whatever order it is asked in.
 CHANGES: Registry[View] = Registry("augmentation")

@@ -122,7 +122,7 @@ class _StrictPillow:
             if self._inside == 1:
                 self._before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
                 ImageFile.LOAD_TRUNCATED_IMAGES = False
-                Image.MAX_IMAGE_PIXELS = 2**28
+                Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns from here on, and refuses twice as many
             # Checked on every entry: a catch_warnings block of another thread may have taken it away.
             if self._silence is None or self._silence not in warnings.filters:
                 warnings.filterwarnings("ignore", module=_PILLOW)
@@ -409,7 +409,7 @@ def _bad_image(data: bytes, kind: str, error: Exception, *, part: str = "pixels"
 
 def _ends_early(data: bytes, kind: str) -> bool:
     """Return True where the mark of this format's end is absent, or fewer bytes are there than the header declares."""
-    if kind == "JPEG":
+    if kind == "JPEG":  # cameras and editors append bytes after the mark
         return b"\xff\xd9" not in data[-4096:]
     if kind == "PNG":
         return b"IEND" not in data[-4096:]

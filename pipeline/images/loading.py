@@ -28,6 +28,7 @@ from pipeline.text import shown
 #: A function of the bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
 Preprocess = Callable[[bytes, bytes], NDArray[np.uint8]]
 
+#: Batches being loaded while one is used: with one alone, threads would idle while its last image is decoded.
 BATCHES_AHEAD = 2
 #: Images a batch where it is more important to have the first soon than to have all a little sooner.
 BATCH = 16

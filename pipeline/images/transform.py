@@ -234,7 +234,8 @@ class InputTransform:
 
 def _weighed(lines: NDArray[np.uint8], first: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Sum `lines` (N, M, 3), those from `first` (kept,) on, by `weights` (K, kept), rounded as Pillow does."""
-    sums = np.full((len(first), *lines.shape[1:]), 1 << (_BITS - 1), np.int64)
+    half = 1 << (_BITS - 1)  # so that the shift rounds
+    sums = np.full((len(first), *lines.shape[1:]), half, np.int64)
     for offset, weight in enumerate(weights):
         sums += lines[np.clip(first + offset, 0, len(lines) - 1)] * weight[:, None, None]
     found: NDArray[np.uint8] = np.clip(sums >> _BITS, 0, 255).astype(np.uint8)

@@ -43,7 +43,11 @@ MOST_LINKS = 3
 
 
 def is_image_name(name: str) -> bool:
-    """Return True where the name ends as an image's does."""
+    """Return True where the name ends as an image's does.
+
+    >>> is_image_name("a/B.JPG"), is_image_name(".jpg"), is_image_name("a.svg")
+    (True, False, False)
+    """
     return _extension(name) in EXTENSIONS
 
 
@@ -86,6 +90,7 @@ def scan(root: Path) -> Listing:
         prefix, links, above = waiting.pop()
         for entry in _entries(root, prefix):
             path = prefix + entry.name
+            # macOS adds __MACOSX to archives: a second tree, of files with the names of the first that are no images.
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if _is_folder(entry):

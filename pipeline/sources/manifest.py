@@ -318,7 +318,11 @@ def _class_order(label: str) -> tuple[int, int, str]:
 
 
 def split_name(text: str) -> str | None:
-    """Return train, val or test for any usual spelling of it, the empty string for none, None for another word."""
+    """Return train, val or test for any usual spelling of it, the empty string for none, None for another word.
+
+    >>> split_name("Validation"), split_name(""), split_name("dev")
+    ('val', '', None)
+    """
     return "" if not text else SPLITS.get(text.lower())
 
 

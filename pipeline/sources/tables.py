@@ -181,7 +181,7 @@ def guess_image_column(table: Table) -> str:
 
 
 def _names_images(cells: Sequence[str]) -> bool:
-    some = [cell for cell in cells[:200] if cell]
+    some = [cell for cell in cells[:200] if cell]  # the first tell, however many follow
     return bool(some) and sum(map(is_image_name, some)) * 2 >= len(some)
 
 
@@ -225,6 +225,9 @@ def image_root(folder: Path, settings: SourceSettings) -> Path:
 
 def inside(root: Path, path: str, place: str) -> str:
     """Return the path relative to `root`, in its shortest form; raise `SourceError` if it leads out of it.
+
+    >>> inside(Path("photos"), "cats/./1.jpg", "line 2")
+    'cats/1.jpg'
 
     The question is only what the path says. A link inside the folder may well point elsewhere: whoever may
     write there may also copy the file.
