@@ -270,7 +270,7 @@ def _labelled(target: Target, splits: NDArray[Any], split: str, source: str | Pa
 
 
 def _unseen(asked: NDArray[np.int64], unseen: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-    """Which rows to score where no split says it, and how to call them: those that did not train, if there are any."""
+    """Choose the rows to score where no split does, and their name: those that did not train, if there are any."""
     if 0 < len(unseen) < len(asked):
         return UNSEEN, unseen
     return ALL, asked

@@ -1,4 +1,4 @@
-"""Which images a model was trained on, by the digests of their content: rows.safetensors in its folder.
+"""Images that a model was trained on, by the digests of their content: rows.safetensors in its folder.
 
 The first 16 bytes of each sha256, each once and in order: enough to tell images apart, half of the room.
 """
