@@ -25,7 +25,7 @@ from pipeline.bases import Base
 from pipeline.config import Recipe
 from pipeline.errors import ImageError, PipelineError
 from pipeline.sources import FileImage, Manifest, Record, Target
-from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter
+from pipeline.store import Environment, FeatureStore, LayerSpec, Part, Source, StoreWriter
 
 LAYERS = [LayerSpec("avgpool", (24,)), LayerSpec("conv", (2, 3), "float16")]
 CLASSES = ("even", "odd")
@@ -116,7 +116,7 @@ def _write(writer: StoreWriter, waiting: list[tuple[int, bytes, Source]]) -> Non
 def open_writer(manifest: Manifest, output: Path, **options: Any) -> Any:
     """A `StoreWriter` for the cheap layers."""
     options.setdefault("recipe", recipe())
-    return StoreWriter.open(output, manifest=manifest, layers=LAYERS, environment={"by": "cheap"}, **options)
+    return StoreWriter.open(output, manifest=manifest, layers=LAYERS, environment=Environment(by="cheap"), **options)
 
 
 @contextmanager

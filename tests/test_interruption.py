@@ -23,7 +23,7 @@ from conftest import Trained
 from pictures import write_photos
 
 from pipeline.sources import FileImage, Manifest, Record, Target
-from pipeline.store import Source, StoreWriter
+from pipeline.store import Environment, Source, StoreWriter
 
 #: Seconds that a stop may take. It takes up to 1.5, the grace, and the process's end: less than 2 on a machine at rest,
 #: and 1.8 was seen with five times as many processes as cores. The rest is for a machine where even that is little.
@@ -117,7 +117,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(13)
     records = [Record(row, f"{row:06}.jpg", FileImage(f"{row:06}.jpg"), "") for row in range(count)]
     target = Target("class", random.integers(0, 300, count), tuple(map(str, range(300))))
-    environment = {"weights": "none", "seed": 13}
+    environment = Environment(weights="none", seed=13)
     manifest = Manifest("images", records, {"class": target})
     with StoreWriter.open(
         folder / "noise.h5", manifest=manifest, layers=LAYERS, recipe=recipe(), environment=environment

@@ -60,7 +60,7 @@ def test_either_engine_leads_to_the_same_answers(insects: Path, real_data: Path,
     model = fit_head(insects, tmp_path / "m", head="ridge").model
     head = load_model(model).head
     with FeatureStore.open(insects) as one, FeatureStore.open(other) as two:
-        assert {one.environment["engine"], two.environment["engine"]} == {"onnxruntime", "torch"}
+        assert {one.environment.engine, two.environment.engine} == {"onnxruntime", "torch"}
         first, second = one.features("avgpool", one.select()), two.features("avgpool", two.select())
     assert np.abs(first - second).max() <= 1e-4 * np.abs(second).max()
     np.testing.assert_allclose(head.predict_proba(first), head.predict_proba(second), rtol=0, atol=1e-3)

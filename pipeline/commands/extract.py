@@ -34,7 +34,7 @@ from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.signatures import takes
 from pipeline.sources import Manifest, Record, Target, read_manifest
-from pipeline.store import LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
+from pipeline.store import Environment, LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.text import shown
 from pipeline.versions import machine, versions
 
@@ -386,18 +386,19 @@ def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
     )
 
 
-def environment_of(settings: ExtractSettings, computer: Computer) -> dict[str, Any]:
+def environment_of(settings: ExtractSettings, computer: Computer) -> Environment:
     """Record what may differ between two runs of one recipe, and where its weights came from."""
-    weights = settings.weights
+    weights, here = settings.weights, machine()
     if Path(weights).is_file():
         weights = str(Path(weights).resolve())
-    return {
-        "weights": weights,
-        "seed": settings.seed,
-        "source": settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),
-        "max_pixels": settings.max_pixels,
-        "engine": computer.name,
-        "device": computer.device,
-        **machine(),
-        "versions": versions(),
-    }
+    return Environment(
+        weights=weights,
+        seed=settings.seed,
+        source=settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),
+        max_pixels=settings.max_pixels,
+        engine=computer.name,
+        device=computer.device,
+        host=here["host"],
+        platform=here["platform"],
+        versions=versions(),
+    )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.commands.results import Result
 from pipeline.config import FitSettings
-from pipeline.errors import HeadError, SettingsError, StoreDamagedError
+from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.calibration import softmax
 from pipeline.heads.contract import Head, Problem, refuse_extremes
@@ -124,12 +124,8 @@ def fit_head(
 
 def base_record(store: FeatureStore) -> BaseRecord:
     """Return the base that made the features. Raises `StoreDamagedError` where the file does not say it."""
-    try:
-        weights, seed = store.environment["weights"], store.environment["seed"]
-        return BaseRecord(name=store.recipe.base, weights=weights, seed=seed)
-    except (KeyError, ValueError) as error:
-        cause = f"has no {error}" if isinstance(error, KeyError) else "is none that this program writes"
-        raise StoreDamagedError(f"{store.path}: the description of its base {cause}; extract again") from None
+    weights, seed = store.base_origin
+    return BaseRecord(name=store.recipe.base, weights=weights, seed=seed)
 
 
 # --- what is learned from what

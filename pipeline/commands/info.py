@@ -69,7 +69,7 @@ def describe_store(path: str | Path) -> dict[str, Any]:
             "source": store.source,
             "recipe": store.recipe.model_dump(mode="json"),
             "recipe_sha256": store.recipe.fingerprint(),
-            "environment": store.environment,
+            "environment": store.environment.model_dump(mode="json"),
             "fingerprint": store.fingerprint,
             "rows": len(store),
             "good": statuses.pop("good", 0),

@@ -195,13 +195,13 @@ class Recomputation:
     """The extraction of a store, repeated for some of its rows."""
 
     def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
-        recipe, made_with = store.recipe, store.environment
+        recipe, (weights, seed) = store.recipe, store.base_origin
         self._source = _source_of(store, source)
-        base = base_of(recipe, settings.weights or made_with["weights"], seed=made_with["seed"])
+        base = base_of(recipe, settings.weights or weights, seed=seed)
         self._store = store
         self._embedder = Embedder(base, recipe, settings)
         self._batch_size = settings.batch_or(BATCH)
-        self._manifest = read_manifest(self._source, SourceSettings.of(made_with["source"]))
+        self._manifest = read_manifest(self._source, SourceSettings.of(store.environment.source))
 
     def compare(self, rows: NDArray[np.int64], result: VerifyResult) -> None:
         """Extract `rows` again, and put into `result` how far they are off and what is wrong with their images."""

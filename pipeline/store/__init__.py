@@ -12,11 +12,21 @@ reader.py     `FeatureStore`: one file, or a folder of parts
 dataset.py    rows as a PyTorch dataset
 """
 
-from pipeline.store.header import Part
+from pipeline.store.header import Environment, Part
 from pipeline.store.layout import LayerSpec
 from pipeline.store.parts import part_range
 from pipeline.store.reader import FeatureStore, is_store
 from pipeline.store.reuse import Source
 from pipeline.store.writer import StoreWriter, waiting_rows
 
-__all__ = ["FeatureStore", "LayerSpec", "Part", "Source", "StoreWriter", "is_store", "part_range", "waiting_rows"]
+__all__ = [
+    "Environment",
+    "FeatureStore",
+    "LayerSpec",
+    "Part",
+    "Source",
+    "StoreWriter",
+    "is_store",
+    "part_range",
+    "waiting_rows",
+]

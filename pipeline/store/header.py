@@ -24,15 +24,15 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
-from pipeline.config import Recipe
+from pipeline.config import MAX_PIXELS, Recipe
 from pipeline.errors import BAD_IMAGE, SettingsError, StoreDamagedError
 
 FORMAT = "pipeline-features"
@@ -158,6 +158,39 @@ class Part(_Strict):
         return (self.start, self.stop) == (0, self.total)
 
 
+class Environment(BaseModel):
+    """The place and the tools that features were computed with; it may differ between two runs of one recipe.
+
+    Files of other versions may lack some of the fields and have others, which are kept as they are.
+
+    >>> Environment(weights="none", seed=13, color="red").model_dump()
+    {'weights': 'none', 'seed': 13, 'color': 'red'}
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    #: Origin of the base's weights: a published name, or a file.
+    weights: str | None = None
+    seed: int | None = None
+    #: Options that the images were listed with, where they are not the defaults.
+    source: dict[str, Any] = {}
+    #: Larger images were bad.
+    max_pixels: int = MAX_PIXELS
+    engine: str | None = None
+    device: str | None = None
+    host: str | None = None
+    platform: str | None = None
+    versions: dict[str, str] = {}
+    #: True in a file that was begun anew though there was another.
+    forced: bool = False
+
+    @model_serializer(mode="wrap")
+    def _given(self, serialize: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out fields that were not given: written again, a header is the same bytes."""
+        missing = type(self).model_fields.keys() - self.model_fields_set
+        return {name: value for name, value in serialize(self).items() if name not in missing}
+
+
 def new_token() -> str:
     """Draw a random name for one file: 16 hexadecimal digits."""
     return secrets.token_hex(8)
@@ -173,7 +206,7 @@ class Header(_Strict):
     token: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     source: str
     recipe: Recipe
-    environment: dict[str, Any]
+    environment: Environment
     part: Part
     #: Column to the escaped names of its classes, None for numbers.
     targets: dict[Annotated[str, Field(pattern="^target/.")], tuple[str, ...] | None]

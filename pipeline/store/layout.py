@@ -108,7 +108,7 @@ def hdf5_attributes(header: Header) -> dict[str, str | int]:
         "format_version": header.format_version,
         "recipe": header.recipe.canonical(),
         "recipe_sha256": header.recipe.fingerprint(),
-        "environment": json.dumps(header.environment, sort_keys=True),
+        "environment": json.dumps(header.environment.model_dump(mode="json"), sort_keys=True),
         "created": header.created,
         "source": header.source,
         "part": json.dumps(header.part.model_dump(), sort_keys=True),

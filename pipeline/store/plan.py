@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe
 from pipeline.errors import SettingsError, StoreError
 from pipeline.sources import Manifest
-from pipeline.store.header import Header, Part, encode_texts, escape, new_token, plain_name, target_column
+from pipeline.store.header import Environment, Header, Part, encode_texts, escape, new_token, plain_name, target_column
 from pipeline.store.layout import LayerSpec, plan_columns
 from pipeline.store.rows import RowFile
 
@@ -31,7 +31,7 @@ class Request:
         manifest: Manifest,
         layers: Sequence[LayerSpec],
         recipe: Recipe,
-        environment: dict[str, Any],
+        environment: Environment,
         part: Part | None,
     ) -> Self:
         """Make the request for the features of `manifest`.

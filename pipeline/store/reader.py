@@ -25,6 +25,7 @@ from pipeline.store.header import (
     GOOD,
     PENDING,
     STATUS_NAMES,
+    Environment,
     Header,
     Part,
     decode_texts,
@@ -173,9 +174,17 @@ class FeatureStore:
         return self._header.recipe
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The versions and the machine that computed them; of the first part, where there are parts."""
         return self._header.environment
+
+    @property
+    def base_origin(self) -> tuple[str, int]:
+        """Weights and seed that the base was loaded with. Raises `StoreDamagedError` where the file lacks them."""
+        weights, seed = self.environment.weights, self.environment.seed
+        if weights is None or seed is None or not 0 <= seed < 1 << 63:
+            raise StoreDamagedError(f"{self.path} does not say which weights and seed its base has; extract again")
+        return weights, seed
 
     @property
     def header(self) -> Header:

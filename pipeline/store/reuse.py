@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import MAX_PIXELS, Recipe
+from pipeline.config import Recipe
 from pipeline.errors import (
     BAD_IMAGE,
     ImageError,
@@ -21,14 +21,13 @@ from pipeline.errors import (
     StoreError,
 )
 from pipeline.sources import Manifest
-from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, unescape
+from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, Environment, unescape
 from pipeline.store.plan import Request
 from pipeline.store.rows import RowFile, row_checksums, runs
 
 #: These reasons lie outside the image: another day the same file may be fine.
 RETRIED = tuple(FIRST_BAD + BAD_IMAGE.index(reason) for reason in ("missing", "unreadable"))
-#: In the environment of a file that was begun anew though there was another.
-FORCED = "forced"
+
 TOO_LARGE = FIRST_BAD + BAD_IMAGE.index("too-large")
 UNKNOWN = -1  # size and time of a file that is not there
 
@@ -146,10 +145,9 @@ class Origin:
         strange = [key not in known and (size, mtime) not in stamps for key, size, mtime in mine]
         return int(np.count_nonzero((self.status == GOOD) & strange))
 
-    def has_limit_of(self, environment: dict[str, Any]) -> bool:
+    def has_limit_of(self, environment: Environment) -> bool:
         """Return True where images were too large here at as many pixels as in `environment`."""
-        mine = self.file.header.environment
-        return bool(mine.get("max_pixels", MAX_PIXELS) == environment.get("max_pixels", MAX_PIXELS))
+        return self.file.header.environment.max_pixels == environment.max_pixels
 
     def all_up_to_date(self, seen: Seen) -> bool:
         """Return True where every row is final and describes the image file that is there now."""
@@ -218,7 +216,7 @@ class Earlier:
             partial = _find_partial(path, recipe, opened, writable=writable)
         except (StoreDamagedError, RecipeMismatchError):
             return cls()
-        return cls(partial) if partial and partial.file.header.environment.get(FORCED) else cls()
+        return cls(partial) if partial and partial.file.header.environment.forced else cls()
 
 
 @dataclass(frozen=True)

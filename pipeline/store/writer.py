@@ -33,6 +33,7 @@ from pipeline.store.header import (
     GOOD,
     PENDING,
     STATUS_NAMES,
+    Environment,
     Header,
     Part,
     decode_texts,
@@ -41,7 +42,7 @@ from pipeline.store.header import (
 )
 from pipeline.store.layout import LayerSpec, lay_out
 from pipeline.store.plan import Request
-from pipeline.store.reuse import FORCED, UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
+from pipeline.store.reuse import UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
 
 #: A kill loses at most the rows of so many seconds or bytes.
@@ -53,8 +54,9 @@ _LATE = ("source/size", "source/mtime_ns", "source/sha256", "commit", "status")
 class StoreWriter:
     """Writer of the feature file of one manifest; it keeps every row that an earlier file already has.
 
-    >>> opened = {"manifest": manifest, "layers": layers, "recipe": recipe, "environment": {}}  # doctest: +SKIP
-    >>> with StoreWriter.open(path, **opened) as writer:  # doctest: +SKIP
+    >>> environment = Environment(weights="DEFAULT", seed=13)
+    >>> asked = {"manifest": manifest, "layers": layers, "recipe": recipe}  # doctest: +SKIP
+    >>> with StoreWriter.open(path, environment=environment, **asked) as writer:  # doctest: +SKIP
     ...     for index in writer.pending:
     ...         writer.write([index], {"avgpool": compute(index)}, [source(index)])
     ...     writer.publish()
@@ -82,7 +84,7 @@ class StoreWriter:
         manifest: Manifest,
         layers: Sequence[LayerSpec],
         recipe: Recipe,
-        environment: dict[str, Any],
+        environment: Environment,
         force: bool = False,
         part: Part | None = None,
         rehash: bool = False,
@@ -96,7 +98,9 @@ class StoreWriter:
         other images would go, and `StoreError` where the disk is full or refuses.
         """
         path = usable_path(path)
-        request = Request.of(manifest, layers, recipe, environment | ({FORCED: True} if force else {}), part)
+        if force:
+            environment = environment.model_copy(update={"forced": True})
+        request = Request.of(manifest, layers, recipe, environment, part)
         with contextlib.ExitStack() as opened:
             with explained(path):
                 opened.enter_context(files.made_parents(path))
@@ -417,7 +421,7 @@ def waiting_rows(
     Nothing is written. Raises what opening it would.
     """
     path = usable_path(path)
-    request, seen = Request.of(manifest, layers, recipe, {}, part), Seen.of(manifest)
+    request, seen = Request.of(manifest, layers, recipe, Environment(), part), Seen.of(manifest)
     with contextlib.ExitStack() as opened, explained(path):
         files.refuse_unwritable(path)
         files.refuse_locked(path)

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from cheap import recipe  # noqa: E402
 
 from pipeline.sources import FileImage, Manifest, Record, Target  # noqa: E402
-from pipeline.store import FeatureStore, LayerSpec, Source, StoreWriter  # noqa: E402
+from pipeline.store import Environment, FeatureStore, LayerSpec, Source, StoreWriter  # noqa: E402
 
 
 def write(path: Path, rows: int, width: int) -> tuple[float, float]:
@@ -34,7 +34,7 @@ def write(path: Path, rows: int, width: int) -> tuple[float, float]:
     sources = [Source(5, image.stat().st_mtime_ns, index.to_bytes(32, "big")) for index in range(1, rows + 1)]
     random = np.random.default_rng(0)
     layers = [LayerSpec("avgpool", (width,))]
-    with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe(), environment={}) as writer:
+    with StoreWriter.open(path, manifest=manifest, layers=layers, recipe=recipe(), environment=Environment()) as writer:
         started = time.perf_counter()
         for start in range(0, rows, 256):
             stop = min(start + 256, rows)

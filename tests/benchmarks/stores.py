@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.config import Recipe
 from pipeline.sources import FileImage, Manifest, Record, Target
-from pipeline.store import LayerSpec, Source, StoreWriter
+from pipeline.store import Environment, LayerSpec, Source, StoreWriter
 
 BLOCK = 4096
 
@@ -37,7 +37,7 @@ def write_store(path: Path, *, rows: int, dimensions: int, classes: int) -> Path
         manifest=Manifest("clouds", records, {"class": Target("class", y, names)}),
         layers=[LayerSpec("avgpool", (dimensions,), "float32")],
         recipe=recipe,
-        environment={"weights": "none", "seed": 13},
+        environment=Environment(weights="none", seed=13),
     ) as writer:
         for start in range(0, rows, BLOCK):
             which = np.arange(start, min(start + BLOCK, rows))

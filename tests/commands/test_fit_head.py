@@ -17,7 +17,7 @@ from pipeline.commands.fit_head import fit_head
 from pipeline.errors import HeadError, OutputExistsError, SettingsError
 from pipeline.heads import LinearHead, load_head
 from pipeline.sources import FileImage, Manifest, Record, Target
-from pipeline.store import LayerSpec, Source, StoreWriter
+from pipeline.store import Environment, LayerSpec, Source, StoreWriter
 
 NAMES = ("ants", "bees", "wasps")
 
@@ -51,7 +51,7 @@ def write_store(
         manifest=Manifest("arrays", records, labels),
         layers=layers,
         recipe=made_by,
-        environment={"weights": "none", "seed": 13},
+        environment=Environment(weights="none", seed=13),
     ) as writer:
         writer.write(np.arange(rows), features, sources)
         return writer.publish()

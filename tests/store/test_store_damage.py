@@ -240,6 +240,8 @@ def columns(name: str, **changes: Any) -> Callable[[dict[str, Any]], None]:
         lambda fields: fields["recipe"].update(views="many"),
         lambda fields: fields.update(structure_crc32=7),
         lambda fields: fields.update(environment=[1]),
+        lambda fields: fields.update(environment={"seed": "13"}),
+        lambda fields: fields.update(environment={"versions": 1}),
         lambda fields: fields.clear(),
     ],
 )

@@ -18,7 +18,7 @@ from cheap import (
 
 from pipeline.errors import SettingsError, StoreError
 from pipeline.sources import FileImage, Manifest, Record, Target
-from pipeline.store import FeatureStore, LayerSpec, Part, Source, StoreWriter
+from pipeline.store import Environment, FeatureStore, LayerSpec, Part, Source, StoreWriter
 
 
 def test_an_unfinished_update_goes_on_in_place(path: Path, images: Path) -> None:
@@ -82,7 +82,9 @@ def test_misuse_is_refused(images: Path, tmp_path: Path) -> None:
     for spec in LayerSpec("a", (0,)), LayerSpec("a", (2,), "float64"):
         with (
             pytest.raises(SettingsError, match="cannot be a row of features"),
-            StoreWriter.open(tmp_path / "E.h5", manifest=manifest, layers=[spec], recipe=recipe(), environment={}),
+            StoreWriter.open(
+                tmp_path / "E.h5", manifest=manifest, layers=[spec], recipe=recipe(), environment=Environment()
+            ),
         ):
             pass
     assert sorted(left.name for left in tmp_path.iterdir()) == ["F.h5.partial", "images"]
@@ -95,7 +97,7 @@ def test_a_hundred_thousand_rows_with_nothing_to_do_take_seconds(tmp_path: Path)
     records = [Record(index, name, FileImage(str(image)), "") for index, name in enumerate(names)]
     manifest = Manifest("many", records, {"class": Target("class", np.arange(100_000) % 10, tuple("abcdefghij"))})
     layers = [LayerSpec("avgpool", (8,))]
-    opened = {"manifest": manifest, "layers": layers, "recipe": recipe(), "environment": {}}
+    opened = {"manifest": manifest, "layers": layers, "recipe": recipe(), "environment": Environment()}
     size, mtime_ns = records[0].image.stat()
     source = Source(size, mtime_ns, b"x" * 32)
     with StoreWriter.open(tmp_path / "F.h5", **opened) as writer:
