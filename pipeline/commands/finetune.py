@@ -45,7 +45,7 @@ from pipeline.signatures import takes
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.splits import group_codes
 from pipeline.text import plural
-from pipeline.training.batches import Batch, Feeder, Pictures
+from pipeline.training.batches import Batch, Feeder, Indices, Pictures
 from pipeline.training.dataset import Examples, read_pictures, split_examples
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
@@ -150,27 +150,47 @@ def finetune(
         progress=progress,
     )
     examples = split_examples(manifest, target, pictures, settings)
-    run = Run(start, network, examples, pictures, settings, inputs=inputs)
-    with run.feeder:
-        history = run.train(view, progress=progress)
-        parts = run.judge(manifest, progress=progress)
+    training = Training(start, network, examples, pictures, settings)
+    with training.feeder:
+        history = training.run(view, progress=progress)
+        parts = training.score(manifest, progress=progress)
+    head = fitted_head(network, examples, half_width=parts["val"].half_width)
     result = FinetuneResult(
         model=Path(output),
-        head=run.head().name,
+        head=head.name,
         target=target.name,
         layers=start.layers,
         metrics={name: part.metrics for name, part in parts.items()},
-        chosen=run.chosen(),
+        chosen=chosen_settings(settings, best_epoch=history.best),
         epochs=history.epochs,
         best_epoch=history.best,
         rows={name: len(part) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(pictures.bad.items())},
         seconds=time.perf_counter() - started,
-        notices=[*examples.notices, *remarks(parts, examples)],
+        notices=[*examples.notices, *notices_of(parts, examples)],
     )
     drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices
-    run.save(result, manifest, parts, drawn.plots, replace_old=force)
+    put_back(network, start.base)
+    save_model(
+        result.model,
+        head=head,
+        recipe=recipe_of(start),
+        base=start.record.model_copy(update={"fine_tuned": start.changes_base(settings)}),
+        target=target.name,
+        classes=target.names,
+        metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
+        data=DataRecord(
+            source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(pictures)
+        ),
+        chosen=result.chosen,
+        predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
+        plots=drawn.plots,
+        save_base=(lambda path: write_base(start.base, path)) if start.changes_base(settings) else None,
+        request=request_of("finetune", settings, inputs),
+        seen=Seen.of(pictures.contents(examples.train)),
+        replace=force,
+    )
     return result
 
 
@@ -256,25 +276,16 @@ def threads(settings: FinetuneSettings) -> int:
 # --- one training
 
 
-class Run:
-    """One training: the network, what feeds it, and what becomes of it."""
+class Training:
+    """The training of one network: its feeder of batches and its trainer; the ``with`` block is the feeder's."""
 
     def __init__(
-        self,
-        start: Start,
-        network: Network,
-        examples: Examples,
-        pictures: Pictures,
-        settings: FinetuneSettings,
-        *,
-        inputs: str,
+        self, start: Start, network: Network, examples: Examples, pictures: Pictures, settings: FinetuneSettings
     ) -> None:
         self._start = start
-        self._inputs = inputs
         self._examples = examples
         self._pictures = pictures
         self._settings = settings
-        self._history = History()
         self.feeder = Feeder(
             pictures,
             examples.inputs(),
@@ -290,14 +301,11 @@ class Run:
             clip=settings.clip,
         )
 
-    def train(self, view: View, *, progress: bool) -> History:
+    def run(self, view: View, *, progress: bool) -> History:
         """Train; the network ends with the weights of its best epoch."""
         examples, settings = self._examples, self._settings
         crops = "crop" in settings.augment
-        kept = [rows for name, rows in examples.parts.items() if name != "train" or not crops]
-        with progress_bar(sum(map(len, kept)), "preprocessing", show=progress) as bar:
-            for rows in kept:
-                self._pictures.keep_shaped(rows, bar)
+        self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
         self._begin(progress=progress)
         val = examples.held_out["val"]
         total = settings.epochs * (len(examples.train) + len(val)) + len(val)
@@ -306,14 +314,19 @@ class Run:
                 f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
                 f"{len(val)}: {plural(settings.epochs, 'epoch')}; epoch 0 is before the first step"
             )
-            self._history = train(
+            return train(
                 self._trainer,
                 lambda number: _counted(self.feeder.random(examples.train, view, number, crops=crops), bar),
                 lambda: _counted(self.feeder.plain(val), bar),
                 settings=settings,
                 watch=lambda epoch: bar.say(epoch.summary()),
             )
-        return self._history
+
+    def _preprocess(self, parts: list[Indices], progress: bool) -> None:
+        """Keep of the rows without random crops only what the base sees of them."""
+        with progress_bar(sum(map(len, parts)), "preprocessing", show=progress) as bar:
+            for rows in parts:
+                self._pictures.keep_shaped(rows, bar)
 
     def _begin(self, *, progress: bool) -> None:
         """Standardise what the head takes, and give it the fitted weights."""
@@ -326,7 +339,7 @@ class Run:
             bias = (start.bias - examples.centre) / examples.scale
             start_from(network, start.weight / examples.scale, bias)
 
-    def judge(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
+    def score(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
         """Score all rows, without random views, part by part."""
         examples, scores = self._examples, {}
         with progress_bar(sum(map(len, examples.parts.values())), "scoring", show=progress) as bar:
@@ -350,67 +363,6 @@ class Run:
             for name, rows in examples.parts.items()
         }
 
-    def head(self) -> AffineHead:
-        """Return the last layer as a head on the trained base's features."""
-        weight, bias = folded_head(self._trainer.network)
-        if self._examples.target.task == "classes":
-            return LinearHead.from_weights(_single(weight), _single(bias), task="classes")
-        weight, bias = weight * self._examples.scale, self._examples.values(bias)
-        return RidgeHead.from_weights(_single(weight), _single(bias), task="numbers")
-
-    def chosen(self) -> dict[str, Any]:
-        """Return the settings that decided the training, and the epoch that was kept."""
-        names = ("train", "freeze_norm", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
-        more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
-        settings = self._settings.model_dump(mode="json", include={*names, *more})
-        return {**settings, "lr": self._settings.rate, "best_epoch": self._history.best}
-
-    def save(
-        self,
-        result: FinetuneResult,
-        manifest: Manifest,
-        parts: Mapping[str, Scored],
-        drawn: Mapping[str, plots.Plot],
-        *,
-        replace_old: bool,
-    ) -> None:
-        """Write the model folder; it is there whole or not at all."""
-        base, examples, head = self._start.base, self._examples, self.head()
-        put_back(self._trainer.network, base)
-        head.interval_half_width = parts["val"].half_width
-        changed = self._start.changes_base(self._settings)
-        save_model(
-            result.model,
-            head=head,
-            recipe=self._recipe(digest(base.module, without=base.missing)),
-            base=self._start.record.model_copy(update={"fine_tuned": changed}),
-            target=examples.target.name,
-            classes=examples.target.names,
-            metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
-            data=DataRecord(
-                source=shown(manifest.source),
-                rows=len(examples.train),
-                fingerprint=examples.fingerprint(self._pictures),
-            ),
-            chosen=result.chosen,
-            predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
-            plots=drawn,
-            save_base=(lambda path: write_base(base, path)) if changed else None,
-            request=request_of("finetune", self._settings, self._inputs),
-            seen=Seen.of(self._pictures.contents(examples.train)),
-            replace=replace_old,
-        )
-
-    def _recipe(self, weights: str) -> Recipe:
-        return Recipe.plain(
-            base=self._start.record.name,
-            weights=weights,
-            layers=self._start.layers,
-            pool=self._start.pool,
-            transform=self._start.base.transform.describe(),
-            pixels=decoding.POLICY_VERSION,
-        )
-
 
 def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
     """Choose the loss, and the measures that an epoch is judged by."""
@@ -430,10 +382,43 @@ def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
     return numbers.astype(np.float32)
 
 
-# --- what came of it
+# --- the trained model
 
 
-def remarks(parts: Mapping[str, Scored], examples: Examples) -> list[str]:
+def fitted_head(network: Network, examples: Examples, *, half_width: float | None) -> AffineHead:
+    """Return the last layer as a head on the trained base's features, with intervals of `half_width` for numbers."""
+    weight, bias = folded_head(network)
+    head: AffineHead
+    if examples.target.task == "classes":
+        head = LinearHead.from_weights(_single(weight), _single(bias), task="classes")
+    else:
+        weight, bias = weight * examples.scale, examples.values(bias)
+        head = RidgeHead.from_weights(_single(weight), _single(bias), task="numbers")
+    head.interval_half_width = half_width
+    return head
+
+
+def chosen_settings(settings: FinetuneSettings, *, best_epoch: int) -> dict[str, Any]:
+    """Return the settings that decided the training, and the epoch that was kept."""
+    names = ("train", "freeze_norm", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
+    more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
+    chosen = settings.model_dump(mode="json", include={*names, *more})
+    return {**chosen, "lr": settings.rate, "best_epoch": best_epoch}
+
+
+def recipe_of(start: Start) -> Recipe:
+    """Return the recipe of the features that the base gives as it is now, after the training."""
+    return Recipe.plain(
+        base=start.record.name,
+        weights=digest(start.base.module, without=start.base.missing),
+        layers=start.layers,
+        pool=start.pool,
+        transform=start.base.transform.describe(),
+        pixels=decoding.POLICY_VERSION,
+    )
+
+
+def notices_of(parts: Mapping[str, Scored], examples: Examples) -> list[str]:
     """List the notices that a reader of the metrics needs."""
     found = [caution for name in examples.held_out for caution in parts[name].cautions()]
     if examples.target.task == "numbers":
