@@ -9,6 +9,8 @@ run.py       the steps of an experiment file: extract, fit-head, finetune
 verify.py    a feature file checked, and rows of it recomputed
 info.py      a feature file or a model folder described
 merge.py     parts of a feature file joined
+fetch.py     images of lists of URLs, downloaded
+doctor.py    what a bug report needs to know of a machine
 bases.py     the networks that can serve as bases
 demo.py      all of it on digits that ship with scikit-learn
 results.py   what they return: the keys of `--json`, a summary for a person

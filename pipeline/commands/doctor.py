@@ -39,7 +39,7 @@ SECONDS_TO_ANSWER = 120
 
 @dataclass
 class DoctorResult(Result):
-    """What was found; `failed` has the reason for each check that was not possible.
+    """The findings; `failed` has the reason for each check that was not possible.
 
     `engines` and `devices` map a name to "works", or to what went wrong. Sizes are bytes. The home folder is ``~``.
     """
@@ -55,7 +55,7 @@ class DoctorResult(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether an engine works."""
+        """True where an engine works."""
         return WORKS in self.engines.values()
 
     def to_json(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a URL: kept, or refused for a `reason`; `again` tells that another run may have more luck."""
+    """The outcome of a URL: kept, or refused for a `reason`; `again` tells that another run may have more luck."""
 
     url: str
     reason: str = ""
