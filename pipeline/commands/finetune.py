@@ -45,8 +45,8 @@ from pipeline.signatures import takes
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.splits import group_codes
 from pipeline.text import plural
-from pipeline.training.batches import Batch, Feeder, Indices, Pictures
-from pipeline.training.dataset import Examples, read_pictures, split_examples
+from pipeline.training.batches import Batch, Feeder, Images, Indices
+from pipeline.training.dataset import Examples, read_images, split_examples
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
     Network,
@@ -140,7 +140,7 @@ def finetune(
     network = make_network(start, target, settings)
     if start.changes_base(settings):
         require_room(Path(output), sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
-    pictures = read_pictures(
+    images = read_images(
         manifest,
         target,
         start.base.transform,
@@ -149,8 +149,8 @@ def finetune(
         max_pixels=settings.max_pixels,
         progress=progress,
     )
-    examples = split_examples(manifest, target, pictures, settings)
-    training = Training(start, network, examples, pictures, settings)
+    examples = split_examples(manifest, target, images, settings)
+    training = Training(start, network, examples, images, settings)
     with training.feeder:
         history = training.run(view, progress=progress)
         parts = training.score(manifest, progress=progress)
@@ -165,7 +165,7 @@ def finetune(
         epochs=history.epochs,
         best_epoch=history.best,
         rows={name: len(part) for name, part in parts.items()},
-        bad={manifest.records[index].id: str(error) for index, error in sorted(pictures.bad.items())},
+        bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
         seconds=time.perf_counter() - started,
         notices=[*examples.notices, *notices_of(parts, examples)],
     )
@@ -181,14 +181,14 @@ def finetune(
         classes=target.names,
         metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
         data=DataRecord(
-            source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(pictures)
+            source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(images)
         ),
         chosen=result.chosen,
         predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
         plots=drawn.plots,
         save_base=(lambda path: write_base(start.base, path)) if start.changes_base(settings) else None,
         request=request_of("finetune", settings, inputs),
-        seen=Seen.of(pictures.contents(examples.train)),
+        seen=Seen.of(images.contents(examples.train)),
         replace=force,
     )
     return result
@@ -280,14 +280,14 @@ class Training:
     """The training of one network: its feeder of batches and its trainer; the ``with`` block is the feeder's."""
 
     def __init__(
-        self, start: Start, network: Network, examples: Examples, pictures: Pictures, settings: FinetuneSettings
+        self, start: Start, network: Network, examples: Examples, images: Images, settings: FinetuneSettings
     ) -> None:
         self._start = start
         self._examples = examples
-        self._pictures = pictures
+        self._images = images
         self._settings = settings
         self.feeder = Feeder(
-            pictures,
+            images,
             examples.inputs(),
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -326,7 +326,7 @@ class Training:
         """Keep of the rows without random crops only what the base sees of them."""
         with progress_bar(sum(map(len, parts)), "preprocessing", show=progress) as bar:
             for rows in parts:
-                self._pictures.keep_shaped(rows, bar)
+                self._images.keep_preprocessed(rows, bar)
 
     def _begin(self, *, progress: bool) -> None:
         """Standardise what the head takes, and give it the fitted weights."""
@@ -358,7 +358,7 @@ class Training:
                 part=name,
                 half_width=half,
                 coverage=COVERAGE,
-                groups=group_codes(self._pictures.contents(rows)),
+                groups=group_codes(self._images.contents(rows)),
             )
             for name, rows in examples.parts.items()
         }

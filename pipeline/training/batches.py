@@ -28,7 +28,7 @@ from pipeline.sources import Record
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
-#: Shaped images, uint8 (B, H, W, 3), and their targets, (B,).
+#: Preprocessed images, uint8 (B, H, W, 3), and their targets, (B,).
 Batch = tuple[Pixels, NDArray[Any]]
 
 #: Bytes of pixels that are kept in memory.
@@ -37,10 +37,10 @@ ROOM = 2 * 2**30
 AHEAD = 3
 
 
-class Pictures:
+class Images:
     """The good images among some records, by their index; `bad` says what is wrong with the others.
 
-    `whole` is the decoded image, `shaped` what the base sees of it: uint8 (H, W, 3) both.
+    `whole` is the decoded image, `preprocessed` what the base sees of it: uint8 (H, W, 3) both.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Pictures:
         self._room = room
         self._limits = decoding.Limits(max_pixels=max_pixels)
         self._whole: dict[int, Pixels] = {}
-        self._shaped: dict[int, Pixels] = {}
+        self._preprocessed: dict[int, Pixels] = {}
         self.sha256: dict[int, bytes] = {}
         self.bad: dict[int, ImageError] = {}
 
@@ -70,13 +70,13 @@ class Pictures:
         """sha256 (n, 32) of these images."""
         return np.frombuffer(b"".join(self.sha256[index] for index in indices.tolist()), np.uint8).reshape(-1, 32)
 
-    def keep_shaped(self, indices: Indices, bar: Bar) -> None:
+    def keep_preprocessed(self, indices: Indices, bar: Bar) -> None:
         """Keep of these images only what the base sees: nothing else of them is needed from now on."""
         for index in indices.tolist():
-            image = self.shaped(index)
+            image = self.preprocessed(index)
             before = self._whole.pop(index, None)
             self._room += 0 if before is None else before.nbytes
-            self._keep(self._shaped, index, image)
+            self._keep(self._preprocessed, index, image)
             bar.advance()
 
     def whole(self, index: int) -> Pixels:
@@ -84,9 +84,9 @@ class Pictures:
         kept = self._whole.get(index)
         return self._read_again(index) if kept is None else kept
 
-    def shaped(self, index: int) -> Pixels:
+    def preprocessed(self, index: int) -> Pixels:
         """Return one image as the base sees it, uint8 (H, W, 3). Raises as `whole` does."""
-        kept = self._shaped.get(index)
+        kept = self._preprocessed.get(index)
         return self._transform.preprocess(Image.fromarray(self.whole(index))) if kept is None else kept
 
     def _decode(self, data: bytes, sha256: bytes) -> Pixels:
@@ -109,13 +109,13 @@ class Pictures:
 
 
 class Feeder:
-    """Batches of pictures and their targets, prepared by `threads` ahead of the step that takes them.
+    """Batches of images and their targets, prepared by `threads` ahead of the step that takes them.
 
     `targets` (N,) is by index: int64 codes or float32 numbers. A context manager: at its end the threads end.
     """
 
-    def __init__(self, pictures: Pictures, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Images, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int) -> None:
+        self._images = images
         self._targets = targets
         self._batch_size = batch_size
         self._seed = seed
@@ -134,17 +134,17 @@ class Feeder:
         and the `epoch` alone.
         """
         order = np.random.default_rng([self._seed, epoch]).permutation(indices)
-        picture = self._pictures.whole if crops else self._pictures.shaped
+        read = self._images.whole if crops else self._images.preprocessed
 
         def random_view(index: int) -> Pixels:
-            rng = view_rng(self._seed, self._pictures.sha256[index], epoch)
-            return np.asarray(view(Image.fromarray(picture(index)), rng))
+            rng = view_rng(self._seed, self._images.sha256[index], epoch)
+            return np.asarray(view(Image.fromarray(read(index)), rng))
 
         return self._batches(groups(order, self._batch_size), random_view)
 
     def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
         """Yield batches in the order of the indices, without chance."""
-        return self._batches(groups(indices, batch_size), self._pictures.shaped)
+        return self._batches(groups(indices, batch_size), self._images.preprocessed)
 
     def _batches(self, parts: Iterable[Indices], read: Callable[[int], Pixels]) -> Iterator[Batch]:
         waiting: deque[tuple[Indices, list[Future[Pixels]]]] = deque()

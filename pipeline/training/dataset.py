@@ -16,7 +16,7 @@ from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Target
 from pipeline.splits import Split, group_codes, split_rows
 from pipeline.text import shown
-from pipeline.training.batches import Indices, Pictures
+from pipeline.training.batches import Images, Indices
 
 
 class Examples:
@@ -56,17 +56,17 @@ class Examples:
         weights = len(self.train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
         return weights.astype(np.float32)
 
-    def fingerprint(self, pictures: Pictures) -> str:
+    def fingerprint(self, images: Images) -> str:
         """Compute the sha256, in hexadecimal, of the data: content and target of every row, and its part."""
         found = hashlib.sha256()
         for name, rows in self.parts.items():
             found.update(name.encode())
             for row in rows.tolist():
-                found.update(pictures.sha256[row] + self.target.values[row].tobytes())
+                found.update(images.sha256[row] + self.target.values[row].tobytes())
         return found.hexdigest()
 
 
-def read_pictures(
+def read_images(
     manifest: Manifest,
     target: Target,
     transform: InputTransform,
@@ -75,26 +75,26 @@ def read_pictures(
     max_bad: float,
     max_pixels: int,
     progress: bool,
-) -> Pictures:
+) -> Images:
     """Read every image whose target is known. Raises `SourceError` where too many of them are bad."""
     records = [manifest.records[row] for row in np.flatnonzero(target.known)]
     if not records:
         raise SourceError(f"{shown(manifest.source)}: no image has a known {target.name!r}; there is nothing to learn")
-    pictures = Pictures(records, transform, max_pixels=max_pixels)
+    images = Images(records, transform, max_pixels=max_pixels)
     with progress_bar(len(records), "reading", show=progress) as bar:
-        pictures.read(bar, workers=workers)
-    bad = {manifest.records[row].id: error.reason for row, error in sorted(pictures.bad.items())}
+        images.read(bar, workers=workers)
+    bad = {manifest.records[row].id: error.reason for row, error in sorted(images.bad.items())}
     refuse_too_many_bad(bad, len(records), max_bad, manifest.source)
-    return pictures
+    return images
 
 
-def split_examples(manifest: Manifest, target: Target, pictures: Pictures, settings: FinetuneSettings) -> Examples:
+def split_examples(manifest: Manifest, target: Target, images: Images, settings: FinetuneSettings) -> Examples:
     """Split the good rows as `fit-head` splits those of a feature file. Raises `HeadError`."""
-    good = np.array(sorted(pictures.sha256), dtype=np.int64)
+    good = np.array(sorted(images.sha256), dtype=np.int64)
     found = split_rows(
         [manifest.records[row].split for row in good.tolist()],
         target.values[good],
-        group_codes(pictures.contents(good)),
+        group_codes(images.contents(good)),
         share=settings.val,
         seed=settings.seed,
     )

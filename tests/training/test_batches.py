@@ -12,7 +12,7 @@ from pipeline.images.augment import build_view
 from pipeline.images.transform import InputTransform
 from pipeline.progress import progress
 from pipeline.sources import Manifest, read_manifest
-from pipeline.training.batches import Feeder, Indices, Pictures, groups
+from pipeline.training.batches import Feeder, Images, Indices, groups
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 VIEW = build_view(["crop", "flip"], size=(32, 32), plain=np.asarray)
@@ -27,40 +27,40 @@ def manifest(tmp_path: Path) -> Manifest:
     return read_manifest(tmp_path)
 
 
-def read(manifest: Manifest, *, room: int = 2**30, workers: int = 2) -> Pictures:
-    pictures = Pictures(manifest.records, TRANSFORM, room=room)
+def read(manifest: Manifest, *, room: int = 2**30, workers: int = 2) -> Images:
+    images = Images(manifest.records, TRANSFORM, room=room)
     with progress(len(manifest), "reading", show=False) as bar:
-        pictures.read(bar, workers=workers)
-    return pictures
+        images.read(bar, workers=workers)
+    return images
 
 
-def good(pictures: Pictures) -> Indices:
-    return np.array(sorted(pictures.sha256))
+def good(images: Images) -> Indices:
+    return np.array(sorted(images.sha256))
 
 
 def epoch(
-    pictures: Pictures, number: int, *, batch_size: int = 4, threads: int = 2, crops: bool = True
+    images: Images, number: int, *, batch_size: int = 4, threads: int = 2, crops: bool = True
 ) -> dict[int, bytes]:
     """Pixels of every row of one epoch; targets are the row numbers themselves."""
-    with Feeder(pictures, np.arange(10), batch_size=batch_size, seed=13, threads=threads) as feeder:
-        passed = feeder.random(good(pictures), VIEW if crops else PLAIN_VIEW, number, crops=crops)
+    with Feeder(images, np.arange(10), batch_size=batch_size, seed=13, threads=threads) as feeder:
+        passed = feeder.random(good(images), VIEW if crops else PLAIN_VIEW, number, crops=crops)
         return {
             row: image.tobytes() for images, rows in passed for row, image in zip(rows.tolist(), images, strict=True)
         }
 
 
 def test_bad_images_are_named_and_never_replaced(manifest: Manifest) -> None:
-    pictures = read(manifest)
-    assert {index: error.reason for index, error in pictures.bad.items()} == {4: "not-an-image"}
-    assert good(pictures).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
-    assert list(epoch(pictures, 1)) != sorted(epoch(pictures, 1))
-    assert sorted(epoch(pictures, 1)) == good(pictures).tolist()
+    images = read(manifest)
+    assert {index: error.reason for index, error in images.bad.items()} == {4: "not-an-image"}
+    assert good(images).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert list(epoch(images, 1)) != sorted(epoch(images, 1))
+    assert sorted(epoch(images, 1)) == good(images).tolist()
 
 
 def test_plain_pictures_are_what_the_base_sees_in_order(manifest: Manifest) -> None:
-    pictures = read(manifest)
-    with Feeder(pictures, np.arange(10) * 2, batch_size=4, seed=13, threads=2) as feeder:
-        batches = list(feeder.plain(good(pictures), batch_size=5))
+    images = read(manifest)
+    with Feeder(images, np.arange(10) * 2, batch_size=4, seed=13, threads=2) as feeder:
+        batches = list(feeder.plain(good(images), batch_size=5))
     assert [len(images) for images, _ in batches] == [5, 4]
     assert np.concatenate([rows for _, rows in batches]).tolist() == [0, 2, 4, 6, 10, 12, 14, 16, 18]
     with Image.open(manifest.records[5].image.where) as image:
@@ -77,9 +77,9 @@ def test_an_epoch_depends_on_seed_and_number_alone(manifest: Manifest) -> None:
 
 
 def test_without_crops_a_view_is_made_of_what_the_base_sees(manifest: Manifest) -> None:
-    pictures = read(manifest)
-    found = epoch(pictures, 1, crops=False)
-    straight = {row: pictures.shaped(row) for row in found}
+    images = read(manifest)
+    found = epoch(images, 1, crops=False)
+    straight = {row: images.preprocessed(row) for row in found}
     flipped = [row for row in found if found[row] == straight[row][:, ::-1].tobytes()]
     assert 0 < len(flipped) < 9
     assert all(found[row] == straight[row].tobytes() for row in found if row not in flipped)
@@ -87,26 +87,26 @@ def test_without_crops_a_view_is_made_of_what_the_base_sees(manifest: Manifest) 
 
 def test_what_is_kept_is_bounded_by_the_room_there_is(manifest: Manifest) -> None:
     size = 64 * 48 * 3
-    pictures = read(manifest, room=3 * size + 10)
-    assert len(pictures._whole) == 3
-    before = [pictures.shaped(row) for row in good(pictures).tolist()]
-    with progress(len(good(pictures)), "preprocessing", show=False) as bar:
-        pictures.keep_shaped(good(pictures), bar)
-    assert not pictures._whole
-    assert len(pictures._shaped) == (3 * size + 10) // (32 * 32 * 3)
-    for row, image in zip(good(pictures).tolist(), before, strict=True):
-        assert np.array_equal(pictures.shaped(row), image)
+    images = read(manifest, room=3 * size + 10)
+    assert len(images._whole) == 3
+    before = [images.preprocessed(row) for row in good(images).tolist()]
+    with progress(len(good(images)), "preprocessing", show=False) as bar:
+        images.keep_preprocessed(good(images), bar)
+    assert not images._whole
+    assert len(images._preprocessed) == (3 * size + 10) // (32 * 32 * 3)
+    for row, image in zip(good(images).tolist(), before, strict=True):
+        assert np.array_equal(images.preprocessed(row), image)
 
 
 def test_a_file_that_changes_while_training_is_an_error(manifest: Manifest) -> None:
-    pictures = read(manifest, room=0)
+    images = read(manifest, room=0)
     path = Path(manifest.records[0].image.where)
     photo(99).save(path)
     with pytest.raises(SourceError, match=r"000\.jpg was changed during training"):
-        pictures.whole(0)
+        images.whole(0)
     path.unlink()
     with pytest.raises(SourceError, match=r"000\.jpg was deleted during training \(missing"):
-        epoch(pictures, 1)
+        epoch(images, 1)
 
 
 @pytest.mark.parametrize(

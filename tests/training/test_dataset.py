@@ -12,8 +12,8 @@ from pipeline.errors import HeadError, SourceError
 from pipeline.images.transform import InputTransform
 from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.splits import Split
-from pipeline.training.batches import Pictures
-from pipeline.training.dataset import Examples, read_pictures, split_examples
+from pipeline.training.batches import Images
+from pipeline.training.dataset import Examples, read_images, split_examples
 
 TRANSFORM = InputTransform(resize=(40, 40), crop=(32, 32))
 CODES = Target("class", np.array([0, 1, 1, -1]), ("ant", "bee"))
@@ -28,9 +28,9 @@ def manifest_of(*targets: Target, folder: Path = Path("nowhere"), splits: tuple[
     return Manifest("photos", records, {target.name: target for target in targets})
 
 
-def look(manifest: Manifest, target: Target, **options: Any) -> Pictures:
+def look(manifest: Manifest, target: Target, **options: Any) -> Images:
     options = {"workers": 1, "max_bad": 0.1, "max_pixels": 2**26, "progress": False, **options}
-    return read_pictures(manifest, target, TRANSFORM, **options)
+    return read_images(manifest, target, TRANSFORM, **options)
 
 
 def test_only_images_with_a_known_target_are_read(tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_balanced_weights_give_every_class_the_same_say() -> None:
 def test_the_fingerprint_is_of_contents_targets_and_parts(tmp_path: Path) -> None:
     write_photos(tmp_path, 4)
     target = Target("class", np.array([0, 1, 0, 1]), ("ant", "bee"))
-    pictures = look(manifest_of(target, folder=tmp_path), target)
-    first = examples_of(target, [0, 1, 2]).fingerprint(pictures)
-    assert examples_of(target, [0, 1, 2]).fingerprint(pictures) == first
-    assert examples_of(target, [0, 1]).fingerprint(pictures) != first
+    images = look(manifest_of(target, folder=tmp_path), target)
+    first = examples_of(target, [0, 1, 2]).fingerprint(images)
+    assert examples_of(target, [0, 1, 2]).fingerprint(images) == first
+    assert examples_of(target, [0, 1]).fingerprint(images) != first
     other = Target("class", np.array([0, 1, 1, 1]), ("ant", "bee"))
-    assert examples_of(other, [0, 1, 2]).fingerprint(pictures) != first
+    assert examples_of(other, [0, 1, 2]).fingerprint(images) != first
     photo(77).save(tmp_path / "002.jpg")
     changed = look(manifest_of(target, folder=tmp_path), target)
     assert examples_of(target, [0, 1, 2]).fingerprint(changed) != first
