@@ -33,7 +33,7 @@ from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
 from pipeline.images import decoding
 from pipeline.images.augment import View, build_view
-from pipeline.models.folder import BaseRecord, DataRecord, save_model
+from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
 from pipeline.models.seen import Seen
@@ -172,22 +172,25 @@ def finetune(
     drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices
     put_back(network, start.base)
-    save_model(
-        result.model,
-        head=head,
-        recipe=recipe_of(start),
+    record = ModelRecord.of(
+        head,
+        target,
         base=start.record.model_copy(update={"fine_tuned": start.changes_base(settings)}),
-        target=target.name,
-        classes=target.names,
+        recipe=recipe_of(start),
         metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
         data=DataRecord(
             source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(images)
         ),
         chosen=result.chosen,
+        request=request_of("finetune", settings, inputs),
+    )
+    save_model(
+        result.model,
+        head,
+        record=record,
         predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
         plots=drawn.plots,
         save_base=(lambda path: write_base(start.base, path)) if start.changes_base(settings) else None,
-        request=request_of("finetune", settings, inputs),
         seen=Seen.of(images.contents(examples.train)),
         replace=force,
     )

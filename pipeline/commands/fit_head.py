@@ -27,7 +27,7 @@ from pipeline.heads.contract import Head, Problem, refuse_extremes
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.table import FeatureTable, Indices
-from pipeline.models.folder import BaseRecord, DataRecord, save_model
+from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.models.seen import Seen
 from pipeline.options import FitOptions
@@ -102,20 +102,23 @@ def fit_head(
         result = describe(trained, dataset, judged, output)
         drawn = draw_plots(trained, dataset.target, judged.scored)
         result.notices += drawn.notices
-        save_model(
-            output,
-            head=trained.head,
-            recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
+        record = ModelRecord.of(
+            trained.head,
+            dataset.target,
             base=base,
-            target=dataset.target.name,
-            classes=dataset.target.names,
+            recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
             metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
             data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
-            predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
-            plots=drawn.plots,
             request=request_of("fit-head", settings, opened.fingerprint),
             score_views=settings.score_views,
+        )
+        save_model(
+            output,
+            trained.head,
+            record=record,
+            predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
+            plots=drawn.plots,
             seen=Seen.of(opened.sha256[dataset.split.train]),
             replace=force,
         )

@@ -35,6 +35,7 @@ from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
 from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
+from pipeline.sources import Target
 from pipeline.versions import versions
 
 #: 1 had no checksums; version 0.1.0, which reads 1 alone, says of 2 that it needs an update.
@@ -117,6 +118,42 @@ class ModelRecord(BaseModel):
             raise ValueError("classes are named twice, or none is")
         return self
 
+    @classmethod
+    def of(
+        cls,
+        head: Head,
+        target: Target,
+        *,
+        base: BaseRecord,
+        recipe: Recipe,
+        metrics: Mapping[str, Any],
+        data: DataRecord,
+        chosen: Mapping[str, Any] | None = None,
+        request: Mapping[str, Any] | None = None,
+        score_views: Literal["plain", "mean"] = "plain",
+    ) -> Self:
+        """Describe a model of `head` that is not saved yet.
+
+        `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on. `request` is
+        made by `request_of`. `score_views` says whether images are answered by their plain view, or by the mean over
+        the views of the recipe.
+        """
+        return cls(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            task=head.task,
+            target=target.name,
+            classes=target.names,
+            head={"name": head.name},
+            base=base,
+            recipe=recipe,
+            score_views=score_views,
+            metrics=dict(metrics),
+            chosen=dict(chosen or {}),
+            data=data,
+            versions=versions(),
+            request=None if request is None else dict(request),
+        )
+
 
 class Figure(Protocol):
     """A picture that writes itself to a file, such as a matplotlib figure."""
@@ -127,53 +164,28 @@ class Figure(Protocol):
 
 def save_model(
     folder: str | Path,
-    *,
     head: Head,
-    recipe: Recipe,
-    base: BaseRecord,
-    target: str,
-    classes: Sequence[str] | None,
-    metrics: Mapping[str, Any],
-    data: DataRecord,
-    chosen: Mapping[str, Any] | None = None,
+    *,
+    record: ModelRecord,
     predictions: Sequence[Mapping[str, Any]] = (),
     plots: Mapping[str, Figure] | None = None,
     save_base: Callable[[Path], None] | None = None,
-    request: Mapping[str, Any] | None = None,
     seen: Seen | None = None,
-    score_views: Literal["plain", "mean"] = "plain",
     replace: bool = False,
 ) -> Path:
     """Write a model folder; it appears under its name whole or not at all.
 
-    `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on.
-    `request` says what was asked for, as `request_of` gives it; `seen` which images were trained on.
-    `score_views` says whether images are answered by their plain view, or by the mean over the views of the recipe.
-    `save_base` writes the tuned weights to the file it is given, for a fine-tuned base only.
+    `record` describes the model, as `ModelRecord.of` does; `seen` are the images that were trained on. `save_base`
+    writes the trained weights to the file it is given, for a fine-tuned base only.
     Raises `OutputExistsError` where `folder` exists, unless `replace`, and `ModelError` where it cannot be written, or
     could not be opened again; what was there before stays then.
     """
     folder = Path(folder)
     with _saving(folder), publish_folder(folder, last="model.json", replace=replace) as draft:
-        described = head.save(draft)
+        described = {**record.head, **head.save(draft)}
         if seen is not None:
             seen.write(draft)
-        record = ModelRecord(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            task=head.task,
-            target=target,
-            classes=None if classes is None else tuple(classes),
-            head={"name": head.name, **described},
-            base=base,
-            recipe=recipe,
-            score_views=score_views,
-            metrics=dict(metrics),
-            chosen=dict(chosen or {}),
-            data=data,
-            versions=versions(),
-            request=None if request is None else dict(request),
-            files={name: _measured(draft / name) for name in checked_files(draft)},
-        )
+        measured = {name: _measured(draft / name) for name in checked_files(draft)}
         if save_base is not None:
             save_base(draft / "base.safetensors")
         write_rows(draft / "predictions.csv", predictions)
@@ -182,7 +194,7 @@ def save_model(
             (draft / "plots").mkdir()
             for name, figure in plots.items():
                 figure.savefig(draft / "plots" / f"{name}.png")
-        content = record.model_dump(mode="json")
+        content = record.model_copy(update={"head": described, "files": measured}).model_dump(mode="json")
         _write_record(draft / "model.json", {**content, "checksum": checksum(content)})
     return folder
 

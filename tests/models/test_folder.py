@@ -21,8 +21,9 @@ from pipeline.commands.predict import predict
 from pipeline.errors import ModelError, OutputExistsError
 from pipeline.heads import LinearHead
 from pipeline.metrics import classification
-from pipeline.models.folder import BaseRecord, DataRecord, checksum, save_model
+from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, checksum, save_model
 from pipeline.models.model import load_model
+from pipeline.sources import Target
 from pipeline.training.network import write_base
 
 
@@ -124,17 +125,16 @@ def save(folder: Path, classes: list[str], *, replace: bool = False) -> Path:
     truth, scores = random.integers(0, len(classes), 50), random.random((50, len(classes)))
     found = classification(truth, scores, classes)
     weight = random.random((len(classes), 3))
-    return save_model(
-        folder,
-        head=LinearHead.from_weights(weight, weight[:, 0], task="classes"),
-        recipe=recipe(),
+    head = LinearHead.from_weights(weight, weight[:, 0], task="classes")
+    record = ModelRecord.of(
+        head,
+        Target("class", truth, tuple(classes)),
         base=BaseRecord(name="cheap", weights="none", seed=1),
-        target="class",
-        classes=classes,
+        recipe=recipe(),
         metrics=dict.fromkeys(("val", "test", "cv", "train"), found),
         data=DataRecord(source="nowhere", rows=50, fingerprint="0"),
-        replace=replace,
     )
+    return save_model(folder, head, record=record, replace=replace)
 
 
 @pytest.mark.parametrize("length", [20, 140])
