@@ -436,6 +436,10 @@ KEPT = {
 }
 
 
+#: What click raises with the help as its message where there is no command; before 8.2 it prints that itself.
+_HELP = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 def main() -> NoReturn:
     """Run the command line; every error of this package is one line on stderr."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
@@ -456,7 +460,8 @@ def _call() -> int:
         require_posix()  # now, not after seconds of importing torch
         return cli.main(standalone_mode=False) or 0
     except click.ClickException as error:
-        vars(error)["message"] = shown(error.message)  # it may quote the name of a file
+        if not isinstance(error, _HELP):
+            vars(error)["message"] = shown(error.message)  # it may quote the name of a file
         error.show()
         return error.exit_code
     except click.Abort:  # click's name for Ctrl-C

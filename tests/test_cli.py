@@ -288,6 +288,18 @@ def test_bases_are_printed_as_they_are_found_and_one_that_is_none_stops_nothing(
     assert list(found["unusable"]) == ["timm:gemma4_vit_167m_enc"]
 
 
+def test_without_a_command_there_is_help_in_lines(run: Run) -> None:
+    said = run()
+    help_text = said.out + said.err  # which of the two depends on the version of click
+    assert " [OPTIONS] COMMAND [ARGS]...\n\n  Transfer learning" in help_text
+    assert "\n  fit-head  " in help_text
+
+
+def test_the_version_is_told(run: Run) -> None:
+    said = run("--version")
+    assert (said.status, said.out) == (0, f"pipeline, version {metadata.version('cached-feature-pipeline')}\n")
+
+
 def completed(script: Path, shell: str, **variables: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(HERE), "_PIPELINE_COMPLETE": shell, **variables}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
