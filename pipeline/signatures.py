@@ -31,7 +31,7 @@ def takes(settings: type[Settings]) -> Callable[[Function], Function]:
 
 
 def takes_paths(field: FieldInfo) -> bool:
-    """Whether what `field` takes is the name of a file or a folder."""
+    """Return True where what `field` takes is the name of a file or a folder."""
     return "os.PathLike[str]" in type_text(field).split(" | ")
 
 

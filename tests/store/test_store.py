@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import doctest
 from pathlib import Path
-from types import ModuleType
 
-import pytest
 from cheap import (
     LAYERS,
     recipe,
 )
 
-from pipeline.store import header, is_store, parts, reader, rows
+from pipeline.store import is_store
 
 # --- reading
 
@@ -30,8 +27,3 @@ def test_is_store(path: Path, images: Path, tmp_path: Path) -> None:
 
 def test_layers_of_the_tests_are_those_of_the_recipe() -> None:
     assert tuple(layer.name for layer in LAYERS) == recipe().layers
-
-
-@pytest.mark.parametrize("module", [header, parts, reader, rows])
-def test_examples_run(module: ModuleType) -> None:
-    assert doctest.testmod(module).failed == 0
