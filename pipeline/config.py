@@ -170,7 +170,7 @@ class SourceSettings(Settings):
     image_column: str | None = Field(None, description="Column of the table that names the image files.")
     target: Columns = Field((), description="Target column(s) of the table; numbers or classes.")
     id_column: str | None = Field(None, description="Column with a unique id; the image path otherwise.")
-    split_column: str | None = Field(None, description="Column that says train, val or test.")
+    split_column: str | None = Field(None, description="Column with train, val or test.")
     image_root: PathText | None = Field(None, description="Folder that image paths are relative to.")
     labels: PathText | None = Field(None, description="CSV or Parquet table with labels for the images.")
 
@@ -313,18 +313,20 @@ class FitSettings(Settings):
     )
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
-    solver: Literal["lbfgs", "sgd"] = Field("lbfgs", description="Of linear: exact, or the tutorials' epochs.")
-    kernel: Literal["auto", "linear", "rbf"] = Field("auto", description="Of svm; auto takes the better one.")
-    hidden: int = Field(256, ge=1, description="Of mlp: hidden units.")
-    optimizer: Literal["sgd", "adam", "rmsprop"] | None = Field(
-        None, description="Of mlp (rmsprop) and of linear with solver=sgd (sgd)."
+    solver: Literal["lbfgs", "sgd"] = Field(
+        "lbfgs", description="For linear: the exact optimum, or the tutorials' epochs."
     )
-    epochs: int | None = Field(None, ge=1, description="At most; 40 for mlp, 25 for solver=sgd.")
+    kernel: Literal["auto", "linear", "rbf"] = Field("auto", description="For svm; auto takes the better one.")
+    hidden: int = Field(256, ge=1, description="Hidden units of mlp.")
+    optimizer: Literal["sgd", "adam", "rmsprop"] | None = Field(
+        None, description="For mlp (rmsprop) and for linear with solver=sgd (sgd)."
+    )
+    epochs: int | None = Field(None, ge=1, description="Most epochs; 40 for mlp, 25 for solver=sgd.")
     batch_size: int | None = Field(None, ge=1, description="Rows a step; 4 for solver=sgd, for mlp by their number.")
-    lr: float = Field(0.001, gt=0, description="Of mlp and of solver=sgd: learning rate.")
+    lr: float = Field(0.001, gt=0, description="Learning rate of mlp and of solver=sgd.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of optimizer=sgd.")
-    step: int = Field(7, ge=0, description="Of solver=sgd: epochs until lr drops to a tenth; 0: never.")
-    coverage: float = Field(0.9, gt=0, lt=1, description="Of numeric targets: share that intervals cover.")
+    step: int = Field(7, ge=0, description="For solver=sgd: epochs until lr drops to a tenth; 0: never.")
+    coverage: float = Field(0.9, gt=0, lt=1, description="For numeric targets: share of rows that intervals cover.")
     memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
     device: Device = Field("auto", description="Of linear, svm, binned: auto, cpu, cuda, cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | Count = Field("auto", description="Threads where svm learns numbers; auto: one a core.")

@@ -155,6 +155,18 @@ def test_the_map_names_every_room_and_no_other() -> None:
     assert packages == {room for room in rooms if not room.endswith(".py")}
 
 
+#: Words that begin a clause, not a sentence with a verb or the name of a thing.
+CLAUSES = ("What", "Whether", "How", "Which", "Where")
+
+
+@pytest.mark.parametrize("module", sorted(module for module in SOURCES if not module.startswith("pipeline.heads")))
+def test_docstrings_begin_with_a_verb_or_a_noun(module: str) -> None:
+    """Of modules, classes and properties too, which pydocstyle's D401 leaves alone."""
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree(module)) if isinstance(node, kinds)]
+    assert [text for text in texts if text.startswith(CLAUSES)] == []
+
+
 def test_every_module_has_a_test_file_of_its_name() -> None:
     missing = [f"tests/{house.test_file(module)} for pipeline/{module}" for module in house.untested(PACKAGE)]
     assert not missing, f"write {', '.join(missing)}"
