@@ -152,13 +152,14 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "bad": 1,
             "split": "val",
             "metrics": SCORES,
+            "seen": 0,
             "notices": ["n"],
             "output": "scored",
         },
     ),
     (
         EvaluateResult(Path("m"), rows=2, bad=0, split="all", metrics={}),
-        {"model": "m", "rows": 2, "bad": 0, "split": "all", "metrics": {}, "notices": [], "output": None},
+        {"model": "m", "rows": 2, "bad": 0, "split": "all", "metrics": {}, "seen": 0, "notices": [], "output": None},
     ),
     (
         PredictResult([{"id": "a.jpg", "value": 1.23456, "interval": None}]),
