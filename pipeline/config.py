@@ -313,6 +313,9 @@ class FitSettings(Settings):
     )
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
+    power: Literal["auto", "none", "sqrt"] = Field(
+        "auto", description="Features as they are, or their root with rows of length 1; auto: if clearly better."
+    )
     solver: Literal["lbfgs", "sgd"] = Field(
         "lbfgs", description="For linear: the exact optimum, or the tutorials' epochs."
     )

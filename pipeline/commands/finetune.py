@@ -236,6 +236,11 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
             f"{folder} holds a head {head.name!r}, and only a linear layer can be trained on together with its base; "
             "fit --head linear (ridge for numbers), or leave --head out for a fresh one"
         )
+    if head.power is not None:
+        raise HeadError(
+            f"{folder} holds a head on the square root of features, whose slope has no end at zero; "
+            "fit it with --power none, or leave --head out for a fresh one"
+        )
     inverse_temperature = 1.0
     if head.task == "classes":
         inverse_temperature = min(head.inverse_temperature, LARGEST_INVERSE_TEMPERATURE)

@@ -20,6 +20,7 @@ from pipeline.heads.binned import BinnedHead
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.mlp import MlpHead
+from pipeline.heads.power import Power
 from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.svm import SvmHead
 from pipeline.progress import Course
@@ -56,10 +57,14 @@ class BlendHead(Head):
         found = [head.calibrated(head.search.scores) for head in members.values() if head.search.scores is not None]
         return Search(
             table=[{"head": name, **head.search.chosen} for name, head in members.items()],
-            chosen={"members": ", ".join(members)},
+            chosen={"members": ", ".join(members)} | ({"power": "sqrt"} if self.settings.power == "sqrt" else {}),
             scores=self._mean(found) if len(found) == len(members) else None,
             notices=list(dict.fromkeys(notice for head in members.values() for notice in head.search.notices)),
         )
+
+    def _own_power(self, problem: Problem) -> Power | None:
+        """None: each member transforms what it is asked."""
+        return None
 
     def _decide(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log of the mean probability (n, C), or the mean value (n,), of features (n, D) or (n, V, D)."""

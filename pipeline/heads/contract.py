@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError
 from pipeline.heads.calibration import fit_inverse_temperature, interval_half_width, softmax
+from pipeline.heads.power import Power
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
 from pipeline.progress import Watch, unwatched
@@ -91,6 +92,10 @@ class Problem:
     def dimensions(self) -> int:
         """D, the features of a row."""
         return self.rows.shape[1]
+
+    def seen_through(self, power: Power | None) -> Problem:
+        """The same problem with its features transformed, or as it is."""
+        return self if power is None else replace(self, rows=power.rows(self.rows))
 
     def images(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (m, V, D) of the images `which`."""
@@ -188,17 +193,29 @@ class Head(ABC):
         self.inverse_temperature = 1.0
         self.coverage = self.settings.coverage
         self.interval_half_width: float | None = None
+        self.power: Power | None = None
 
     def fit(self, problem: Problem, folds: NDArray[np.int64] | None = None) -> Self:
-        """Search, train on all of `problem`, calibrate. `folds` (n,) are those of `problem.folds` unless given."""
+        """Search, train on all of `problem`, calibrate. `folds` (n,) are those of `problem.folds` unless given.
+
+        Features are taken as they are unless the settings say power=sqrt; auto is for `selection`, which knows a
+        measure for all heads.
+        """
         problem.refuse_unlearnable()
         if folds is None:
             folds = problem.folds(self.settings.cv, self.settings.seed)
-        self.search = self.train(problem, folds)
+        self.power = self._own_power(problem)
+        self.search = self.train(problem.seen_through(self.power), folds)
+        if self.power is not None:
+            self.search.chosen = {**self.search.chosen, "power": "sqrt"}
         if folds is None and TOO_FEW not in self.search.notices:
             self.search.notices.append(TOO_FEW)
         self._calibrate(problem)
         return self
+
+    def _own_power(self, problem: Problem) -> Power | None:
+        """The transformation that the settings ask for."""
+        return Power(problem.widths or (problem.dimensions,)) if self.settings.power == "sqrt" else None
 
     @abstractmethod
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
@@ -229,6 +246,10 @@ class Head(ABC):
 
     def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
         """Out-of-fold scores of the `problem` that it was trained on, whole `folds` held out at a time."""
+        return self._fold_scores(problem.seen_through(self.power), folds)
+
+    def _fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
+        """The same of a problem whose features are transformed."""
         return self.search.scores
 
     def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -238,6 +259,8 @@ class Head(ABC):
         """
         if features.shape[-1] != self.dimensions:
             raise ModelError(f"head {self.name!r} takes {self.dimensions} features a row, not {features.shape[-1]}")
+        if self.power is not None:
+            features = self.power.apply(features)
         return self._decide(features) if features.ndim == 2 else self._decide_views(features)
 
     def _decide_views(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -280,6 +303,8 @@ class Head(ABC):
     def config(self) -> dict[str, Any]:
         """What all heads keep beside their weights."""
         shared: dict[str, Any] = {"task": self.task}
+        if self.power is not None:
+            shared["power"] = self.power.config()
         if self.task == "classes":
             return shared | {"sharpness": self.inverse_temperature}  # the key of version 0.1.0
         return shared | {
@@ -293,6 +318,7 @@ class Head(ABC):
         head = cls(config["task"])
         head.coverage = float(config.get("interval_coverage", head.coverage))
         head.inverse_temperature = float(config.get("sharpness", 1.0))
+        head.power = Power.of(config["power"]) if "power" in config else None
         half = config.get("interval_half_width")
         head.interval_half_width = None if half is None else float(half)
         if not (

@@ -37,7 +37,7 @@ class Best:
 
     def offer(self, setting: dict[str, Any], scores: NDArray[np.floating]) -> dict[str, float]:
         """What `setting` with its out-of-fold `scores` is worth; kept if it is better by more than `progress`."""
-        losses = _losses(self._problem, scores, self.known)
+        losses = row_losses(self._problem, scores, self.known)
         found = self._measures(losses, scores)
         best = found["loss"] < self.loss * self._keep
         if best:
@@ -67,8 +67,8 @@ class Best:
         return np.asarray(better)
 
 
-def _losses(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of each image that is known."""
+def row_losses(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Loss (k,) of each image that is known, from scores (n, C) at their best temperature, or values (n,)."""
     y, weights = problem.y[known], problem.weights[known]
     if problem.classes is None:
         return np.asarray(np.square(scores[known] - y), dtype=np.float64)

@@ -209,7 +209,7 @@ class RidgeHead(AffineHead):
         self.place(Tensors.trained({"weight": weight, "bias": bias}))
         return search
 
-    def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
+    def _fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
         """Those of the search, or of models without a fold where it left out one row at a time."""
         if not self.left_one_out:
             return self.search.scores

@@ -25,6 +25,9 @@ from pipeline.errors import HeadError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import BlendHead
 from pipeline.heads.contract import Head, Problem, Task
+from pipeline.heads.criterion import row_losses
+from pipeline.heads.linear import LinearHead
+from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.rows import ArrayRows
 from pipeline.metrics import accuracy_interval, log_losses, ratio_interval
 from pipeline.progress import Course, Watch, unwatched
@@ -40,6 +43,8 @@ PROCEDURE = "auto"
 #: How the heads of a ranking were compared.
 NESTED, SEARCHED = "nested cross-validation", "cross-validation of the searched settings"
 RESAMPLES = 2000
+#: Images that tell whether a power of features pays, and standard errors beyond which it does.
+ENOUGH_IMAGES, CLEAR = 2000, 2.0
 
 
 @dataclass
@@ -64,6 +69,7 @@ def task_of(name: str) -> Task | None:
 def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Watch = unwatched) -> Trained:
     """Train the head called `name`, or the best one where the name is regressor or auto; `watch` hears how far."""
     if name not in CHOOSERS:
+        settings = with_power(problem, problem.folds(settings.cv, settings.seed), settings)
         head = _fit(name, problem, settings, Course(watch, HEADS[name].cost))
         return Trained(head, notices=head.search.notices)
     names, notices = candidates(name, problem)
@@ -71,13 +77,53 @@ def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Wat
     if folds is None:
         raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
     if name == "regressor":
+        settings = with_power(problem, folds, settings)
         return _best_searched(names, problem, folds, settings, notices, watch)
     each = sum(HEADS[one].cost for one in names if one != BlendHead.name)
     course = Course(watch, (int(folds.max()) + 2) * each)  # each outer fold, and at last all rows
     ranking = rank(names, problem, folds, settings, course)
     winner = next(entry["head"] for entry in ranking if entry["chosen"])
+    settings = with_power(problem, folds, settings)
     head = _fit(winner, problem, settings, course, on="all rows, ")
     return Trained(head, ranking, [*notices, *head.search.notices], NESTED)
+
+
+def with_power(problem: Problem, folds: NDArray[np.int64] | None, settings: FitSettings) -> FitSettings:
+    """Return settings whose power is chosen, where it is auto: by the rows of `problem` alone."""
+    if settings.power != "auto":
+        return settings
+    pays = folds is not None and settings.solver != "sgd" and root_is_clearly_better(problem, folds, settings)
+    return settings.model_copy(update={"power": "sqrt" if pays else "none"})
+
+
+def root_is_clearly_better(problem: Problem, folds: NDArray[np.int64], settings: FitSettings) -> bool:
+    """Whether a linear model of the root of features has less out-of-fold loss, row by row, by more than chance.
+
+    Linear models tell for all heads: what they gain by it the others gain too. Of many images some are enough to see a
+    gain that is worth having.
+    """
+    if len(problem.y) > ENOUGH_IMAGES:
+        some = np.random.default_rng(settings.seed).permutation(len(problem.y))[:ENOUGH_IMAGES]
+        problem, found = problem.take(np.sort(some)), None
+        found = problem.folds(settings.cv, settings.seed)
+        if found is None:
+            return False
+        folds = found
+    known = problem.known(folds)
+    kind = LinearHead if problem.task == "classes" else RidgeHead
+    losses = []
+    for power in ("none", "sqrt"):
+        head = kind(problem.task, settings.model_copy(update={"power": power}))
+        head.fit(replace(problem, watch=unwatched), folds)
+        losses.append(row_losses(problem, np.asarray(head.fold_scores(problem, folds)), known))
+    return _clearly_more(losses[0] - losses[1], problem.groups[known])
+
+
+def _clearly_more(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> bool:
+    """Whether the mean of what each row gains is above zero by more than chance, where rows of a group are one."""
+    _, of_row = np.unique(groups, return_inverse=True)
+    each = np.bincount(of_row, weights=gain) / np.bincount(of_row)
+    return len(each) > 1 and bool(each.mean() > CLEAR * each.std(ddof=1) / len(each) ** 0.5)
 
 
 def _fit(
@@ -183,7 +229,7 @@ class Contest:
 
     def _trained(self, inside: Problem, *, on: str) -> dict[str, Head]:
         """All heads, by name; the blend is made of those that are trained anyway."""
-        settings = self._settings
+        settings = with_power(inside, inside.folds(self._settings.cv, self._settings.seed), self._settings)
         heads = {
             name: _fit(name, inside, settings, self._course, on=on) for name in self._names if name != BlendHead.name
         }

@@ -181,7 +181,7 @@ class SvmHead(Head):
         asked = [(family, fold) for family in families for fold in range(count)]
         steps = Steps(problem.watch, sum(len(family) for family, _ in asked), "fit")
         calls = [
-            partial(self._fold_scores, problem, row_folds == fold, family, features, gram, steps)
+            partial(self._scores_of_fold, problem, row_folds == fold, family, features, gram, steps)
             for family, fold in asked
         ]
         said = iter(in_threads(calls, jobs=self.settings.jobs))  # libsvm lets go of the lock
@@ -194,7 +194,7 @@ class SvmHead(Head):
                 table.append({**setting.to_json(), **best.offer(setting.to_json(), problem.per_image(scores))})
         return Search(table, best.setting, best.scores), Setting(**best.setting)
 
-    def _fold_scores(
+    def _scores_of_fold(
         self,
         problem: Problem,
         held: NDArray[np.bool_],

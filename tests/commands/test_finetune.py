@@ -379,6 +379,12 @@ def test_a_head_that_is_no_linear_layer_cannot_be_trained_on(source: Path, store
         finetune(source, tmp_path / "model", head=str(knn))
 
 
+def test_a_head_on_the_root_of_features_cannot_be_trained_on(source: Path, store: Path, tmp_path: Path) -> None:
+    root = fit_head(store, tmp_path / "root", head="linear", power="sqrt").model
+    with pytest.raises(HeadError, match="square root of features.*fit it with --power none"):
+        finetune(source, tmp_path / "model", head=str(root))
+
+
 def test_a_kill_leaves_no_half_written_model(source: Path, tmp_path: Path) -> None:
     """Killed while it trains, and again at moments while it writes: nothing, or all of it, is there."""
     program = (
