@@ -381,7 +381,7 @@ def test_a_head_that_is_no_linear_layer_cannot_be_trained_on(source: Path, store
 
 def test_a_head_on_the_root_of_features_cannot_be_trained_on(source: Path, store: Path, tmp_path: Path) -> None:
     root = fit_head(store, tmp_path / "root", head="linear", power="sqrt").model
-    with pytest.raises(HeadError, match="square root of features.*fit it with --power none"):
+    with pytest.raises(HeadError, match=r"square root of features.*fit it with --power none"):
         finetune(source, tmp_path / "model", head=str(root))
 
 
