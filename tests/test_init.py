@@ -137,8 +137,12 @@ def test_no_name_of_a_users_script_is_any_to_mypy() -> None:
     """It takes the checkout's cache, which a run of mypy on the package has filled; seconds more without."""
     script = HERE / "tests/users_script.py"
     assert set(pipeline.__all__) <= set(re.findall(r"\w+", script.read_text()))
-    done = subprocess.run([sys.executable, "-m", "mypy", str(script)], cwd=HERE, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    command = [sys.executable, "-m", "mypy", "tests/users_script.py"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    assert done.returncode < 2, done.stderr
+    assert "1 source file" in done.stdout
+    # Lines of other files are about the package, which is checked with the newest stubs elsewhere.
+    assert [line for line in done.stdout.splitlines() if line.startswith("tests/users_script.py")] == []
 
 
 #: Modules with examples in their docstrings.

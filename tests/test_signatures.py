@@ -20,6 +20,7 @@ from pipeline import options
 from pipeline.config import (
     EvaluateSettings,
     ExtractSettings,
+    FetchSettings,
     FinetuneSettings,
     FitSettings,
     RerunSettings,
@@ -32,6 +33,7 @@ STAGES: dict[str, type[Settings]] = {
     "fit_head": FitSettings,
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
+    "fetch": FetchSettings,
     "predict": RerunSettings,
     "verify": RerunSettings,
     "load_model": RerunSettings,
@@ -43,6 +45,12 @@ def own(function: Callable[..., Any]) -> list[str]:
     """The parameters that a function has beside those of its settings."""
     code = inspect.unwrap(function).__code__
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def test_every_function_with_options_is_held() -> None:
+    public = {name: getattr(pipeline, name) for name in pipeline.__all__}
+    functions = [name for name, one in public.items() if "options" in getattr(one, "__annotations__", {})]
+    assert sorted(functions) == sorted(STAGES)
 
 
 @each_stage
