@@ -240,8 +240,10 @@ def errors_text(found: Mapping[str, Any]) -> str:
         return "" if interval is None else f" ({interval[0]:{digits}} to {interval[1]:{digits}})"
 
     r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}{between('r2', '.2f')}"
+    intervals = found.get("interval")
+    held = "" if intervals is None else f"   {intervals['coverage']:.0%} intervals hold {intervals['covered']:.0%}"
     mae, rmse = (f"{found[name]:.4g}{between(name, '.3g')}" for name in ("mae", "rmse"))
-    return f"MAE {mae}   RMSE {rmse}   R2 {r2}   ({_counted(found)})"
+    return f"MAE {mae}   RMSE {rmse}   R2 {r2}{held.replace('%', ' %')}   ({_counted(found)})"
 
 
 def _counted(found: Mapping[str, Any]) -> str:

@@ -72,18 +72,25 @@ def predicted_against_true(
     predicted: NDArray[Any],
     *,
     name: str,
-    half_width: float | None = None,
+    half_width: NDArray[np.float64] | float | None = None,
     coverage: float = 0.9,
     title: str = "",
 ) -> Figure:
-    """Draw a point a row; the band is the prediction interval, which holds the share `coverage` of new rows."""
+    """Draw a point a row.
+
+    The band, or the line through each point, is the prediction interval, which holds the share `coverage` of new rows.
+    """
     figure = _figure(5.5, 5.5)
     axes = figure.add_subplot()
     both = np.concatenate([truth, predicted])
     ends = np.array([both.min(), both.max()], dtype=np.float64)
     if half_width is not None:
         band = f"{coverage:.0%} interval".replace("%", " %")
-        axes.fill_between(ends, ends - half_width, ends + half_width, color=BLUE, alpha=0.12, label=band)
+        half = np.broadcast_to(half_width, predicted.shape)
+        if np.ptp(half) == 0:
+            axes.fill_between(ends, ends - half[0], ends + half[0], color=BLUE, alpha=0.12, label=band)
+        else:
+            axes.vlines(truth, predicted - half, predicted + half, color=BLUE, alpha=0.12, label=band)
         axes.legend(loc="upper left")
     axes.plot(ends, ends, color=GREY, linewidth=1)
     axes.plot(truth, predicted, ".", color=BLUE, alpha=0.6)

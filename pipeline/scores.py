@@ -27,16 +27,16 @@ class Scored:
     """The rows of one part, with their truth and the scores that a model gives them.
 
     `target` holds the truth as its values (n,), all known, under the codes of the model. `scores` are probabilities
-    (n, C) of classes, or values (n,) of numbers; value ± `half_width`, unless None, is a prediction interval that holds
-    the share `coverage` of new rows. `part` is a key of `metrics.PARTS`, or any other name for all rows. Rows of one of
-    the `groups` (n,) are one observation, such as an image and its copies; without, each row is one.
+    (n, C) of classes, or values (n,) of numbers; value ± `half_width`, one or (n,), unless None, is a prediction
+    interval that holds the share `coverage` of new rows. `part` is a key of `metrics.PARTS`, or any other name for all
+    rows. Rows of one of the `groups` (n,) are one observation, such as an image and its copies; without, each is one.
     """
 
     ids: Sequence[str]
     target: Target
     scores: NDArray[np.float64]
     part: str
-    half_width: float | None = None
+    half_width: NDArray[np.float64] | float | None = None
     coverage: float = 0.9
     groups: NDArray[np.int64] | None = None
 
@@ -58,8 +58,20 @@ class Scored:
         """Measures of classes or of numbers, as the module `metrics` describes them."""
         names = self.target.names
         if names is None:
-            return metrics.regression(self.truth, self.scores, groups=self.groups)
+            return metrics.regression(self.truth, self.scores, groups=self.groups) | self._covered()
         return metrics.classification(self.truth, self.scores, names, groups=self.groups)
+
+    @property
+    def median_half_width(self) -> float | None:
+        """Half the width of the interval in the middle of all."""
+        return None if self.half_width is None else float(np.median(self.half_width))
+
+    def _covered(self) -> dict[str, Any]:
+        """Return half the width of the median prediction interval, and what share of the rows the intervals hold."""
+        if self.half_width is None:
+            return {}
+        covered = float((np.abs(self.truth - self.scores) <= self.half_width).mean())
+        return {"interval": {"half_width": self.median_half_width, "coverage": self.coverage, "covered": covered}}
 
     def cautions(self) -> list[str]:
         """Return notices for a reader of the metrics."""
@@ -74,7 +86,8 @@ class Scored:
     def _answers(self) -> Iterator[dict[str, Any]]:
         names, half = self.target.names, self.half_width
         if names is None:
-            for true, value in zip(self.truth.tolist(), self.scores.tolist(), strict=True):
+            halves = [None] * len(self) if half is None else np.broadcast_to(half, len(self)).tolist()
+            for true, value, half in zip(self.truth.tolist(), self.scores.tolist(), halves, strict=True):
                 low, high = (None, None) if half is None else (value - half, value + half)
                 yield {"true": true, "value": value, "low": low, "high": high}
             return

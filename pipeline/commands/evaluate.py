@@ -16,6 +16,7 @@ from pipeline.commands.results import Result
 from pipeline.config import EvaluateSettings, SourceSettings
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
+from pipeline.heads import Head
 from pipeline.heads.rows import block_length
 from pipeline.heads.table import FeatureTable
 from pipeline.models.model import Model, joined, open_model
@@ -115,6 +116,7 @@ class Labelled:
     """
 
     scores: NDArray[np.float64]
+    half_width: NDArray[np.float64] | None
     target: Target
     ids: list[str]
     contents: NDArray[np.uint8]
@@ -129,7 +131,7 @@ def score(model: Model, labelled: Labelled) -> Scored:
         target=labelled.target,
         scores=labelled.scores,
         part=labelled.split,
-        half_width=model.head.interval_half_width,
+        half_width=labelled.half_width,
         coverage=model.head.coverage,
         groups=group_codes(labelled.contents),
     )
@@ -182,10 +184,13 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
             raise SourceError(f"{path}: not one of {plural(len(asked), 'labelled row')} has features")
         table = FeatureTable(store, model.record.recipe.layers)
         length = max(block_length(table.dimensions) // table.views, 1)
-        blocks = (table.images(good[start : start + length]) for start in range(0, len(good), length))
-        scores = np.concatenate([model.head.predict_proba(_of_views(block, model.views)) for block in blocks])
+        answers = _Answers()
+        for start in range(0, len(good), length):
+            block = table.images(good[start : start + length])
+            answers.ask(model.head, block[:, 0] if model.views == 1 else block[:, : model.views])
         ids = [store.ids[row] for row in good]
-        return Labelled(scores, target.take(good), ids, store.sha256[good], split, bad=len(asked) - len(good))
+        bad = len(asked) - len(good)
+        return Labelled(*answers.joined(), target.take(good), ids, store.sha256[good], split, bad)
 
 
 def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
@@ -209,12 +214,26 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
     ids = [manifest.records[row].id for row in answered.rows]
     contents = np.frombuffer(b"".join(answered.contents), np.uint8).reshape(-1, 32)
-    return Labelled(np.concatenate(answered.scores), target.take(answered.rows), ids, contents, split, answered.bad)
+    return Labelled(*answered.answers.joined(), target.take(answered.rows), ids, contents, split, answered.bad)
 
 
-def _of_views(block: NDArray[np.float32], views: int) -> NDArray[np.float32]:
-    """Take the features (n, V, D) of the first `views`, or (n, D) of the plain one, which comes first."""
-    return block[:, 0] if views == 1 else block[:, :views]
+@dataclass
+class _Answers:
+    """Answers to rows, block by block: their scores, and half the widths of their intervals."""
+
+    scores: list[NDArray[np.float64]] = field(default_factory=list)
+    half_widths: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def ask(self, head: Head, features: NDArray[np.float32]) -> None:
+        """Ask about a block of features."""
+        self.scores.append(head.predict_proba(features))
+        half = head.half_widths(features)
+        if half is not None:
+            self.half_widths.append(half)
+
+    def joined(self) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Join all blocks."""
+        return np.concatenate(self.scores), np.concatenate(self.half_widths) if self.half_widths else None
 
 
 @dataclass
@@ -223,7 +242,7 @@ class _Answered:
 
     rows: list[int] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)
-    scores: list[NDArray[np.float64]] = field(default_factory=list)
+    answers: _Answers = field(default_factory=_Answers)
     skipped: int = 0
     bad: int = 0
 
@@ -238,7 +257,7 @@ def _answered(model: Model, records: list[Record], skip: Callable[[bytes], bool]
             found.skipped += sum(image.duplicate for image in batch.images)
             found.bad += sum(image.error is not None for image in batch.images)
             if batch.indices:
-                found.scores.append(model.head.predict_proba(joined(batch.layers, views=model.views)))
+                found.answers.ask(model.head, joined(batch.layers, views=model.views))
             bar.advance(len(batch))
     return found
 

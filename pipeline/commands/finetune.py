@@ -154,7 +154,7 @@ def finetune(
     with training.feeder:
         history = training.run(view, progress=progress)
         parts = training.score(manifest, progress=progress)
-    head = fitted_head(network, examples, half_width=parts["val"].half_width)
+    head = fitted_head(network, examples, half_width=parts["val"].median_half_width)
     result = FinetuneResult(
         model=Path(output),
         head=head.name,
@@ -357,7 +357,8 @@ class Training:
                 scores[name] = examples.values(outputs[:, 0]) if numbers else softmax(outputs)
         half = None
         if examples.target.task == "numbers":
-            half = interval_half_width(scores["val"] - examples.target.values[examples.held_out["val"]], COVERAGE)
+            off = scores["val"] - examples.target.values[examples.held_out["val"]]
+            half = interval_half_width(off, COVERAGE)
         return {
             name: Scored(
                 ids=[manifest.records[row].id for row in rows],

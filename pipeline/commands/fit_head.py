@@ -26,6 +26,7 @@ from pipeline.heads.calibration import softmax
 from pipeline.heads.contract import Head, Problem, refuse_extremes
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
+from pipeline.heads.spread import fit_interval
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
@@ -97,7 +98,10 @@ def fit_head(
         base = base_record(opened)
         dataset = Dataset.of(opened, settings)
         with progress_bar(100, "searching", show=progress) as bar:
-            trained = train_head(settings.head, dataset.problem(), settings, watch=bar.reach)
+            problem = dataset.problem()
+            trained = train_head(settings.head, problem, settings, watch=bar.reach)
+        if problem.task == "numbers":
+            fit_interval(trained.head, problem)
         judged = judge(trained.head, dataset)
         result = describe(trained, dataset, judged, output)
         drawn = draw_plots(trained, dataset.target, judged.scored)
@@ -293,7 +297,7 @@ def judge(head: Head, dataset: Dataset) -> Judged:
             target=dataset.target.take(rows),
             scores=head.calibrated(decisions),
             part=name,
-            half_width=head.interval_half_width,
+            half_width=head.half_widths_of(dataset.table, rows, score_views=dataset.settings.score_views),
             coverage=head.coverage,
             groups=group_codes(dataset.store.sha256[rows]),
         )
@@ -326,15 +330,10 @@ def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -
 
 
 def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
-    """Compute the metrics of one part, with the calibration error before temperature and the intervals' coverage."""
-    if scored.target.task == "classes":
-        raw = softmax(decisions)
-        return scored.metrics | {"ece_uncalibrated": metrics.calibration_error(scored.truth, raw)}
-    half = scored.half_width
-    if half is None:
+    """Compute the metrics of one part; of classes also the calibration error before temperature."""
+    if scored.target.task == "numbers":
         return scored.metrics
-    covered = float((np.abs(scored.truth - scored.scores) <= half).mean())
-    return scored.metrics | {"interval": {"half_width": half, "coverage": scored.coverage, "covered": covered}}
+    return scored.metrics | {"ece_uncalibrated": metrics.calibration_error(scored.truth, softmax(decisions))}
 
 
 def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:

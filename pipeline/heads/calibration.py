@@ -48,10 +48,12 @@ def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], 
 
 
 def interval_half_width(residuals: NDArray[np.float64], coverage: float) -> float | None:
-    """Half the width of a conformal prediction interval from absolute out-of-fold `residuals` (n,).
+    """Return half the width of a prediction interval from absolute out-of-fold `residuals` (n,).
 
-    The ceil((n + 1) coverage)-th smallest covers a new row with at least that probability (Vovk; Barber et al., 2021,
-    cross-conformal); None where n is too small for it.
+    It is the ceil((n + 1) coverage)-th smallest; None where n is too small for it. Of one fixed model and exchangeable
+    rows it would cover a new row with at least that probability (Vovk et al., 2005). Out of fold the models differ
+    from the one that answers, and nothing is guaranteed for the plain quantile of their residuals (Barber et al., 2021,
+    can give 1 - 2 (1 - coverage) for another interval); `tests/benchmarks/intervals.py` measures what it covers.
     """
     rank = int(np.ceil((len(residuals) + 1) * coverage))
     if rank > len(residuals):

@@ -29,6 +29,9 @@ from pipeline.splits import make_folds
 #: Numbers beyond this, or that vary by less than its reciprocal, are none that weights in single precision can give.
 LARGEST_NUMBER = 1e30
 
+#: How many times as wide or as narrow as usual an interval may be: features unlike all others ask for any width.
+WIDEST = 10.0
+
 TOO_FEW = "too few examples for cross-validation: default settings, no calibration"
 
 
@@ -194,6 +197,7 @@ class Head(ABC):
         self.coverage = self.settings.coverage
         self.interval_half_width: float | None = None
         self.power: Power | None = None
+        self.spread: Head | None = None  # the logarithm of an error beside others, where that is told by the features
 
     def fit(self, problem: Problem, folds: NDArray[np.int64] | None = None) -> Self:
         """Search, train on all of `problem`, calibrate. `folds` (n,) are those of `problem.folds` unless given.
@@ -289,6 +293,23 @@ class Head(ABC):
             raise ModelError(f"head {self.name!r} answers with NaN or infinity; train it again")
         return found
 
+    def half_widths(self, features: NDArray[np.floating]) -> NDArray[np.float64] | None:
+        """Return half the width (n,) of the prediction interval of each row, None for a head that has none."""
+        if self.interval_half_width is None:
+            return None
+        if self.spread is None:
+            return np.full(len(features), self.interval_half_width)
+        return self.interval_half_width * spread_factors(self.spread.decision_function(features))
+
+    def half_widths_of(
+        self, source: FeatureSource, images: NDArray[np.int64], *, score_views: str
+    ) -> NDArray[np.float64] | float | None:
+        """Return `half_widths` of some `images` of the `source`; one number where they are all the same."""
+        if self.interval_half_width is None or self.spread is None:
+            return self.interval_half_width
+        logarithms = self.spread.decision_function_of(source, images, score_views=score_views)
+        return self.interval_half_width * spread_factors(logarithms)
+
     def calibrated(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities (n, C) from raw `scores` (n, C); values (n,) as they are."""
         if self.task == "numbers":
@@ -346,6 +367,12 @@ class Head(ABC):
             self.search.notices.append(
                 f"{int(seen.sum())} rows are too few for a prediction interval of {self.coverage:.0%}"
             )
+
+
+def spread_factors(logarithms: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return what an interval is widened by, (n,), from the `logarithms` (n,) of errors beside the usual one."""
+    most = np.log(WIDEST)
+    return np.exp(np.clip(np.asarray(logarithms, dtype=np.float64), -most, most))
 
 
 def refuse_extremes(y: NDArray[np.floating]) -> None:

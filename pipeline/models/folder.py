@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.config import Recipe
 from pipeline.errors import ModelError
 from pipeline.files import digest_bytes, heal, named, open_regular, publish_folder, read_regular
-from pipeline.heads import Head, load_head
+from pipeline.heads import Head, load_head, save_head
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
 from pipeline.models.seen import FILE as SEEN_FILE
@@ -182,7 +182,7 @@ def save_model(
     """
     folder = Path(folder)
     with _saving(folder), publish_folder(folder, last="model.json", replace=replace) as draft:
-        described = {**record.head, **head.save(draft)}
+        described = save_head(head, draft)
         if seen is not None:
             seen.write(draft)
         measured = {name: _measured(draft / name) for name in checked_files(draft)}

@@ -154,12 +154,10 @@ class Model:
         """Answer for `features` (B, D) or (B, V, D): `top` classes with scores, or value and interval."""
         scores = self.head.predict_proba(features)
         if self.record.classes is None:
-            return [self._number(float(value)) for value in scores]
+            halves = self.head.half_widths(features)
+            known = [None] * len(scores) if halves is None else halves.tolist()
+            return [_number(value, half) for value, half in zip(scores.tolist(), known, strict=True)]
         return [self._label(row, top) for row in scores]
-
-    def _number(self, value: float) -> dict[str, Any]:
-        half = self.record.head.get("interval_half_width")
-        return {"value": value, "interval": None if half is None else [value - half, value + half]}
 
     def _label(self, row: NDArray[np.float64], top: int) -> dict[str, Any]:
         classes = self.record.classes or ()
@@ -169,6 +167,10 @@ class Model:
 
 
 Answers = list[dict[str, Any]]
+
+
+def _number(value: float, half: float | None) -> dict[str, Any]:
+    return {"value": value, "interval": None if half is None else [value - half, value + half]}
 
 
 def joined(layers: Iterable[NDArray[np.float32]], *, views: int = 1) -> NDArray[np.float32]:
