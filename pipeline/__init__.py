@@ -66,6 +66,7 @@ _HOMES = {
     "load_model": "models.model",
     "run": "commands.run",
     "fetch": "commands.fetch",
+    "label": "commands.label",
     "list_bases": "commands.bases",
     "PipelineError": "errors",
 }
@@ -81,6 +82,7 @@ __all__ = [
     "finetune",
     "fit_head",
     "info",
+    "label",
     "list_bases",
     "load_model",
     "merge",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's
     from pipeline.commands.finetune import finetune
     from pipeline.commands.fit_head import fit_head
     from pipeline.commands.info import info
+    from pipeline.commands.label import label
     from pipeline.commands.merge import merge
     from pipeline.commands.predict import predict
     from pipeline.commands.run import run

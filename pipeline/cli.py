@@ -26,6 +26,7 @@ from pipeline.config import (
     FetchSettings,
     FinetuneSettings,
     FitSettings,
+    LabelSettings,
     RerunSettings,
     Settings,
     SourceSettings,
@@ -373,6 +374,20 @@ def fetch(lists: tuple[str, ...], output: Path, as_json: bool, quiet: bool, verb
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(lists, output, progress=not quiet, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("source")
+@output_option()
+@settings_options(LabelSettings)
+@force_option
+@reporting
+def label(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Draw a number for each image of SOURCE by its class; the table is a source for extract, with a histogram."""
+    from pipeline.commands.label import label as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(source, output, force=force, **given(options)), as_json=as_json)
 
 
 @cli.command()

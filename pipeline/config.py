@@ -186,6 +186,14 @@ class FetchSettings(Settings):
     allow_private: bool = Field(False, description="Also fetch from private and local addresses.")
 
 
+class LabelSettings(SourceSettings):
+    """Settings of the numbers that are drawn for the classes of images."""
+
+    normal: Columns = Field((), description="CLASS=MEAN,SPREAD,FLOOR, for every class.")
+    column: str = Field("value", min_length=1, description="Name of the column of numbers.")
+    seed: Seed = Field(13, description="Seed of everything random.")
+
+
 class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 

@@ -150,3 +150,17 @@ class FetchOptions(TypedDict, total=False):
     connections: int
     per_host: int
     allow_private: bool
+
+
+class LabelOptions(TypedDict, total=False):
+    """The fields of `LabelSettings`."""
+
+    image_column: str | None
+    target: str | Sequence[str]
+    id_column: str | None
+    split_column: str | None
+    image_root: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | None
+    normal: str | Sequence[str]
+    column: str
+    seed: int

@@ -42,6 +42,8 @@ FONTS = (
 Drawing: TypeAlias = "Callable[[], Figure]"
 #: A longer name leaves no room for the plot.
 LONGEST_NAME = 40
+#: Colours that those who see fewer of them tell apart (Okabe and Ito, 2008), of as many classes as a legend has.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#000000")
 #: More classes than this and numbers in the cells cannot be read.
 WRITTEN_CELLS = 20
 
@@ -140,6 +142,29 @@ def ranking(
     axes.set_yticks(places, [f"{name} (chosen)" if name == chosen else name for name in names])
     axes.set(xlabel=measure, ylim=(-0.6, len(names) - 0.4))
     axes.grid(axis="x", alpha=0.3)
+    return _finished(figure)
+
+
+def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: str = "") -> Figure:
+    """Draw how often numbers occur, a colour a class; of many classes the largest, the others as one in grey."""
+    figure = _figure(6.5, 4)
+    axes = figure.add_subplot()
+    largest = sorted((key for key in values if len(values[key])), key=lambda key: -len(values[key]))
+    listed, others = largest, list[str]()
+    if len(largest) > len(COLOURS):
+        listed, others = largest[: len(COLOURS) - 1], largest[len(COLOURS) - 1 :]
+    drawn = {f"{spelled(key)} ({len(values[key]):,})": values[key] for key in listed}
+    if others:
+        rest = np.concatenate([values[key] for key in others])
+        drawn[f"{len(others)} other classes ({len(rest):,})"] = rest
+    edges = np.histogram_bin_edges(np.concatenate(list(drawn.values())), bins=40)
+    for place, (label, numbers) in enumerate(drawn.items()):
+        colour = GREY if others and place == len(listed) else COLOURS[place]
+        axes.hist(
+            numbers, edges.tolist(), histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label
+        )
+    axes.set(xlabel=spelled(name), ylabel="images", title=title)
+    axes.legend()
     return _finished(figure)
 
 

@@ -21,6 +21,7 @@ from pipeline.config import (
     FetchSettings,
     FinetuneSettings,
     FitSettings,
+    LabelSettings,
     RerunSettings,
     Settings,
 )
@@ -40,6 +41,7 @@ TAKEN: tuple[type[Settings], ...] = (
     EvaluateSettings,
     RerunSettings,
     FetchSettings,
+    LabelSettings,
 )
 
 HEAD = '''"""The keyword arguments of the library's functions, for type checkers and editors, which run no code.

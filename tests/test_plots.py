@@ -72,6 +72,7 @@ def test_no_text_of_any_plot_is_a_formula(name: str) -> None:
         plots.learning_curve([{"epoch": 0, "val_loss": 1.0}, {"epoch": 1, "val_loss": 0.5}], best=1),
         plots.ranking(["svm", "auto"], [0.9, 0.8], [(0.8, 1.0), (0.7, 0.9)], measure="accuracy", chosen="svm"),
         plots.grid([image], [name], right=[True]),
+        plots.histogram({name: numbers}, name=name),
     ):
         texts = drawn(figure)
         assert texts
@@ -185,3 +186,14 @@ def test_settings_that_cannot_be_read_cost_the_pictures_alone(tmp_path: Path) ->
     notices, picture = drawn_in(tmp_path / "planted", b"\xff\xfe\x00")
     assert "plots could not be drawn and are left out" in notices
     assert picture is None
+
+
+def test_a_histogram_names_the_largest_classes_and_counts_the_others() -> None:
+    values = {f"class {number}": np.full(number + 1, float(number)) for number in range(200)}
+    figure = plots.histogram(values, name="length")
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[0] == "class 199 (200)"
+    assert names[-1] == "193 other classes (18,721)"
+    assert len(names) == 8

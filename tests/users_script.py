@@ -13,6 +13,7 @@ from pipeline.commands.fetch import FetchResult
 from pipeline.commands.finetune import FinetuneResult
 from pipeline.commands.fit_head import FitResult
 from pipeline.commands.info import InfoResult
+from pipeline.commands.label import LabelResult
 from pipeline.commands.merge import MergeResult
 from pipeline.commands.predict import PredictResult
 from pipeline.commands.run import ExperimentResult
@@ -37,6 +38,7 @@ assert_type(pipeline.info("a.h5"), InfoResult)
 assert_type(pipeline.merge(["1.h5", Path("2.h5")], "all.h5"), MergeResult)
 assert_type(pipeline.run("experiment.toml", force=True), ExperimentResult)
 assert_type(pipeline.fetch(["cat=cats.txt"], "images", per_host=2), FetchResult)
+assert_type(pipeline.label("images", "images/n.csv", normal=["cat=40,8,10"], column="length"), LabelResult)
 assert_type(pipeline.load_model("m", weights=Path("w.pt"), workers="auto"), Model)
 assert_type(pipeline.list_bases("vgg"), list[BaseInfo])
 assert_type(pipeline.__version__, str)
