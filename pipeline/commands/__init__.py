@@ -10,6 +10,7 @@ verify.py    a feature file checked, and rows of it recomputed
 info.py      a feature file or a model folder described
 merge.py     parts of a feature file joined
 fetch.py     images of lists of URLs, downloaded
+label.py     numbers drawn for images by their class, as a table
 doctor.py    what a bug report needs to know of a machine
 bases.py     the networks that can serve as bases
 demo.py      all of it on digits that ship with scikit-learn

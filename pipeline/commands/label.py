@@ -229,9 +229,9 @@ def _draw_histogram(result: LabelResult, target: Target, values: NDArray[np.floa
     drawing = {"histogram": lambda: plots.histogram(by_class, name=result.column)}
     drawn = plots.render(drawing, names=(result.column, *by_class))
     result.notices += drawn.notices
-    picture = drawn.pictures.get("histogram")
-    if picture is None or result.picture is None:
+    plot = drawn.plots.get("histogram")
+    if plot is None or result.picture is None:
         result.picture = None
         return
     with files.atomic_write(result.picture) as file:
-        file.write(picture.png)
+        file.write(plot.png)
