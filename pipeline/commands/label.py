@@ -63,7 +63,7 @@ class Normal:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for the images of a class: how many values, how many times again, and their mean and spread."""
+    """Counts, mean and spread of the values of a class; `redrawn` is how many were drawn and not taken."""
 
     rows: int
     redrawn: int
