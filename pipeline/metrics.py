@@ -24,6 +24,10 @@ LISTED_CONFUSIONS = 10
 CALIBRATION_BINS = 15
 #: Fewer rows than this say little: the interval of an accuracy is wider than what most choices are about.
 FEW_ROWS = 30
+#: Fewer rows of a class than this do not tell how well it is told.
+RARE_ROWS = 10
+#: Classes from which on it is told how often the right one is among the five best.
+TOP_CLASSES = 10
 #: What the parts of a data set are called.
 PARTS = {"val": "held-out rows", "test": "test rows", "cv": "out of fold", "train": "training rows"}
 #: Share of rows, and the share of all squares about the median that they have where they are outliers.
@@ -45,9 +49,10 @@ def classification(
     intervals are as wide as that asks for.
 
     Keys: n, groups (how many), accuracy, accuracy_interval (95 %), majority (the share of the most frequent class: what
-    always saying it would score), macro_f1 (over classes that occur), absent (those that do not), log_loss, ece,
-    per_class, confusion (rows are the truth; up to 100 classes) and confused (the most frequent mistakes as [truth,
-    predicted, count]).
+    always saying it would score), balanced_accuracy (the mean recall), macro_f1, roc_auc and average_precision (each
+    class against the rest; all of these are means over classes that occur), top5_accuracy (from 10 classes on), absent
+    (classes that do not occur), never_predicted (those that do), log_loss, ece, per_class, confusion (rows are the
+    truth; up to 100 classes) and confused (the most frequent mistakes as [truth, predicted, count]).
     """
     truth = np.asarray(truth, dtype=np.int64)
     scores = np.asarray(scores, dtype=np.float64)
@@ -55,22 +60,69 @@ def classification(
     per_class = _per_class(truth, predicted, names)
     groups = np.arange(len(truth)) if groups is None else groups
     right = predicted == truth
+    claimed = set(predicted.tolist())
     found: dict[str, Any] = {
         "n": len(truth),
         "groups": len(np.unique(groups)),
         "accuracy": float(right.mean()),
         "accuracy_interval": list(accuracy_interval(right, groups)),
         "majority": float(np.bincount(truth).max() / len(truth)),
-        "macro_f1": float(np.mean([one["f1"] for one in per_class.values() if one["support"]])),
+        "balanced_accuracy": _mean_of(per_class, "recall"),
+        "macro_f1": _mean_of(per_class, "f1"),
+        **_rankings(truth, scores),
         "absent": [name for name, one in per_class.items() if not one["support"]],
+        "never_predicted": [
+            name for code, name in enumerate(names) if per_class[name]["support"] and code not in claimed
+        ],
         "log_loss": log_loss(truth, scores),
         "ece": calibration_error(truth, scores),
         "per_class": per_class,
         "confused": _worst(truth, predicted, names),
     }
+    if len(names) >= TOP_CLASSES:
+        found["top5_accuracy"] = float(_among_best(truth, scores, 5).mean())
     if len(names) <= MATRIX_CLASSES:
         found["confusion"] = confusion(truth, predicted, len(names)).tolist()
     return found
+
+
+def _mean_of(per_class: Mapping[str, Mapping[str, Any]], measure: str) -> float:
+    """Return the mean of a measure over the classes that occur."""
+    return float(np.mean([one[measure] for one in per_class.values() if one["support"]]))
+
+
+def _rankings(truth: NDArray[np.int64], scores: NDArray[np.float64]) -> dict[str, float | None]:
+    """Return how well the probability of each class tells its rows from the rest; None where there is but one class."""
+    occurring = np.unique(truth)
+    if len(occurring) < 2:
+        return {"roc_auc": None, "average_precision": None}
+    found = np.array([ranking_measures(truth == code, scores[:, code]) for code in occurring.tolist()])
+    area, precision = found.mean(axis=0).tolist()
+    return {"roc_auc": area, "average_precision": precision}
+
+
+def ranking_measures(is_it: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the area under the ROC curve and the average precision of `scores` (n,) for the rows that `is_it` (n,).
+
+    Rows of equal score come together. Some rows have to be it, and some not.
+
+    >>> ranking_measures(np.array([True, False, True, False]), np.array([0.9, 0.6, 0.5, 0.1]))
+    (0.75, 0.8333333333333333)
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each run of equal scores
+    hits = np.cumsum(is_it[order])[last]
+    recall, false = hits / hits[-1], (last + 1 - hits) / (last[-1] + 1 - hits[-1])
+    steps = np.diff(recall, prepend=0)
+    area = float(np.sum(np.diff(false, prepend=0) * (recall - steps / 2)))
+    return area, float(np.sum(steps * hits / (last + 1)))
+
+
+def _among_best(truth: NDArray[np.int64], scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
+    """Return the mask (n,) of the rows whose true class is among the `count` of the highest scores."""
+    given = scores[np.arange(len(truth)), truth][:, None]
+    before = (scores > given) | ((scores == given) & (np.arange(scores.shape[1]) < truth[:, None]))
+    return np.asarray(before.sum(axis=1) < count)
 
 
 def accuracy_interval(
@@ -215,8 +267,9 @@ def table(found: Mapping[str, Any]) -> str:
     occurring = sum(one["support"] > 0 for one in per_class.values())
     of = "" if occurring == len(per_class) else f" over {occurring} of {len(per_class)} classes"
     lines = [f"{accuracy_text(found)}   macro F1 {found['macro_f1']:.4f}{of}   ({_counted(found)})"]
+    lines.append(f"  {_more_measures(found)}")
     if len(per_class) > 20:
-        return lines[0]
+        return "\n".join(lines)
     written = {name: shown(name) for name in per_class}
     width = max(map(len, written.values()))
     lines.append(f"  {'':<{width}}  precision  recall      f1  support")
@@ -224,6 +277,12 @@ def table(found: Mapping[str, Any]) -> str:
         measured = f"{one['precision']:9.3f}  {one['recall']:6.3f}  {one['f1']:6.3f}  {one['support']:7d}"
         lines.append(f"  {written[name]:<{width}}  {measured}")
     return "\n".join(lines)
+
+
+def _more_measures(found: Mapping[str, Any]) -> str:
+    measured = {"balanced accuracy": found["balanced_accuracy"], "top-5 accuracy": found.get("top5_accuracy")}
+    measured |= {"ROC-AUC": found["roc_auc"], "average precision": found["average_precision"]}
+    return "   ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None)
 
 
 def accuracy_text(found: Mapping[str, Any]) -> str:
@@ -258,11 +317,33 @@ def cautions(found: Mapping[str, Any], part: str) -> list[str]:
     if found["n"] < FEW_ROWS:
         judged = "they say" if found["n"] > 1 else "it says"
         said.append(f"{part}: only {plural(found['n'], 'row')}; {judged} little of what other images would score")
-    absent = found.get("absent", [])
-    if absent:
-        listed = ", ".join(shown(name) for name in absent[:5]) + (", ..." if len(absent) > 5 else "")
-        said.append(f"{part}: no row of {listed}; these measures do not show how well it is recognized")
+    if found.get("absent"):
+        listed = _named(found["absent"])
+        said.append(f"{part}: no row of {listed}; how well that is told does not show in these measures")
+    return said + (_class_cautions(found, part) if "accuracy" in found else [])
+
+
+def _class_cautions(found: Mapping[str, Any], part: str) -> list[str]:
+    """Return cautions where an accuracy hides what becomes of the rarer classes."""
+    occurring = {name: one["support"] for name, one in found["per_class"].items() if one["support"]}
+    if len(occurring) < 2:
+        return []
+    said = []
+    if found["never_predicted"]:
+        said.append(f"{part}: {_named(found['never_predicted'])} is never predicted; --class-weight balanced may help")
+    rare = [name for name, support in occurring.items() if support < RARE_ROWS]
+    if rare and found["n"] >= FEW_ROWS:
+        said.append(f"{part}: fewer than {RARE_ROWS} rows of {_named(rare)}, too few to judge by")
+    if found["accuracy_interval"][0] <= found["majority"]:
+        most = max(occurring, key=lambda name: occurring[name])
+        said.append(
+            f"{part}: the accuracy is not clearly better than always saying {shown(most)} ({found['majority']:.4f})"
+        )
     return said
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(shown(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def outliers(numbers: NDArray[Any], name: str) -> list[str]:

@@ -22,6 +22,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Up to so many classes each has its probability in a table; of more the best ones are listed.
+LISTED_CLASSES, BEST_CLASSES = 20, 5
+
+
+def ranked_classes(names: Sequence[str], scores: NDArray[np.float64], count: int) -> list[list[Any]]:
+    """Return the `count` likeliest classes as [name, probability], best first, from the `scores` (C,) of one row."""
+    best = np.argsort(-scores, kind="stable")[:count].tolist()
+    return [[names[code], float(scores[code])] for code in best]
+
+
+def listed_classes(names: Sequence[str]) -> int:
+    """Return how many of the likeliest classes `probabilities` needs to know."""
+    return len(names) if len(names) <= LISTED_CLASSES else BEST_CLASSES
+
+
+def probabilities(names: Sequence[str], ranked: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return the columns of a table with the probabilities of one row, from its `ranked_classes`; None without any.
+
+    ``p:NAME`` for each class, or for more than 20 of them label2, p2, ... label5, p5 beside the best one.
+
+    >>> probabilities(("ant", "bee"), [["bee", 0.75], ["ant", 0.25]])
+    {'p:ant': 0.25, 'p:bee': 0.75}
+    """
+    if len(names) <= LISTED_CLASSES:
+        known: dict[str, Any] = {name: score for name, score in ranked}  # noqa: C416 - of lists
+        return {f"p:{name}": known.get(name) for name in names}
+    others = [*ranked[1:BEST_CLASSES], *[[None, None]] * BEST_CLASSES][: BEST_CLASSES - 1]
+    labels = {f"label{place}": label for place, (label, _) in enumerate(others, start=2)}
+    return labels | {f"p{place}": score for place, (_, score) in enumerate(others, start=2)}
+
+
+def label_quality(
+    truth: NDArray[np.int64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the quality (n,) of labels by out-of-fold probabilities (n, C), and the code of a better one, -1 for none.
+
+    The quality is the probability of the label. A row counts as of another class where that has at least the mean
+    probability that it has in the rows labelled so, and more than any such class (Northcutt et al., 2021, confident
+    learning).
+    """
+    given = scores[np.arange(len(truth)), truth]
+    count = np.bincount(truth, minlength=scores.shape[1])
+    usual = np.bincount(truth, weights=given, minlength=scores.shape[1]) / np.maximum(count, 1)
+    sure = np.where((scores >= usual) & (count > 0), scores, -np.inf)
+    best = sure.argmax(axis=1)
+    better = np.isfinite(sure.max(axis=1)) & (best != truth)
+    return given, np.where(better, best, -1)
+
+
 @dataclass(frozen=True, eq=False)
 class Scored:
     """The rows of one part, with their truth and the scores that a model gives them.
@@ -91,9 +140,32 @@ class Scored:
                 low, high = (None, None) if half is None else (value - half, value + half)
                 yield {"true": true, "value": value, "low": low, "high": high}
             return
+        count = listed_classes(names)
         best, score = self.scores.argmax(axis=1).tolist(), self.scores.max(axis=1).tolist()
-        for true, code, sure in zip(self.truth.tolist(), best, score, strict=True):
-            yield {"true": names[true], "label": names[code], "score": sure}
+        for true, code, sure, row in zip(self.truth.tolist(), best, score, self.scores, strict=True):
+            yield {
+                "true": names[true],
+                "label": names[code],
+                "score": sure,
+                **probabilities(names, ranked_classes(names, row, count)),
+            }
+
+    def rows_by_quality(self) -> list[dict[str, Any]]:
+        """Return lines of out_of_fold.csv: as `rows`, of classes with the quality of each label, the worst first.
+
+        The scores have to be of models that did not train on the row. `suggested` is another class, where confident
+        learning takes the label for wrong.
+        """
+        names, rows = self.target.names, list(self.rows())
+        if names is None:
+            return rows
+        quality, better = label_quality(self.truth, self.scores)
+        found = []
+        for place in np.argsort(quality, kind="stable").tolist():
+            id, true, *_ = (row := rows[place]).values()
+            suggested = "" if better[place] < 0 else names[better[place]]
+            found.append({"id": id, "true": true, "quality": quality[place], "suggested": suggested, **row})
+        return found
 
     def plots(self) -> dict[str, Drawing]:
         """Return a confusion matrix, or values against the truth; nothing for more classes than a matrix has."""

@@ -29,6 +29,10 @@ def test_classification_equals_scikit_learn(guesses):
     predicted = scores.argmax(axis=1)
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(truth, predicted))
     assert found["macro_f1"] == pytest.approx(reference.f1_score(truth, predicted, average="macro"))
+    assert found["balanced_accuracy"] == pytest.approx(reference.balanced_accuracy_score(truth, predicted))
+    assert found["roc_auc"] == pytest.approx(reference.roc_auc_score(truth, scores, multi_class="ovr"))
+    one_hot = np.eye(4)[truth]
+    assert found["average_precision"] == pytest.approx(reference.average_precision_score(one_hot, scores))
     assert found["log_loss"] == pytest.approx(reference.log_loss(truth, scores))
     assert found["confusion"] == reference.confusion_matrix(truth, predicted).tolist()
     precision, recall, f1, support = reference.precision_recall_fscore_support(truth, predicted)
@@ -115,7 +119,8 @@ def test_an_accuracy_comes_with_its_interval_and_the_majority():
     line = metrics.table(found).splitlines()[0]
     assert line.startswith("accuracy 0.8250 (95 %: 0.67 to 0.93; majority 0.75)   macro F1 0.")
     assert line.endswith("   (40 rows)")
-    assert metrics.cautions(found, "held-out rows") == []
+    (caution,) = metrics.cautions(found, "held-out rows")
+    assert caution == "held-out rows: the accuracy is not clearly better than always saying ant (0.7500)"
 
 
 def test_a_part_without_a_class_says_so():
@@ -138,7 +143,7 @@ def test_names_from_files_are_printed_without_their_control_characters():
     found = metrics.classification(np.array([0, 1]), np.eye(2), ("\x1b]0;title\x07", "two\nlines"))
     assert metrics.table(found).isprintable() is False  # for the newlines between its own lines
     assert all(line.isprintable() for line in metrics.table(found).splitlines())
-    assert len(metrics.table(found).splitlines()) == 4
+    assert len(metrics.table(found).splitlines()) == 5
 
 
 def test_a_few_outlying_numbers_are_remarked():
@@ -210,3 +215,35 @@ def test_intervals_of_errors_cover(rows):
             for name, value in zip(("mae", "rmse"), truth, strict=True)
         ]
     assert (covered / 200 >= 0.91).all()
+
+
+def test_equal_scores_are_ranked_as_scikit_learn_does():
+    random = np.random.default_rng(0)
+    is_it, scores = random.random(200) < 0.3, np.round(random.random(200), 1)
+    expected = reference.roc_auc_score(is_it, scores), reference.average_precision_score(is_it, scores)
+    assert metrics.ranking_measures(is_it, scores) == pytest.approx(expected)
+
+
+def test_from_ten_classes_on_the_five_best_count():
+    random = np.random.default_rng(0)
+    truth, scores = random.integers(0, 12, 300), random.random((300, 12))
+    found = metrics.classification(truth, scores, [str(code) for code in range(12)])
+    assert found["top5_accuracy"] == pytest.approx(reference.top_k_accuracy_score(truth, scores, k=5))
+    assert "top-5 accuracy 0." in metrics.table(found)
+    assert "top5_accuracy" not in metrics.classification(truth % 9, scores[:, :9], [str(code) for code in range(9)])
+
+
+def test_what_becomes_of_a_rare_class_is_said():
+    truth = np.array([0] * 200 + [1] * 4)
+    found = metrics.classification(truth, np.tile([0.9, 0.1], (204, 1)), ("common", "rare"))
+    assert (found["balanced_accuracy"], found["never_predicted"], found["roc_auc"]) == (0.5, ["rare"], 0.5)
+    never, few, no_better = metrics.cautions(found, "test rows")
+    assert never.startswith("test rows: rare is never predicted")
+    assert few == "test rows: fewer than 10 rows of rare, too few to judge by"
+    assert no_better == "test rows: the accuracy is not clearly better than always saying common (0.9804)"
+
+
+def test_one_class_alone_ranks_nothing():
+    found = metrics.classification(np.zeros(40, dtype=int), np.eye(2)[np.zeros(40, dtype=int)], ("a", "b"))
+    assert (found["roc_auc"], found["average_precision"]) == (None, None)
+    assert "ROC" not in metrics.table(found)

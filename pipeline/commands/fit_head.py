@@ -39,7 +39,7 @@ from pipeline.signatures import takes
 from pipeline.sources import Target, choose_target
 from pipeline.splits import Split, group_codes, split_rows
 from pipeline.store import FeatureStore
-from pipeline.text import shown
+from pipeline.text import plural, shown
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,10 @@ SELECTED = " (which the settings were chosen by)"
 
 @dataclass
 class FitResult(Result):
-    """A trained head: its folder, its metrics on each part of the rows, and its chosen settings."""
+    """A trained head: its folder, its metrics on each part of the rows, and its chosen settings.
+
+    `doubtful` is how many labels of training rows look wrong; out_of_fold.csv lists them first.
+    """
 
     model: Path
     head: str
@@ -59,6 +62,7 @@ class FitResult(Result):
     chosen: dict[str, Any]
     ranking: list[dict[str, Any]] = field(default_factory=list)
     compared_by: str = ""
+    doubtful: int = 0
     notices: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -77,6 +81,10 @@ class FitResult(Result):
                 f"ranking, {self.compared_by}{seen}:",
                 table_text(self.ranking, numbers="mae" in self.metrics["train"]),
             ]
+        if self.doubtful:
+            lines.append(
+                f"{plural(self.doubtful, 'training label')} may be wrong: see out_of_fold.csv, the worst first"
+            )
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
 
@@ -104,6 +112,8 @@ def fit_head(
             fit_interval(trained.head, problem)
         judged = judge(trained.head, dataset)
         result = describe(trained, dataset, judged, output)
+        doubtful = judged.scored["cv"].rows_by_quality() if "cv" in judged.scored else []
+        result.doubtful = sum(bool(row.get("suggested")) for row in doubtful)
         drawn = draw_plots(trained, dataset.target, judged.scored)
         result.notices += drawn.notices
         record = ModelRecord.of(
@@ -124,6 +134,7 @@ def fit_head(
             predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.plots,
             seen=Seen.of(opened.sha256[dataset.split.train]),
+            out_of_fold=doubtful,
             replace=force,
         )
     return result

@@ -15,6 +15,7 @@ from pipeline.models.model import load_model
 from pipeline.models.predictions import write_rows
 from pipeline.options import RerunOptions
 from pipeline.progress import progress as progress_bar
+from pipeline.scores import listed_classes, probabilities
 from pipeline.signatures import takes
 from pipeline.sources import from_paths, log_notices
 from pipeline.text import shown
@@ -58,13 +59,14 @@ def predict(
     manifest = from_paths(images)
     log_notices(manifest)
     entries: list[dict[str, Any]] = []
+    classes = loaded.record.classes or ()
     with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
-        for answers in loaded.answer_batches(manifest.records, top=top):
+        for answers in loaded.answer_batches(manifest.records, top=max(top, listed_classes(classes))):
             entries += answers
             bar.advance(len(answers))
     if csv is not None:
-        write_rows(Path(csv), [_row(entry, loaded.record.classes is None) for entry in entries])
-    return PredictResult(entries)
+        write_rows(Path(csv), [_row(entry, loaded.record.classes) for entry in entries])
+    return PredictResult([{**entry, "top": entry["top"][:top]} if "top" in entry else entry for entry in entries])
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -79,11 +81,12 @@ def _line(entry: dict[str, Any]) -> str:
     return f"{name}\t{ranked}"
 
 
-def _row(entry: dict[str, Any], is_number: bool) -> dict[str, Any]:
+def _row(entry: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]:
     """Return the row of a table, with the same keys for good and bad images."""
-    if is_number:
+    if classes is None:
         low, high = entry.get("interval") or (None, None)
         answer = {"value": entry.get("value"), "low": low, "high": high}
     else:
         answer = {"label": entry.get("label"), "score": entry.get("score")}
+        answer |= probabilities(classes, entry.get("top", []))
     return {"id": entry["id"], **answer, "error": entry.get("error")}

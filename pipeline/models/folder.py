@@ -4,7 +4,7 @@
     head.safetensors    nothing in the folder is ever unpickled
     base.safetensors    only where the base was fine-tuned
     rows.safetensors    digests of the images that were trained on
-    metrics.json  predictions.csv  plots/*.png
+    metrics.json  predictions.csv  out_of_fold.csv  plots/*.png
 
 model.json has the sha256 of every file of the head and of rows.safetensors, the digest of the base's tensors, and a
 checksum of itself, all of which are checked before anything is answered. Version 0.1.0 wrote none (format 1): such
@@ -171,6 +171,7 @@ def save_model(
     plots: Mapping[str, Figure] | None = None,
     save_base: Callable[[Path], None] | None = None,
     seen: Seen | None = None,
+    out_of_fold: Sequence[Mapping[str, Any]] = (),
     replace: bool = False,
 ) -> Path:
     """Write a model folder; it appears under its name whole or not at all.
@@ -189,6 +190,8 @@ def save_model(
         if save_base is not None:
             save_base(draft / "base.safetensors")
         write_rows(draft / "predictions.csv", predictions)
+        if out_of_fold:
+            write_rows(draft / "out_of_fold.csv", out_of_fold)
         _write_json(draft / "metrics.json", record.metrics)
         if plots:
             (draft / "plots").mkdir()

@@ -92,6 +92,7 @@ def test_a_model_folder_with_metrics_of_held_out_and_training_rows(store, tmp_pa
         "metrics.json",
         "predictions.csv",
         "head.safetensors",
+        "out_of_fold.csv",
         "rows.safetensors",
         "plots/confusion.png",
     }

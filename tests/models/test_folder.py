@@ -39,6 +39,7 @@ def test_the_folder_holds_what_the_format_names(model: Path) -> None:
         "head.safetensors",
         "metrics.json",
         "model.json",
+        "out_of_fold.csv",
         "plots/confusion.png",
         "predictions.csv",
         "rows.safetensors",
