@@ -337,7 +337,7 @@ class FitSettings(Settings):
     lr: float = Field(0.001, gt=0, description="Learning rate of mlp and of solver=sgd.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of optimizer=sgd.")
     step: int = Field(7, ge=0, description="For solver=sgd: epochs until lr drops to a tenth; 0: never.")
-    coverage: float = Field(0.9, gt=0, lt=1, description="For numeric targets: share of rows that intervals cover.")
+    coverage: float = Field(0.9, gt=0, lt=1, description="Share of truths in intervals of numbers and sets of classes.")
     memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
     device: Device = Field("auto", description="Of linear, svm, binned: auto, cpu, cuda, cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | Count = Field("auto", description="Threads where svm learns numbers; auto: one a core.")

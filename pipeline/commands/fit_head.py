@@ -312,7 +312,7 @@ def judge(head: Head, dataset: Dataset) -> Judged:
             coverage=head.coverage,
             groups=group_codes(dataset.store.sha256[rows]),
         )
-        judged.metrics[name] = measured(scored, decisions)
+        judged.metrics[name] = measured(scored, decisions) | measured_sets(scored, head)
         if name == "cv" and head.task == "numbers":
             judged.floors.extend(dataset.noise_floors(rows, decisions))
             judged.metrics[name] |= {"noise": [floor.to_json() for floor in judged.floors]}
@@ -345,6 +345,17 @@ def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
     if scored.target.task == "numbers":
         return scored.metrics
     return scored.metrics | {"ece_uncalibrated": metrics.calibration_error(scored.truth, softmax(decisions))}
+
+
+def measured_sets(scored: Scored, head: Head) -> dict[str, Any]:
+    """Compute of prediction sets how many hold the truth, how many labels they hold, and how many hold one alone."""
+    sets = None if head.task == "numbers" else head.prediction_sets(scored.scores)
+    if sets is None:
+        return {}
+    sizes = sets.sum(axis=1)
+    covered = float(sets[np.arange(len(sets)), scored.truth].mean())
+    single = float((sizes == 1).mean())
+    return {"sets": {"coverage": head.coverage, "covered": covered, "size": float(sizes.mean()), "single": single}}
 
 
 def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:

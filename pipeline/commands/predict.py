@@ -49,9 +49,9 @@ def predict(
 ) -> PredictResult:
     """Run the model folder `model` on an image file, on several, or on all images of a folder.
 
-    Each prediction is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
-    `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, `max_pixels`, ... Raises `ModelError`
-    where the model or its base cannot be loaded.
+    Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value` and `interval` (numbers),
+    or `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises `ModelError` where the
+    model or its base cannot be loaded.
     """
     if csv is not None:
         refuse_nul(csv)
@@ -78,7 +78,9 @@ def _line(entry: dict[str, Any]) -> str:
         sure = f"  ({between[0]:.4g} to {between[1]:.4g})" if between else ""
         return f"{name}\t{entry['value']:.4g}{sure}"
     ranked = "  ".join(f"{shown(label)} {score:.3f}" for label, score in entry["top"])
-    return f"{name}\t{ranked}"
+    expected = entry.get("set", ())
+    undecided = f"  ({' or '.join(map(shown, expected))})" if len(expected) > 1 else ""
+    return f"{name}\t{ranked}{undecided}"
 
 
 def _row(entry: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]:

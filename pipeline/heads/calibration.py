@@ -47,6 +47,16 @@ def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], 
     return float(np.exp(brentq(slope, low, high, xtol=1e-8)))
 
 
+def least_in_set(probabilities: NDArray[np.floating], y: NDArray[np.int64], coverage: float) -> float | None:
+    """The least probability that puts a class into a prediction set, from out-of-fold `probabilities` (n, C).
+
+    The nonconformity score is 1 - p of the true class (Sadinle et al., 2019: the smallest sets on average), and the
+    ceil((n + 1) coverage)-th smallest one covers a new row with at least that probability; None where n is too small.
+    """
+    largest = conformal_quantile(-probabilities[np.arange(len(y)), y], coverage)  # -p: 1 - p would be rounded
+    return None if largest is None else -largest
+
+
 def interval_half_width(residuals: NDArray[np.float64], coverage: float) -> float | None:
     """Return half the width of a prediction interval from absolute out-of-fold `residuals` (n,).
 
@@ -55,7 +65,16 @@ def interval_half_width(residuals: NDArray[np.float64], coverage: float) -> floa
     from the one that answers, and nothing is guaranteed for the plain quantile of their residuals (Barber et al., 2021,
     can give 1 - 2 (1 - coverage) for another interval); `tests/benchmarks/intervals.py` measures what it covers.
     """
-    rank = int(np.ceil((len(residuals) + 1) * coverage))
-    if rank > len(residuals):
-        return None
-    return float(np.sort(np.abs(residuals))[rank - 1])
+    return conformal_quantile(np.abs(residuals), coverage)
+
+
+def conformal_quantile(scores: NDArray[np.floating], coverage: float) -> float | None:
+    """The ceil((n + 1) coverage)-th smallest of `scores` (n,), which the next one of their kind is at most.
+
+    That holds with a probability of at least `coverage`, whatever n. None where n is too small for it.
+
+    >>> conformal_quantile(np.arange(1.0, 20.0), 0.9), conformal_quantile(np.arange(3.0), 0.9)
+    (18.0, None)
+    """
+    rank = int(np.ceil((len(scores) + 1) * coverage))
+    return None if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])

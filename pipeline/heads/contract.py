@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError, ModelError
-from pipeline.heads.calibration import fit_inverse_temperature, interval_half_width, softmax
+from pipeline.heads.calibration import fit_inverse_temperature, interval_half_width, least_in_set, softmax
 from pipeline.heads.power import Power
 from pipeline.heads.rows import Rows, block_length
 from pipeline.heads.standard import Standard
@@ -196,6 +196,7 @@ class Head(ABC):
         self.inverse_temperature = 1.0
         self.coverage = self.settings.coverage
         self.interval_half_width: float | None = None
+        self.least_in_set: float | None = None
         self.power: Power | None = None
         self.spread: Head | None = None  # the logarithm of an error beside others, where that is told by the features
 
@@ -321,13 +322,25 @@ class Head(ABC):
         scores = self.predict_proba(features)
         return scores if self.task == "numbers" else scores.argmax(axis=1)
 
+    def prediction_sets(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+        """Which classes (n, C) to expect where `coverage` of the truths should be among them; None where it is unknown.
+
+        The likeliest class is always among them, also where none alone is likely enough.
+        """
+        if self.least_in_set is None:
+            return None
+        chosen = probabilities >= self.least_in_set
+        chosen[np.arange(len(chosen)), probabilities.argmax(axis=1)] = True
+        return chosen
+
     def config(self) -> dict[str, Any]:
         """What all heads keep beside their weights."""
         shared: dict[str, Any] = {"task": self.task}
         if self.power is not None:
             shared["power"] = self.power.config()
         if self.task == "classes":
-            return shared | {"sharpness": self.inverse_temperature}  # the key of version 0.1.0
+            shared |= {"sharpness": self.inverse_temperature}  # the key of version 0.1.0
+            return shared | {"set_least": self.least_in_set, "set_coverage": self.coverage}
         return shared | {
             "interval_half_width": self.interval_half_width,
             "interval_coverage": self.coverage,
@@ -337,30 +350,35 @@ class Head(ABC):
     def restore(cls, config: Mapping[str, Any]) -> Self:
         """An untrained head with what `config` kept."""
         head = cls(config["task"])
-        head.coverage = float(config.get("interval_coverage", head.coverage))
+        head.coverage = float(config.get("interval_coverage", config.get("set_coverage", head.coverage)))
         head.inverse_temperature = float(config.get("sharpness", 1.0))
         head.power = Power.of(config["power"]) if "power" in config else None
         half = config.get("interval_half_width")
         head.interval_half_width = None if half is None else float(half)
+        least = config.get("set_least")
+        head.least_in_set = None if least is None else float(least)
         if not (
             0 < head.inverse_temperature < np.inf
+            and 0 <= (head.least_in_set or 0) <= 1
             and 0 <= (head.interval_half_width or 0) < np.inf
             and 0 < head.coverage < 1
         ):
             raise ValueError(
                 f"sharpness is {head.inverse_temperature}, interval_half_width is {head.interval_half_width}, "
-                f"interval_coverage is {head.coverage}"
+                f"set_least is {head.least_in_set}, coverage is {head.coverage}"
             )
         return head
 
     def _calibrate(self, problem: Problem) -> None:
-        """Fit temperature or interval on out-of-fold scores; both need rows that the scoring model did not see."""
+        """Fit temperature and sets, or interval, on out-of-fold scores: of rows that the scoring model did not see."""
         scores = self.search.scores
         if scores is None:
             return
         seen = np.isfinite(scores if scores.ndim == 1 else scores.sum(axis=1))
         if problem.task == "classes":
             self.inverse_temperature = fit_inverse_temperature(scores[seen], problem.y[seen], problem.weights[seen])
+            distinct = np.flatnonzero(seen)[np.unique(problem.groups[seen], return_index=True)[1]]
+            self.least_in_set = least_in_set(self.calibrated(scores[distinct]), problem.y[distinct], self.coverage)
             return
         self.interval_half_width = interval_half_width(scores[seen] - problem.y[seen], self.coverage)
         if self.interval_half_width is None:

@@ -126,11 +126,12 @@ class Model:
     def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
         """Answer for image files, or for all images of a folder, in the order asked.
 
-        Each answer is a dict: `id` with `label`, `score` and `top` (classes), `value` and `interval` (numbers), or
-        `error`, why the image has none.
+        Each answer is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value` and `interval` (numbers),
+        or `error`, why the image has none. `set` holds the true class as often as `--coverage` of the training says;
+        it is left out where there were too few rows to tell.
 
         >>> load_model("artifacts/insects").predict("new.jpg")  # doctest: +SKIP
-        [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]]}]
+        [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]], 'set': ['ants']}]
         """
         self.open()
         records = from_paths(images).records
@@ -151,19 +152,22 @@ class Model:
         self.record.recipe.refuse_without(other, where=where, way_out=way_out, views=self.views > 1)
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """Answer for `features` (B, D) or (B, V, D): `top` classes with scores, or value and interval."""
+        """Answer for `features` (B, D) or (B, V, D): `top` classes with scores and the set, or value and interval."""
         scores = self.head.predict_proba(features)
         if self.record.classes is None:
             halves = self.head.half_widths(features)
             known = [None] * len(scores) if halves is None else halves.tolist()
             return [_number(value, half) for value, half in zip(scores.tolist(), known, strict=True)]
-        return [self._label(row, top) for row in scores]
+        sets = self.head.prediction_sets(scores)
+        inside = [None] * len(scores) if sets is None else sets
+        return [self._label(row, expected, top) for row, expected in zip(scores, inside, strict=True)]
 
-    def _label(self, row: NDArray[np.float64], top: int) -> dict[str, Any]:
+    def _label(self, row: NDArray[np.float64], expected: NDArray[np.bool_] | None, top: int) -> dict[str, Any]:
         classes = self.record.classes or ()
-        best = np.argsort(-row, kind="stable")[:top]
-        ranked = [[classes[i], float(row[i])] for i in best]
-        return {"label": ranked[0][0], "score": ranked[0][1], "top": ranked}
+        best = np.argsort(-row, kind="stable")
+        ranked = [[classes[i], float(row[i])] for i in best[:top]]
+        label = {"label": ranked[0][0], "score": ranked[0][1], "top": ranked}
+        return label if expected is None else {**label, "set": [classes[i] for i in best if expected[i]]}
 
 
 Answers = list[dict[str, Any]]

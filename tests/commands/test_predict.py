@@ -9,7 +9,7 @@ import pytest
 from conftest import Trained
 from pictures import encoded, photo
 
-from pipeline.commands.predict import predict
+from pipeline.commands.predict import PredictResult, predict
 from pipeline.errors import ModelError, SourceError
 
 
@@ -31,6 +31,13 @@ def test_every_photo_gets_its_class(trained: Trained) -> None:
         assert sum(score for _, score in entry["top"]) == pytest.approx(1)
 
 
+def test_a_line_names_the_labels_of_a_set_that_has_several() -> None:
+    answer = {"id": "a.jpg", "label": "bees", "score": 0.5, "top": [["bees", 0.5], ["ants", 0.4], ["\x1b", 0.1]]}
+    lines = PredictResult([answer, {**answer, "set": ["bees"]}, {**answer, "set": ["bees", "\x1b"]}]).summary()
+    plain = "a.jpg\tbees 0.500  ants 0.400  \\x1b 0.100"
+    assert lines.splitlines() == [plain, plain, plain + "  (bees or \\x1b)"]
+
+
 def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("text")
     good = trained.photos / "val/ants/000.jpg"
@@ -38,7 +45,7 @@ def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained,
     result = predict(trained.linear, [tmp_path / "text.jpg", good, tmp_path / "gone.jpg"], csv=table)
     assert [sorted(entry) for entry in result.predictions] == [
         ["error", "id"],
-        ["id", "label", "score", "top"],
+        ["id", "label", "score", "set", "top"],
         ["error", "id"],
     ]
     assert result.predictions[0]["error"].startswith("not-an-image")

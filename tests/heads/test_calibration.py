@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.heads.calibration import ABSENT, fit_inverse_temperature, interval_half_width, softmax
+from pipeline.heads.calibration import ABSENT, fit_inverse_temperature, interval_half_width, least_in_set, softmax
 
 
 def test_softmax_of_large_scores_is_finite_and_sums_to_one():
@@ -48,3 +48,16 @@ def test_an_interval_covers_what_it_promises_and_few_rows_have_none():
     assert half == pytest.approx(1.645, abs=0.06)
     assert interval_half_width(np.arange(9.0), 0.9) == 8
     assert interval_half_width(np.arange(8.0), 0.9) is None
+
+
+def test_a_prediction_set_covers_what_it_promises_and_few_rows_have_none():
+    random = np.random.default_rng(3)
+    chances = random.dirichlet(np.ones(5) / 2, size=6000)
+    y = np.array([random.choice(5, p=row) for row in chances])
+    for coverage in (0.8, 0.9, 0.99):
+        least = least_in_set(chances[:3000], y[:3000], coverage)
+        covered = chances[np.arange(3000, 6000), y[3000:]] >= least
+        assert covered.mean() == pytest.approx(coverage, abs=0.02)
+    exact = np.linspace(0.1, 0.9, 9)[:, None] * [1, 0]
+    assert least_in_set(exact, np.zeros(9, np.int64), 0.9) == exact[:, 0].min()
+    assert least_in_set(exact[:8], np.zeros(8, np.int64), 0.9) is None

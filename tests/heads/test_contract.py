@@ -87,6 +87,7 @@ def test_saves_and_loads_the_same(heads, name, task, tmp_path):
     assert (again.dimensions, again.outputs) == (head.dimensions, head.outputs) == (24, 3 if task == "classes" else 1)
     assert again.inverse_temperature == head.inverse_temperature
     assert again.interval_half_width == head.interval_half_width
+    assert (again.least_in_set, again.coverage) == (head.least_in_set, head.coverage)
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
@@ -155,6 +156,18 @@ def test_intervals_cover_new_rows(heads, name):
     head = heads[name, "numbers"]
     inside = np.abs(head.predict(features[240:]) - y[240:]) <= head.interval_half_width
     assert 0.84 <= inside.mean() <= 0.97  # of 240 residuals, the rank of the 90 % quantile is sure to ± 4 %
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_sets_cover_new_rows_and_hold_the_likeliest_class(heads, name):
+    features, y = data("classes", 3000)
+    head = heads[name, "classes"]
+    chances = head.predict_proba(features[240:])
+    sets = head.prediction_sets(chances)
+    covered = sets[np.arange(len(sets)), y[240:]].mean()
+    right = (chances.argmax(axis=1) == y[240:]).mean()
+    assert max(0.84, right) <= covered <= max(0.96, right + 0.02)
+    assert sets[np.arange(len(sets)), chances.argmax(axis=1)].all()
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
