@@ -321,6 +321,10 @@ class FitSettings(Settings):
     )
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
+    contest: bool = Field(False, description="For auto: rank heads by nested cross-validation; six times the work.")
+    minutes: float | None = Field(
+        None, gt=0, le=1_000_000, description="For auto and regressor: time after which no head is searched."
+    )
     power: Literal["auto", "none", "sqrt"] = Field(
         "auto", description="Features as they are, or their root with rows of length 1; auto: if clearly better."
     )
@@ -342,6 +346,14 @@ class FitSettings(Settings):
     device: Device = Field("auto", description="Of linear, svm, binned: auto, cpu, cuda, cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | Count = Field("auto", description="Threads where svm learns numbers; auto: one a core.")
     seed: Seed = Field(13, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _only_choosers_compare(self) -> Self:
+        if self.contest and self.head != "auto":
+            raise ValueError(f"contest is for head=auto, which compares heads; head={self.head} is not compared")
+        if self.minutes is not None and self.head not in ("auto", "regressor"):
+            raise ValueError(f"minutes is for head=auto and regressor, which can leave heads out; not for {self.head}")
+        return self
 
 
 class Recipe(Settings):

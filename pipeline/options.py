@@ -55,6 +55,8 @@ class FitOptions(TypedDict, total=False):
     score_views: Literal["plain", "mean"]
     class_weight: Literal["none", "balanced"]
     sample_weight: str | None
+    contest: bool
+    minutes: float | None
     power: Literal["auto", "none", "sqrt"]
     solver: Literal["lbfgs", "sgd"]
     kernel: Literal["auto", "linear", "rbf"]

@@ -76,7 +76,11 @@ class FitResult(Result):
                 title += SELECTED * (name == "cv")
                 lines.append(f"{title}: {found if name == in_full else found.splitlines()[0]}")
         if self.ranking:
-            seen = ", on rows that no search saw (out of fold: what the search saw)" * (self.compared_by == NESTED)
+            seen = (
+                ", on rows that no search saw (out of fold: what the search saw)"
+                if self.compared_by == NESTED
+                else ", which flatter each a little"
+            )
             lines += [
                 f"ranking, {self.compared_by}{seen}:",
                 table_text(self.ranking, numbers="mae" in self.metrics["train"]),

@@ -1,10 +1,10 @@
 """From a head's name to a trained head: one head, or the best of several, ranked without flattery.
 
-The ranking of auto is nested (Varma and Simon, 2006): in each outer fold every head searches its settings on the other
-folds alone and is scored on rows that its search never saw. The heads see the same folds, so that differences are
-paired. The row "auto" scores the whole procedure: in each outer fold the head that was chosen inside, on the rows
-outside. That of regressor is not: its few heads are trained once and compared by the out-of-fold scores of their best
-settings, which flatter each of them a little.
+Every head is trained once, all on the same folds, and they are compared by the out-of-fold scores of their best
+settings: which flatters each of them a little, since the settings were chosen by these. With --contest the comparison
+is nested (Varma and Simon, 2006): in each outer fold every head searches its settings on the other folds alone and is
+scored on rows that its search never saw. The row "auto" then scores the whole procedure: in each outer fold the head
+that was chosen inside, on the rows outside. That takes six times the work, and seldom changes the choice.
 
 The winner of auto is the first in `PREFERRED` that is not clearly worse than the best: one whose paired interval
 reaches it. On few rows the order of accuracies is mostly chance, and to follow it costs more than it gains: the blend,
@@ -13,7 +13,8 @@ which does not choose, comes first, and after it the simple heads. That of regre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError
 from pipeline.heads import HEADS
-from pipeline.heads.blend import BlendHead
+from pipeline.heads.blend import MEMBERS, BlendHead
 from pipeline.heads.contract import Head, Problem, Task
 from pipeline.heads.criterion import row_losses
 from pipeline.heads.linear import LinearHead
@@ -76,16 +77,70 @@ def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Wat
     folds = problem.folds(settings.cv, settings.seed)
     if folds is None:
         raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
-    if name == "regressor":
-        settings = with_power(problem, folds, settings)
-        return _best_searched(names, problem, folds, settings, notices, watch)
     each = sum(HEADS[one].cost for one in names if one != BlendHead.name)
-    course = Course(watch, (int(folds.max()) + 2) * each)  # each outer fold, and at last all rows
-    ranking = rank(names, problem, folds, settings, course)
-    winner = next(entry["head"] for entry in ranking if entry["chosen"])
-    settings = with_power(problem, folds, settings)
-    head = _fit(winner, problem, settings, course, on="all rows, ")
-    return Trained(head, ranking, [*notices, *head.search.notices], NESTED)
+    course = Course(_Limit(settings.minutes, watch), each * (int(folds.max()) + 2 if settings.contest else 1))
+    heads, late = _train_all(names, problem, folds, with_power(problem, folds, settings), course)
+    if not heads:
+        raise HeadError(f"no head was trained within {settings.minutes} minutes; raise --minutes")
+    if late:
+        notices.append(f"{', '.join(late)} not tried: {settings.minutes} minutes were over; raise --minutes")
+    ranking = _compared(heads, problem, folds, settings.seed, prefer=PREFERRED if name == "auto" else ())
+    compared_by = SEARCHED
+    if settings.contest:
+        try:
+            ranking, compared_by = rank(list(heads), problem, folds, settings, course), NESTED
+        except _TimeIsUpError:
+            notices.append(f"the contest was not over within {settings.minutes} minutes; the ranking is without it")
+    winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
+    return Trained(winner, ranking, [*notices, *winner.search.notices], compared_by)
+
+
+class _TimeIsUpError(Exception):
+    """The limit of time is over: raised where a search tells how far it is, which ends it."""
+
+
+class _Limit:
+    """A `watch` that ends the work which tells it of its progress once some `minutes` are over; never for None."""
+
+    def __init__(self, minutes: float | None, watch: Watch) -> None:
+        self._end = time.monotonic() + 60 * (np.inf if minutes is None else minutes)
+        self._watch = watch
+
+    def __call__(self, share: float, what: str) -> None:
+        if time.monotonic() > self._end:
+            raise _TimeIsUpError
+        self._watch(share, what)
+
+
+def _train_all(
+    names: Sequence[str],
+    problem: Problem,
+    folds: NDArray[np.int64] | None,
+    settings: FitSettings,
+    course: Course,
+    on: str = "",
+) -> tuple[dict[str, Head], list[str]]:
+    """Train heads in the order of their cost, and the blend of them; also return those for which no time was left."""
+    heads: dict[str, Head] = {}
+    late = []
+    for name in sorted(set(names) - {BlendHead.name}, key=lambda name: (HEADS[name].cost, name)):
+        try:
+            heads[name] = _fit(name, problem, settings, course, folds=folds, on=on)
+        except _TimeIsUpError:
+            late.append(name)
+    if BlendHead.name in names and len(heads.keys() & MEMBERS.keys()) > 1:
+        heads[BlendHead.name] = BlendHead(problem.task, settings).fit_from(heads, problem)
+    return heads, late
+
+
+def _compared(
+    heads: Mapping[str, Head], problem: Problem, folds: NDArray[np.int64], seed: int, *, prefer: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rank heads by the out-of-fold scores of their best settings: no search is nested in another."""
+    # Folds for all: rows that are left out one by one are told by more of the others, which would not be fair.
+    scores = {name: head.calibrated(np.asarray(head.fold_scores(problem, folds))) for name, head in heads.items()}
+    known = np.flatnonzero(problem.known(folds))
+    return standings(problem.take(known), {name: said[known] for name, said in scores.items()}, seed, prefer=prefer)
 
 
 def with_power(problem: Problem, folds: NDArray[np.int64] | None, settings: FitSettings) -> FitSettings:
@@ -138,24 +193,6 @@ def _fit(
     """The head `name`, trained `on` what the watcher is told, as the next piece of the `course`."""
     watched = replace(problem, watch=course.next(f"{on}{name}", HEADS[name].cost))
     return HEADS[name](problem.task, settings).fit(watched, folds)
-
-
-def _best_searched(
-    names: Sequence[str],
-    problem: Problem,
-    folds: NDArray[np.int64],
-    settings: FitSettings,
-    notices: list[str],
-    watch: Watch,
-) -> Trained:
-    """The best by out-of-fold scores at the settings of each search: no search is nested in another."""
-    course = Course(watch, sum(HEADS[name].cost for name in names))
-    heads = {name: _fit(name, problem, settings, course, folds=folds) for name in names}
-    # Folds for all: rows that are left out one by one are told by more of the others, which would not be fair.
-    scores = {name: np.asarray(head.fold_scores(problem, folds)) for name, head in heads.items()}
-    ranking = standings(problem, scores, settings.seed, prefer=())
-    winner = heads[next(entry["head"] for entry in ranking if entry["chosen"])]
-    return Trained(winner, ranking, [*notices, *winner.search.notices], SEARCHED)
 
 
 def candidates(name: str, problem: Problem) -> tuple[list[str], list[str]]:
@@ -219,23 +256,18 @@ class Contest:
             return
         self.played |= self._folds == fold
         outside = np.flatnonzero(self._folds == fold)
-        heads = self._trained(inside, on=f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, ")
+        folds = inside.folds(self._settings.cv, self._settings.seed)
+        settings = with_power(inside, folds, self._settings)
+        place = f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, "
+        heads, late = _train_all(self._names, inside, folds, settings, self._course, place)
+        if late:
+            raise _TimeIsUpError
         for name, head in heads.items():
             scores = head.decision_function_of(problem, outside, score_views=problem.score_views)
             self.scores[name][outside] = head.calibrated(scores)
         inner = {name: _qualities(inside, head.search.scores) for name, head in heads.items()}
         chosen = choose(inner, _resampled(inside.groups, self._settings.seed))
         self.scores[PROCEDURE][outside] = self.scores[chosen][outside]
-
-    def _trained(self, inside: Problem, *, on: str) -> dict[str, Head]:
-        """All heads, by name; the blend is made of those that are trained anyway."""
-        settings = with_power(inside, inside.folds(self._settings.cv, self._settings.seed), self._settings)
-        heads = {
-            name: _fit(name, inside, settings, self._course, on=on) for name in self._names if name != BlendHead.name
-        }
-        if BlendHead.name in self._names:
-            heads[BlendHead.name] = BlendHead(inside.task, settings).fit_from(heads, inside)
-        return heads
 
 
 def standings(

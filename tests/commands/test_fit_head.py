@@ -130,13 +130,19 @@ def test_auto_saves_its_ranking(store, tmp_path):
     assert result.chosen["head"] == next(entry["head"] for entry in result.ranking if entry["chosen"])
     assert json.loads((tmp_path / "model" / "metrics.json").read_text())["ranking"] == result.ranking
     assert (tmp_path / "model" / "plots" / "ranking.png").is_file()
-    assert "nested cross-validation" in result.summary()
+    assert "ranking, cross-validation of the searched settings, which flatter each a little" in result.summary()
+
+
+def test_a_contest_says_that_it_is_nested(store, tmp_path):
+    result = fit_head(store, tmp_path / "m", head="auto", target="kind", cv=2, epochs=2, hidden=8, contest=True)
+    assert "ranking, nested cross-validation, on rows that no search saw" in result.summary()
+    assert result.ranking[-1]["head"] == "auto"
 
 
 def test_regressor_says_how_its_heads_were_compared(store, tmp_path):
     result = fit_head(store, tmp_path / "model", head="regressor", cv=2, epochs=2, hidden=8)
     assert result.to_json()["compared_by"] == "cross-validation of the searched settings"
-    assert "ranking, cross-validation of the searched settings:" in result.summary()
+    assert "ranking, cross-validation of the searched settings, which" in result.summary()
     assert "nested" not in result.summary()
 
 

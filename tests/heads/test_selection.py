@@ -11,25 +11,109 @@ from pipeline.config import FitSettings
 from pipeline.errors import HeadError, SettingsError
 from pipeline.heads import HEADS
 from pipeline.heads.rows import ArrayRows, StreamedRows
-from pipeline.heads.selection import _qualities, choose, rank, standings, table_text, task_of, train_head
+from pipeline.heads.selection import (
+    NESTED,
+    SEARCHED,
+    _qualities,
+    choose,
+    rank,
+    standings,
+    table_text,
+    task_of,
+    train_head,
+)
 from pipeline.heads.standard import Standard
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
 
 
-def test_auto_ranks_all_heads_on_the_same_rows_and_refits_one():
+@pytest.mark.parametrize("contest", [False, True])
+def test_auto_ranks_all_heads_on_the_same_rows(contest):
     features, y = blobs(240, 20, 3, apart=1.5)
-    trained = train_head("auto", problem_of(features, y), QUICK)
+    settings = QUICK.model_copy(update={"head": "auto", "contest": contest})
+    trained = train_head("auto", problem_of(features, y), settings)
     names = [entry["head"] for entry in trained.ranking]
-    assert sorted(names) == ["auto", "blend", "knn", "linear", "mlp", "ridge", "svm"]
+    assert sorted(names) == ["auto"] * contest + ["blend", "knn", "linear", "mlp", "ridge", "svm"]
     assert [entry["head"] for entry in trained.ranking if entry["chosen"]] == [trained.head.name]
-    heads = trained.ranking[:-1]
+    assert trained.compared_by == (NESTED if contest else SEARCHED)
+    heads = trained.ranking[: len(names) - contest]
     assert heads == sorted(heads, key=lambda entry: -entry["score"])
     for entry in trained.ranking:
         assert entry["interval"][0] <= entry["score"] <= entry["interval"][1]
     fresh, truth = blobs(2000, 20, 3, apart=1.5)
     assert (trained.head.predict(fresh[240:]) == truth[240:]).mean() > 0.8
     assert "accuracy" in table_text(trained.ranking, numbers=False)
+
+
+def counted(monkeypatch):
+    """Names of the heads that are trained, in their order."""
+    times = []
+    for name in HEADS:
+        train = HEADS[name].train
+        monkeypatch.setattr(
+            HEADS[name], "train", lambda head, *given, name=name, train=train: times.append(name) or train(head, *given)
+        )
+    return times
+
+
+@pytest.mark.parametrize("contest", [False, True])
+def test_auto_trains_nothing_twice_on_the_same_rows(contest, monkeypatch):
+    times = counted(monkeypatch)
+    settings = QUICK.model_copy(update={"head": "auto", "contest": contest, "power": "none"})
+    trained = train_head("auto", problem_of(*blobs(120, 20, 3, apart=1.5)), settings)
+    assert times == ["linear", "ridge", "knn", "svm", "mlp"] * (4 if contest else 1)
+    assert trained.head.name == "blend"
+
+
+def test_what_no_time_is_left_for_is_left_out_and_said(monkeypatch):
+    """The clock jumps once the svm has said how far it is: what is trained by then is what there is."""
+    now = [0.0]
+    monkeypatch.setattr("pipeline.heads.selection.time.monotonic", lambda: now[0])
+
+    def watch(share, what):
+        if what.startswith("svm, penalty 3"):
+            now[0] = 61.0
+
+    problem = problem_of(*blobs(120, 20, 3, apart=1.5))
+    settings = QUICK.model_copy(update={"head": "auto", "minutes": 1.0})
+    trained = train_head("auto", problem, settings, watch=watch)
+    assert sorted(entry["head"] for entry in trained.ranking) == ["blend", "knn", "linear", "ridge"]
+    assert list(trained.head.members) == ["linear", "ridge"]
+    assert trained.notices[0] == "svm, mlp not tried: 1.0 minutes were over; raise --minutes"
+
+
+def test_a_contest_that_is_not_over_in_time_leaves_the_heads_that_are_trained(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.heads.selection.time.monotonic", lambda: now[0])
+
+    def watch(share, what):
+        if what.startswith("outer fold 2"):
+            now[0] = 61.0
+
+    settings = QUICK.model_copy(update={"head": "auto", "minutes": 1.0, "contest": True})
+    trained = train_head("auto", problem_of(*blobs(120, 20, 3, apart=1.5)), settings, watch=watch)
+    assert trained.compared_by == SEARCHED
+    assert trained.head.name == "blend"
+    assert any("the contest was not over within 1.0 minutes" in notice for notice in trained.notices)
+
+
+def test_no_time_at_all_is_told():
+    settings = FitSettings.of({"head": "auto", "minutes": 1e-9})
+    with pytest.raises(HeadError, match="no head was trained within 1e-09 minutes; raise --minutes"):
+        train_head("auto", problem_of(*blobs(60, 5, 2)), settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head": "linear", "contest": True}, "contest is for head=auto"),
+        ({"head": "regressor", "contest": True}, "contest is for head=auto"),
+        ({"head": "svm", "minutes": 3}, "minutes is for head=auto and regressor"),
+    ],
+)
+def test_what_only_a_choice_among_heads_can_do_is_refused_of_one(options, said):
+    with pytest.raises(SettingsError, match=said):
+        FitSettings.of(options)
 
 
 def test_regressor_takes_the_better_kind():
@@ -69,15 +153,10 @@ def test_regressor_compares_ridge_on_the_same_folds_as_the_others():
 def test_regressor_ranks_by_the_scores_of_the_searches_and_trains_nothing_twice(monkeypatch):
     features, y = line(160, 10)
     y = y + 9 * np.abs(features[:, 2])
-    times = []
-    for name in ("ridge", "svm", "mlp"):
-        train = HEADS[name].train
-        monkeypatch.setattr(
-            HEADS[name], "train", lambda head, *given, name=name, train=train: times.append(name) or train(head, *given)
-        )
+    times = counted(monkeypatch)
     settings = QUICK.model_copy(update={"power": "none"})  # the search of which is one of ridge
     trained = train_head("regressor", problem_of(features, y), settings)
-    assert times == ["ridge", "svm", "mlp"]
+    assert times == ["ridge", "binned", "svm", "mlp"]
     assert trained.head.name == "svm"
     rmse = np.sqrt(np.square(trained.head.search.scores - y).mean())
     assert trained.ranking[0]["head"] == "svm"
@@ -113,7 +192,7 @@ def test_only_streaming_heads_compete_over_streamed_rows():
     problem = problem_of(features, y)
     streamed = StreamedRows(lambda which: features[which], np.arange(300), 12)
     trained = train_head("auto", type(problem)(streamed, y, problem.weights, problem.groups, 3), QUICK)
-    assert sorted(entry["head"] for entry in trained.ranking) == ["auto", "linear", "ridge"]
+    assert sorted(entry["head"] for entry in trained.ranking) == ["linear", "ridge"]
     assert "raise --memory" in trained.notices[0]
 
 
@@ -143,11 +222,8 @@ def test_whoever_waits_hears_what_is_searched_and_how_far_it_is(name):
     if name not in ("regressor", "auto", "blend"):
         assert all(what.startswith(name) for _, what in heard)
     if name == "auto":
-        starts = [what for _, what in heard if what.count(",") == 1]
-        assert starts[:6] == [f"outer fold 1 of 2, {head}" for head in ("linear", "svm", "ridge", "knn", "mlp")] + [
-            "outer fold 2 of 2, linear"
-        ]
-        assert any(what.startswith("all rows, ") for what in starts)
+        starts = [what for _, what in heard if what.count(",") == 0]
+        assert starts == ["linear", "ridge", "knn", "svm", "mlp"]
     if name != "regressor":  # whose trials of ranges each go from nothing to all of it
         assert min(np.diff(shares)) > -1e-9
 
