@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
+    "export": "commands.export",
     "extract": "commands.extract",
     "fit_head": "commands.fit_head",
     "finetune": "commands.finetune",
@@ -77,6 +78,7 @@ __all__ = [
     "PipelineError",
     "doctor",
     "evaluate",
+    "export",
     "extract",
     "fetch",
     "finetune",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's
     from pipeline.commands.bases import list_bases
     from pipeline.commands.doctor import doctor
     from pipeline.commands.evaluate import evaluate
+    from pipeline.commands.export import export
     from pipeline.commands.extract import extract
     from pipeline.commands.fetch import fetch
     from pipeline.commands.finetune import finetune

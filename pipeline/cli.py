@@ -279,6 +279,27 @@ def predict(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@output_option()
+@click.option(
+    "--input",
+    type=click.Choice(["image", "pixels"]),
+    default="image",
+    show_default=True,
+    help="image: RGB of any size; pixels: a batch that was resized already.",
+)
+@settings_options(RerunSettings, "weights")
+@force_option
+@reporting
+def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Write MODEL as one ONNX file, from the pixels of an image to its answer, for any runtime and language."""
+    from pipeline.commands.export import export as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(model, output, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source", type=click.Path())
 @click.option(
     "--split",

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pipeline.commands.results import Result
 from pipeline.config import RerunSettings
+from pipeline.errors import SettingsError
 from pipeline.files import refuse_nul
-from pipeline.models.model import load_model
+from pipeline.models.exported import SUFFIX, ExportedModel
 from pipeline.models.predictions import write_rows
 from pipeline.options import RerunOptions
 from pipeline.progress import progress as progress_bar
@@ -19,6 +20,9 @@ from pipeline.scores import listed_classes, probabilities
 from pipeline.signatures import takes
 from pipeline.sources import from_paths, log_notices
 from pipeline.text import shown
+
+if TYPE_CHECKING:
+    from pipeline.models.model import Model
 
 
 @dataclass
@@ -47,7 +51,7 @@ def predict(
     progress: bool = False,
     **options: Unpack[RerunOptions],
 ) -> PredictResult:
-    """Run the model folder `model` on an image file, on several, or on all images of a folder.
+    """Run the model folder `model`, or a file of `export`, on an image file, on several, or on all images of a folder.
 
     Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value` and `interval` (numbers),
     or `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises `ModelError` where the
@@ -55,18 +59,32 @@ def predict(
     """
     if csv is not None:
         refuse_nul(csv)
-    loaded = load_model(model, **options).open()
+    settings = RerunSettings.of(options)
+    loaded = _exported(model, settings) if Path(model).suffix == SUFFIX else _opened(model, settings)
     manifest = from_paths(images)
     log_notices(manifest)
     entries: list[dict[str, Any]] = []
-    classes = loaded.record.classes or ()
     with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
-        for answers in loaded.answer_batches(manifest.records, top=max(top, listed_classes(classes))):
+        for answers in loaded.answer_batches(manifest.records, top=max(top, listed_classes(loaded.classes or ()))):
             entries += answers
             bar.advance(len(answers))
     if csv is not None:
-        write_rows(Path(csv), [_row(entry, loaded.record.classes) for entry in entries])
+        write_rows(Path(csv), [_row(entry, loaded.classes) for entry in entries])
     return PredictResult([{**entry, "top": entry["top"][:top]} if "top" in entry else entry for entry in entries])
+
+
+def _opened(folder: str | Path, settings: RerunSettings) -> Model:
+    from pipeline.models.model import open_model  # torch, which a file of `export` does without
+
+    return open_model(folder, settings).open()
+
+
+def _exported(file: str | Path, settings: RerunSettings) -> ExportedModel:
+    """Open a file of `export`; raises `SettingsError` for an option that it has no use for."""
+    idle = [name for name in settings.model_fields_set if name != "max_pixels"]
+    if idle:
+        raise SettingsError(f"{idle[0]} does not apply to {file}, which ONNX Runtime runs on the CPU; leave it out")
+    return ExportedModel(file, max_pixels=settings.max_pixels)
 
 
 def _line(entry: dict[str, Any]) -> str:

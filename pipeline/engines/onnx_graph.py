@@ -33,14 +33,13 @@ LARGEST_BYTES = 1_900_000_000
 class _FromBytes(nn.Module):
     """Module of normalisation and network: uint8 (B, H, W, 3) to the network's outputs."""
 
-    def __init__(self, network: FeatureNetwork, transform: InputTransform) -> None:
+    def __init__(self, network: nn.Module, transform: InputTransform) -> None:
         super().__init__()
         self.network = network
         self.transform = transform
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.network(self.transform.normalize(pixels))
-        return outputs
+    def forward(self, pixels: Tensor) -> Any:
+        return self.network(self.transform.normalize(pixels))
 
 
 def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
@@ -48,10 +47,15 @@ def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
 
     Raises `EngineError` where it cannot be expressed as a graph or would be too large for one.
     """
+    outputs = [f"layer{number}" for number in range(len(network.shapes))]
+    return trace(network, transform, outputs)
+
+
+def trace(network: nn.Module, transform: InputTransform, outputs: Sequence[str]) -> bytes:
+    """Export what takes normalised images and gives `outputs`, (B, ...) each, as `export` says."""
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     if size > LARGEST_BYTES:
         raise EngineError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file")
-    outputs = [f"layer{number}" for number in range(len(network.shapes))]
     file: Any = io.BytesIO()  # which the tracing exporter takes, though its signature does not say so
     try:
         with warnings.catch_warnings(), torch.no_grad(), _without_fused_attention():
@@ -65,7 +69,7 @@ def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=["pixels"],
-                output_names=outputs,
+                output_names=list(outputs),
                 dynamic_axes={name: {0: "batch"} for name in ("pixels", *outputs)},
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, TypeError, ValueError) as error:

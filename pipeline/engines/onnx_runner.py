@@ -43,7 +43,7 @@ class OnnxRunner:
             _compare(graph, network, base.transform)
             keep_cached(key, graph)
         self._graph = graph
-        self._session = _session(graph, threads=1)
+        self._session = session(graph, threads=1)
 
     def on_one_core(self, pixels: Pixels) -> Features:
         """Compute one float32 array (B, ...) a layer of uint8 (B, H, W, 3), on any thread, on several at once."""
@@ -56,21 +56,22 @@ class OnnxRunner:
     @cached_property
     def _wide_session(self) -> Any:
         """The session for fewer images than cores, as in predict: a second copy of the weights, made when needed."""
-        return _session(self._graph, threads=self._cores)
+        return session(self._graph, threads=self._cores)
 
 
 def _compare(graph: bytes, network: FeatureNetwork, transform: InputTransform) -> None:
     """Raise `EngineError` unless `graph` gives what `network` gives."""
     # Three images, as it was exported with two: a graph into which tracing wrote its batch size fails here.
     noise = np.random.default_rng(13).integers(0, 256, (3, *transform.size, 3), dtype=np.uint8)
-    given = [torch.from_numpy(layer) for layer in _run(_session(graph, threads=1), noise)]
+    given = [torch.from_numpy(layer) for layer in _run(session(graph, threads=1), noise)]
     with torch.inference_mode():
         wanted = network(transform.normalize(torch.from_numpy(noise)))
     if not matches(given, wanted):
         raise EngineError("its ONNX graph gives other numbers than torch")
 
 
-def _session(graph: bytes, *, threads: int) -> Any:
+def session(graph: bytes, *, threads: int) -> Any:
+    """Open a session of ONNX Runtime on `threads` cores; raises `EngineError` where it refuses the graph."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

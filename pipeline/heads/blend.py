@@ -26,7 +26,7 @@ from pipeline.heads.svm import SvmHead
 from pipeline.progress import Course
 
 MEMBERS: dict[str, type[Head]] = {kind.name: kind for kind in (LinearHead, RidgeHead, SvmHead, MlpHead, BinnedHead)}
-_SMALLEST = 1e-12
+SMALLEST = 1e-12
 
 
 class BlendHead(Head):
@@ -74,7 +74,7 @@ class BlendHead(Head):
 
     def _mean(self, answers: list[NDArray[np.float64]]) -> NDArray[np.float64]:
         mean = np.mean(answers, axis=0)
-        return np.asarray(mean if self.task == "numbers" else np.log(np.maximum(mean, _SMALLEST)))
+        return np.asarray(mean if self.task == "numbers" else np.log(np.maximum(mean, SMALLEST)))
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Each member in a folder of its name."""

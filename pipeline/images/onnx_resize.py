@@ -1,9 +1,8 @@
 """The input transform as an ONNX graph: any uint8 image to the pixels that a base sees, rounded as Pillow rounds.
 
-Pillow resizes in two passes, each of which weighs bytes in fixed point and rounds to a byte. A pass is a product with a
-matrix of whole numbers here, and so exact. ONNX's own Resize rounds otherwise. Which pass comes
-first is a matter of the sides; releases of Pillow before 12 began with the columns always, so that a byte in some hundreds
-of a tall image may differ by one.
+Pillow resizes in two passes, each of which weighs bytes in fixed point and rounds to a byte. A pass is a product with
+a matrix of whole numbers here, and so exact. ONNX's own Resize rounds otherwise. Which pass comes first is a matter of
+the sides; older releases of Pillow begin with the columns always, and so differ by one in a few bytes of tall images.
 """
 
 from __future__ import annotations

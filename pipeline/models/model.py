@@ -16,6 +16,7 @@ from pipeline.config import Recipe, RerunSettings
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.heads import Head
 from pipeline.images.loading import BATCH
+from pipeline.models.exported import number, ranked
 from pipeline.models.folder import ModelRecord, read_folder
 from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
@@ -67,6 +68,11 @@ class Model:
         base = self.record.base
         weights = "fine-tuned" if base.fine_tuned else f"weights {base.weights}"
         return f"Model({str(self.folder)!r}: head {self.head.name}, {answered}, base {base.name} with {weights})"
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The classes that it tells apart; None where it predicts a number."""
+        return self.record.classes
 
     @property
     def views(self) -> int:
@@ -157,24 +163,11 @@ class Model:
         if self.record.classes is None:
             halves = self.head.half_widths(features)
             known = [None] * len(scores) if halves is None else halves.tolist()
-            return [_number(value, half) for value, half in zip(scores.tolist(), known, strict=True)]
-        sets = self.head.prediction_sets(scores)
-        inside = [None] * len(scores) if sets is None else sets
-        return [self._label(row, expected, top) for row, expected in zip(scores, inside, strict=True)]
-
-    def _label(self, row: NDArray[np.float64], expected: NDArray[np.bool_] | None, top: int) -> dict[str, Any]:
-        classes = self.record.classes or ()
-        best = np.argsort(-row, kind="stable")
-        ranked = [[classes[i], float(row[i])] for i in best[:top]]
-        label = {"label": ranked[0][0], "score": ranked[0][1], "top": ranked}
-        return label if expected is None else {**label, "set": [classes[i] for i in best if expected[i]]}
+            return [number(value, half) for value, half in zip(scores.tolist(), known, strict=True)]
+        return [ranked(self.record.classes, row, top, least=self.head.least_in_set) for row in scores]
 
 
 Answers = list[dict[str, Any]]
-
-
-def _number(value: float, half: float | None) -> dict[str, Any]:
-    return {"value": value, "interval": None if half is None else [value - half, value + half]}
 
 
 def joined(layers: Iterable[NDArray[np.float32]], *, views: int = 1) -> NDArray[np.float32]:
