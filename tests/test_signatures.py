@@ -34,6 +34,7 @@ STAGES: dict[str, type[Settings]] = {
     "finetune": FinetuneSettings,
     "evaluate": EvaluateSettings,
     "fetch": FetchSettings,
+    "export": RerunSettings,
     "predict": RerunSettings,
     "verify": RerunSettings,
     "load_model": RerunSettings,

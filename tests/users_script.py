@@ -8,6 +8,7 @@ import pipeline
 from pipeline import FeatureExtractor, FeatureStore, PipelineError
 from pipeline.commands.bases import BaseInfo
 from pipeline.commands.evaluate import EvaluateResult
+from pipeline.commands.export import ExportResult
 from pipeline.commands.extract import ExtractResult
 from pipeline.commands.fetch import FetchResult
 from pipeline.commands.finetune import FinetuneResult
@@ -39,6 +40,7 @@ assert_type(pipeline.merge(["1.h5", Path("2.h5")], "all.h5"), MergeResult)
 assert_type(pipeline.run("experiment.toml", force=True), ExperimentResult)
 assert_type(pipeline.fetch(["cat=cats.txt"], "images", per_host=2), FetchResult)
 assert_type(pipeline.label("images", "images/n.csv", normal=["cat=40,8,10"], column="length"), LabelResult)
+assert_type(pipeline.export("m", "m.onnx", input="pixels"), ExportResult)
 assert_type(pipeline.load_model("m", weights=Path("w.pt"), workers="auto"), Model)
 assert_type(pipeline.list_bases("vgg"), list[BaseInfo])
 assert_type(pipeline.__version__, str)
