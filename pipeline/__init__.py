@@ -25,9 +25,7 @@ Where things are, each package with a map of its own in its ``__init__``:
     splits.py             which rows are held out, which fold a row is in
     metrics.py            how good predictions are, and how sure that is
     plots.py              plots of a training
-    config.py             the settings of each stage, and the recipe of features
-    options.py            the same as keyword arguments, for type checkers; generated
-    signatures.py         the same as a function's signature and the options in its docstring
+    config/               the settings of each stage, and the recipe of features
     errors.py             the exception tree
     registry.py           families of named things, with the near name for an unknown one
     files.py              files that are whole or absent
@@ -37,7 +35,7 @@ Where things are, each package with a map of its own in its ``__init__``:
     text.py               what may be printed, and counts with their nouns
     versions.py           what a result was made with
 
-A package imports only what stands left of it; what is no package is ground (scores.py stands beside the heads):
+A package imports only what stands left of it; config/ and what is no package are ground, but scores.py is of the heads:
 
     ground < sources < images < bases < engines < store < heads < models, training < commands < cli
 """

@@ -31,9 +31,9 @@ from pipeline.config import (
     Settings,
     SourceSettings,
 )
+from pipeline.config.signatures import takes_paths
 from pipeline.errors import PipelineError, SettingsError, require_posix
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
-from pipeline.signatures import takes_paths
 from pipeline.text import lines_shown, shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])

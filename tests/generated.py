@@ -1,4 +1,4 @@
-"""What is made from the settings classes: `pipeline/options.py`, and the README's table of options.
+"""What is made from the settings classes: `pipeline/config/options.py`, and the README's table of options.
 
     python tests/generated.py --write
 
@@ -25,10 +25,10 @@ from pipeline.config import (
     RerunSettings,
     Settings,
 )
-from pipeline.signatures import type_text
+from pipeline.config.signatures import type_text
 
 HERE = Path(__file__).parents[1]
-OPTIONS = HERE / "pipeline/options.py"
+OPTIONS = HERE / "pipeline/config/options.py"
 README = HERE / "README.md"
 #: Where the table stands in the README.
 TABLE = re.compile(r"(?<=<!-- options -->\n).*(?=<!-- end of options -->\n)", re.DOTALL)
@@ -64,7 +64,7 @@ def options_name(settings: type[Settings]) -> str:
 
 
 def options_module() -> str:
-    """The text of `pipeline/options.py`."""
+    """The text of `pipeline/config/options.py`."""
     return HEAD + "".join(f"\n\n{text}\n" for text in map(_options_class, TAKEN))
 
 

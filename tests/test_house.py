@@ -151,7 +151,7 @@ def test_the_map_names_every_room_and_no_other() -> None:
     rooms = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__") and path.suffix in (".py", "")}
     named = set(re.findall(r"^    ([a-z_]+(?:/|\.py))", MAP, re.MULTILINE))
     assert named == {room if room.endswith(".py") else f"{room}/" for room in rooms}
-    packages = {name for floor in FLOORS for name in floor} - {"ground", "cli"}
+    packages = {name for floor in FLOORS for name in floor} - {"ground", "cli"} | {"config"}  # of the ground
     assert packages == {room for room in rooms if not room.endswith(".py")}
 
 
@@ -173,12 +173,12 @@ def test_every_module_has_a_test_file_of_its_name() -> None:
 
 
 def test_the_top_of_the_package_stays_small() -> None:
-    assert len(house.top_files(PACKAGE)) <= 17
+    assert len(house.top_files(PACKAGE)) <= 15
 
 
 def test_the_batch_size_passes_few_hands() -> None:
     found = house.stations(PACKAGE)
-    assert "config.py:EngineSettings" in found
+    assert "config/__init__.py:EngineSettings" in found
     assert len(found) <= 4, f"--batch-size passes {', '.join(sorted(found))}"
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.commands.results import Result
 from pipeline.config import EvaluateSettings, SourceSettings
+from pipeline.config.options import EvaluateOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import OutputExistsError, SourceError
 from pipeline.files import publish_folder, refuse_existing
 from pipeline.heads import Head
@@ -21,10 +23,8 @@ from pipeline.heads.rows import block_length
 from pipeline.heads.table import FeatureTable
 from pipeline.models.model import Model, joined, open_model
 from pipeline.models.predictions import write_rows
-from pipeline.options import EvaluateOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
-from pipeline.signatures import takes
 from pipeline.sources import Record, Target, choose_target, log_notices, read_manifest
 from pipeline.splits import group_codes
 from pipeline.store import FeatureStore, is_store

@@ -8,11 +8,11 @@ from typing import Literal, Unpack
 
 from pipeline.commands.results import Result
 from pipeline.config import RerunSettings
+from pipeline.config.options import RerunOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import OutputExistsError, SettingsError
 from pipeline.files import atomic_write, made_parents, refuse_nul
 from pipeline.models.model import load_model
-from pipeline.options import RerunOptions
-from pipeline.signatures import takes
 
 
 @dataclass(frozen=True)

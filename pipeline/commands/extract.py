@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from pipeline.bases import Base, load_base
 from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
+from pipeline.config.options import ExtractOptions
+from pipeline.config.signatures import takes
 from pipeline.engines.embedder import Embedder
 from pipeline.engines.workers import Computer, Crew, device_names
 from pipeline.errors import ImageError
 from pipeline.images import decoding
 from pipeline.images.loading import Loaded, refuse_too_many_bad
-from pipeline.options import ExtractOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.signatures import takes
 from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import Environment, LayerSpec, Part, Source, StoreWriter, part_range, waiting_rows
 from pipeline.text import shown

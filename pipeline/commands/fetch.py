@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from pipeline import files
 from pipeline.commands.results import Result
 from pipeline.config import FetchSettings
+from pipeline.config.options import FetchOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import ImageError, SettingsError, SourceError
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
-from pipeline.options import FetchOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
-from pipeline.signatures import takes
 from pipeline.sources.download import Address, Downloader, Refused, is_public
 from pipeline.text import plural, shown
 

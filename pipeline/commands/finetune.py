@@ -24,6 +24,8 @@ from pipeline.bases import Base, load_base
 from pipeline.bases.weights import digest
 from pipeline.commands.results import Result
 from pipeline.config import FinetuneSettings, Pool, Recipe
+from pipeline.config.options import FinetuneOptions
+from pipeline.config.signatures import takes
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing, require_room
@@ -37,11 +39,9 @@ from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_mod
 from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
 from pipeline.models.seen import Seen
-from pipeline.options import FinetuneOptions
 from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
-from pipeline.signatures import takes
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.splits import group_codes
 from pipeline.text import plural

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from pipeline import metrics, plots
 from pipeline.commands.results import Result
 from pipeline.config import FitSettings
+from pipeline.config.options import FitOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.calibration import softmax
@@ -31,11 +33,9 @@ from pipeline.heads.table import FeatureTable, Indices
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.models.seen import Seen
-from pipeline.options import FitOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.registry import refuse_unknown
 from pipeline.scores import Scored
-from pipeline.signatures import takes
 from pipeline.sources import Target, choose_target
 from pipeline.splits import Split, group_codes, split_rows
 from pipeline.store import FeatureStore

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from pipeline import files, plots
 from pipeline.commands.results import Result
 from pipeline.config import LabelSettings
+from pipeline.config.options import LabelOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import OutputExistsError, SettingsError, SourceError
 from pipeline.models.predictions import write_rows
-from pipeline.options import LabelOptions
 from pipeline.registry import refuse_unknown
-from pipeline.signatures import takes
 from pipeline.sources import FileImage, Manifest, Record, Target, choose_target, read_manifest
 from pipeline.text import plural, shown
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from pipeline.commands.results import Result
 from pipeline.config import RerunSettings
+from pipeline.config.options import RerunOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import SettingsError
 from pipeline.files import refuse_nul
 from pipeline.models.exported import SUFFIX, ExportedModel
 from pipeline.models.predictions import write_rows
-from pipeline.options import RerunOptions
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import listed_classes, probabilities
-from pipeline.signatures import takes
 from pipeline.sources import from_paths, log_notices
 from pipeline.text import shown
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pipeline.bases import base_of
 from pipeline.commands.results import Result
 from pipeline.config import RerunSettings, SourceSettings
+from pipeline.config.options import RerunOptions
+from pipeline.config.signatures import takes
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
 from pipeline.images import decoding
 from pipeline.images.loading import BATCH, Loaded
-from pipeline.options import RerunOptions
-from pipeline.signatures import takes
 from pipeline.sources import Record, read_manifest, shown
 from pipeline.store.header import GOOD, PENDING, Part, decode_texts, plain_name
 from pipeline.store.inspection import hdf5_differences

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe, RerunSettings
+from pipeline.config.options import RerunOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.heads import Head
 from pipeline.images.loading import BATCH
@@ -20,8 +22,6 @@ from pipeline.models.exported import number, ranked
 from pipeline.models.folder import ModelRecord, read_folder
 from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
-from pipeline.options import RerunOptions
-from pipeline.signatures import takes
 from pipeline.sources import Record, from_paths
 
 if TYPE_CHECKING:

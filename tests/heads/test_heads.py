@@ -78,7 +78,7 @@ def test_a_new_head_is_one_file_and_one_name_and_is_tested_by_being_there(tmp_pa
     for file in ("pyproject.toml", "tests/heads/examples.py", "tests/heads/test_contract.py"):
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "pipeline/heads/toy.py").write_text(TOY)  # the file
-    settings = tmp_path / "pipeline/config.py"
+    settings = tmp_path / "pipeline/config/__init__.py"
     names = re.compile(r"^HEADS = \(.*\)$", re.MULTILINE)  # its name; the other heads would be trained for nothing
     settings.write_text(names.sub('HEADS = ("linear", "toy")', settings.read_text()))
     contract = ["tests/heads/test_contract.py", "-k", "toy", "-p", "no:cacheprovider"]

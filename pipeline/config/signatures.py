@@ -1,6 +1,6 @@
 """Keyword arguments of a function that are the fields of a settings class: its signature, and its docstring's options.
 
-`pipeline.options` says the same to type checkers and editors, which run no code; it is generated from here.
+`pipeline.config.options` says the same to type checkers and editors, which run no code; it is generated from here.
 """
 
 from __future__ import annotations

@@ -15,16 +15,17 @@ import pytest
 from generated import TAKEN, options_name
 
 import pipeline
-import pipeline.signatures
-from pipeline import options
+import pipeline.config.signatures
 from pipeline.config import (
     EvaluateSettings,
     ExtractSettings,
     FetchSettings,
     FinetuneSettings,
     FitSettings,
+    LabelSettings,
     RerunSettings,
     Settings,
+    options,
 )
 from pipeline.errors import SettingsError
 
@@ -35,6 +36,7 @@ STAGES: dict[str, type[Settings]] = {
     "evaluate": EvaluateSettings,
     "fetch": FetchSettings,
     "export": RerunSettings,
+    "label": LabelSettings,
     "predict": RerunSettings,
     "verify": RerunSettings,
     "load_model": RerunSettings,
@@ -126,7 +128,7 @@ def test_without_docstrings_it_works_too() -> None:
     def train(store: str, **options: object) -> None: ...
 
     assert train.__doc__ is None
-    taking = pipeline.signatures.takes(FitSettings)(train)
+    taking = pipeline.config.signatures.takes(FitSettings)(train)
     assert taking.__doc__ is None
     assert list(inspect.signature(taking).parameters)[:2] == ["store", "head"]
 
@@ -137,4 +139,4 @@ def test_a_misspelled_option_is_answered_with_the_nearest(tmp_path: Path) -> Non
 
 
 def test_its_examples_run() -> None:
-    assert doctest.testmod(pipeline.signatures).failed == 0
+    assert doctest.testmod(pipeline.config.signatures).failed == 0

@@ -2,6 +2,9 @@
 
 A field's type, default, limits and description are written here once: the library's keyword arguments, the
 options of the command line and the keys of a configuration file are all read from these classes.
+
+options.py     the same as keyword arguments, for type checkers and editors; generated
+signatures.py  the same as a function's signature, and the options in its docstring
 """
 
 from __future__ import annotations
