@@ -7,8 +7,8 @@ Its inputs and outputs:
     value          float64 (1,) or (B,), where a number is predicted
     half_width     float64 (1,) or (B,): value ± half_width is its prediction interval, where the model has one
 
-The metadata has ``format``, ``format_version``, ``task``, ``target``, and as JSON ``classes``, ``recipe``, ``versions`` and
-``set_least``, the least probability of a class in a prediction set; ``sha256`` is the graph's without its metadata.
+The metadata has ``format``, ``format_version``, ``task``, ``target``, and as JSON ``classes``, ``recipe``, ``versions``
+and ``set_least``, the least probability of a class in a prediction set; ``sha256`` is the graph's without its metadata.
 """
 
 from __future__ import annotations
