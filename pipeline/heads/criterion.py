@@ -22,13 +22,27 @@ _ENOUGH = 2000
 
 
 class Best:
-    """The best of the settings that are offered, and out-of-fold `scores` (n, C) or (n,), NaN where none are known."""
+    """The best of the settings that are offered, and out-of-fold `scores` (n, C) or (n,), NaN where none are known.
 
-    def __init__(self, problem: Problem, folds: NDArray[np.int64], known: NDArray[np.bool_], *, progress: float = 0.0):
+    A setting is better only if its loss is less by the share `progress`, and by so many standard `errors` of the
+    differences from row to row.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        folds: NDArray[np.int64],
+        known: NDArray[np.bool_],
+        *,
+        progress: float = 0.0,
+        errors: float = 0.0,
+    ) -> None:
         self._problem = problem
         self._folds = folds
         self.known = known
         self._keep = 1 - progress
+        self._errors = errors
+        self._kept: NDArray[np.float64] | None = None
         self._least = np.full(int(folds.max()) + 1, np.inf)
         self.loss = np.inf
         self.setting: dict[str, Any] = {}
@@ -36,16 +50,23 @@ class Best:
         self.scores: NDArray[np.float64] = np.full((len(folds), *outputs), np.nan)
 
     def offer(self, setting: dict[str, Any], scores: NDArray[np.floating]) -> dict[str, float]:
-        """What `setting` with its out-of-fold `scores` is worth; kept if it is better by more than `progress`."""
+        """Measure what `setting` with its out-of-fold `scores` is worth, and keep it if it is better."""
         losses = row_losses(self._problem, scores, self.known)
         found = self._measures(losses, scores)
-        best = found["loss"] < self.loss * self._keep
+        best = found["loss"] < self.loss * self._keep and self._clearly_less(losses)
         if best:
-            self.loss, self.setting = found["loss"], setting
+            self.loss, self.setting, self._kept = found["loss"], setting, losses
         folds = np.full(len(self._least), best) if self._problem.classes else self._best_elsewhere(losses)
         rows = folds[self._folds] & self.known
         self.scores[rows] = scores[rows]
         return found
+
+    def _clearly_less(self, losses: NDArray[np.float64]) -> bool:
+        """Whether `losses` (k,) are below those of the setting that is kept by so many standard errors."""
+        if self._kept is None or not self._errors:
+            return True
+        gain = self._problem.weights[self.known] * (self._kept - losses)
+        return bool(gain.mean() > self._errors * gain.std() / len(gain) ** 0.5)
 
     def _measures(self, losses: NDArray[np.float64], scores: NDArray[np.floating]) -> dict[str, float]:
         """What the scores of the images that are known are worth; `loss` decides."""

@@ -20,6 +20,8 @@ from pipeline.heads.tensors import Tensors
 
 #: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
+#: Standard errors by which a weaker penalty has to be better: where the loss is flat, the folds would choose by chance.
+CLEARLY = 0.5
 #: Where nothing can be cross-validated.
 DEFAULT_PENALTY = 0.1
 #: Of --solver sgd, as in the PyTorch tutorial.
@@ -93,5 +95,5 @@ def search_logistic(problem: Problem, basis: Basis, folds: NDArray[np.int64] | N
     if folds is None:
         return Search(chosen={"C": 1 / (DEFAULT_PENALTY * total)}), None
     path = Path(basis, [1 / (value * total) for value in PENALTIES])
-    found = search_paths(problem, [path], folds, loss=LogLoss(), total=len(PENALTIES))
+    found = search_paths(problem, [path], folds, loss=LogLoss(), total=len(PENALTIES), errors=CLEARLY)
     return found.search, found.start

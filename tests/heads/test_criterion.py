@@ -49,3 +49,15 @@ def test_scores_of_classes_are_all_of_the_best_setting():
     best, found = offered(y, guesses)
     chosen = int(found[1]["loss"] < found[0]["loss"])
     np.testing.assert_array_equal(best.scores, guesses[chosen])
+
+
+def test_a_setting_that_is_hardly_better_does_not_take_the_place_of_one_before_it():
+    """The first of two that differ by chance, and the second where the difference is clear."""
+    random = np.random.default_rng(0)
+    y = random.normal(size=ROWS)
+    first, chance, clear = (y + size * random.normal(size=ROWS) for size in (1.0, 0.99, 0.8))
+    problem = problem_of(np.ones((ROWS, 1), np.float32), y)
+    for errors, guess, kept in ((0.0, chance, True), (5.0, chance, False), (1.0, clear, True)):
+        best = Best(problem, np.arange(ROWS) % 5, np.ones(ROWS, dtype=bool), errors=errors)
+        losses = [best.offer({"guess": number}, scores)["loss"] for number, scores in enumerate((first, guess))]
+        assert (best.setting == {"guess": 1}) == (kept and losses[1] < losses[0])

@@ -51,17 +51,19 @@ def search_paths(
     *,
     loss: Loss,
     total: int,
+    errors: float = 0.0,
     patience: int | None = PATIENCE,
 ) -> Found:
     """Find the setting of least out-of-fold loss among `total` of some paths.
 
-    A path ends after `patience` penalties that were no better than its best, or never for None. What is compared is the
-    log loss at the best temperature of each, since temperature is fitted afterwards anyway: a strong penalty makes
-    probabilities timid, but not its ranking of classes worse.
+    A setting takes the place of one before it only if its loss is less by so many standard `errors`. A path ends after
+    `patience` penalties that were no better than its best, or never for None. What is compared is the log loss at the
+    best temperature of each, since temperature is fitted afterwards anyway: a strong penalty makes probabilities timid,
+    but not its ranking of classes worse.
     """
     row_folds = np.repeat(folds, problem.views)
     weights = fold_weights(problem.row_weights, row_folds)
-    best = Best(problem, folds, problem.known(folds))
+    best = Best(problem, folds, problem.known(folds), errors=errors)
     search = Search(notices=_unjudged(best.known))
     found: Found | None = None
     before = 0
