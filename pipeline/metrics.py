@@ -37,6 +37,11 @@ RESAMPLES, SETTLED = 1000, 2000
 #: Groups from which the spread of an error can be told, and the largest logarithm that a bound has.
 FEWEST, LARGEST_LOGARITHM = 10, 50.0
 NORMAL = 1.959964
+#: What is to be known of the probabilities of a model that was trained under class_weight=balanced.
+BALANCED = (
+    "class_weight=balanced: probabilities are those of classes that occur equally often, not of classes as they occur "
+    "in these rows; log loss and calibration error are of the latter"
+)
 _LEAST = 1e-15
 
 

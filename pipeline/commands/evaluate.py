@@ -100,7 +100,7 @@ def evaluate(
         split=labelled.split,
         metrics=scored.metrics,
         seen=seen,
-        notices=[*remarks, *scored.cautions()],
+        notices=[*remarks, *[metrics.BALANCED] * loaded.is_balanced, *scored.cautions()],
         output=None if output is None else Path(output),
     )
     if result.output is not None:

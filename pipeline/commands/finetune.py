@@ -68,6 +68,8 @@ SAMPLE, SAMPLE_FLOATS = 1024, 2**26
 LARGEST_INVERSE_TEMPERATURE = 10.0
 #: Share of new numbers that a prediction interval covers.
 COVERAGE = 0.9
+#: What is to be known of the rows that judge the epochs.
+SELECTED = " (which the epoch was chosen by)"
 
 
 @dataclass
@@ -98,7 +100,7 @@ class FinetuneResult(Result):
         for epoch in self.epochs:
             lines.append(f"  {epoch.summary()}{'  <- kept' if epoch.number == self.best_epoch else ''}")
         lines += [
-            f"{metrics.PARTS[part]}: {metrics.table(self.metrics[part])}"
+            f"{metrics.PARTS[part]}{SELECTED * (part == 'val')}: {metrics.table(self.metrics[part])}"
             for part in ("val", "test")
             if part in self.metrics
         ]
@@ -167,7 +169,7 @@ def finetune(
         rows={name: len(part) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
         seconds=time.perf_counter() - started,
-        notices=[*examples.notices, *notices_of(parts, examples)],
+        notices=[*examples.notices, *notices_of(parts, examples), *[metrics.BALANCED] * settings.is_balanced],
     )
     drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices

@@ -328,6 +328,8 @@ def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -
     head, target = trained.head, dataset.target
     notices = [*dataset.split.notices, *trained.notices]
     notices += [caution for part in dataset.split.held_out for caution in judged.scored[part].cautions()]
+    if dataset.settings.class_weight == "balanced":
+        notices.append(metrics.BALANCED)
     if target.task == "numbers":
         notices += metrics.outliers(target.values[dataset.split.train], target.name)
     notices += [floor.notice(target.name) for floor in judged.floors if floor.reached]

@@ -282,6 +282,11 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     seed: Seed = Field(13, description="Seed of everything random.")
 
     @property
+    def is_balanced(self) -> bool:
+        """Equal weights for all classes, however often each occurs."""
+        return self.class_weight == "balanced"
+
+    @property
     def rate(self) -> float:
         """Learning rate. A fitted head is near its best: large steps of the base would only undo that."""
         return self.lr or (0.001 if self.head is None else 0.0001)

@@ -75,6 +75,12 @@ class Model:
         return self.record.classes
 
     @property
+    def is_balanced(self) -> bool:
+        """Probabilities of classes that occur equally often, not as they do."""
+        settings = (self.record.request or {}).get("settings")
+        return isinstance(settings, dict) and settings.get("class_weight") == "balanced"
+
+    @property
     def views(self) -> int:
         """Views of an image that are asked about: the plain one, or all of the recipe where their mean was scored."""
         return self.record.recipe.views + 1 if self.record.score_views == "mean" else 1

@@ -212,6 +212,12 @@ def test_a_model_that_does_not_say_what_trained_it_is_no_proof() -> None:
     assert "does not say which images it was trained on" in result.notices[0]
 
 
+def test_probabilities_under_balanced_weights_are_called_so(trained: Trained, tmp_path: Path) -> None:
+    model = fit_head(trained.store, tmp_path / "m", class_weight="balanced").model
+    assert metrics.BALANCED in evaluate(model, trained.store).notices
+    assert metrics.BALANCED not in evaluate(trained.linear, trained.store).notices
+
+
 def test_copies_of_an_image_are_one_observation(trained: Trained, tmp_path: Path) -> None:
     write_photos(tmp_path / "p" / "bees", 4, first_seed=900, colour=(40, 60, 200))
     for copy in range(3):

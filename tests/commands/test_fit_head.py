@@ -323,6 +323,8 @@ def test_balanced_classes_find_more_of_a_rare_one(tmp_path):
     plain = fit_head(store, tmp_path / "a", head="linear").metrics["val"]["per_class"]["bees"]["recall"]
     balanced = fit_head(store, tmp_path / "b", head="linear", class_weight="balanced")
     assert balanced.metrics["val"]["per_class"]["bees"]["recall"] > plain + 0.2
+    said = "class_weight=balanced: probabilities are those of classes that occur equally often"
+    assert [notice for notice in balanced.notices if notice.startswith(said)]
 
 
 def test_sample_weights_are_a_column_of_the_file(tmp_path):
