@@ -246,6 +246,10 @@ def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool,
     tell(stage(source, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 
 
+threshold_option = click.option(
+    "--threshold", metavar="CLASS[=P]", help="Answer CLASS from probability P on; without P, that of the best F1."
+)
+
 #: The options of commands that run a recipe again.
 running = settings_options(RerunSettings, "weights", "device", "engine", "max_pixels")
 
@@ -255,6 +259,7 @@ running = settings_options(RerunSettings, "weights", "device", "engine", "max_pi
 @click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to list.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the predictions to this file too.")
+@threshold_option
 @running
 @reporting
 def predict(
@@ -309,6 +314,7 @@ def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool,
     help="Rows to score; auto: test, else val, where SOURCE has them; else what did not train MODEL.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for metrics, predictions and plots.")
+@threshold_option
 @settings_options(SourceSettings)
 @running
 @force_option

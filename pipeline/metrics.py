@@ -46,12 +46,17 @@ _LEAST = 1e-15
 
 
 def classification(
-    truth: NDArray[Any], scores: NDArray[Any], names: Sequence[str], *, groups: NDArray[np.int64] | None = None
+    truth: NDArray[Any],
+    scores: NDArray[Any],
+    names: Sequence[str],
+    *,
+    groups: NDArray[np.int64] | None = None,
+    predicted: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Measure class probabilities `scores` (n, C) against codes `truth` (n,) of the classes `names`.
 
     Rows of one of the `groups` (n,) are one observation: an image and its copies are right or wrong together, and
-    intervals are as wide as that asks for.
+    intervals are as wide as that asks for. `predicted` (n,) are the codes that are answered, unless the likeliest are.
 
     Keys: n, groups (how many), accuracy, accuracy_interval (95 %), majority (the share of the most frequent class: what
     always saying it would score), balanced_accuracy (the mean recall), macro_f1, roc_auc and average_precision (each
@@ -61,7 +66,7 @@ def classification(
     """
     truth = np.asarray(truth, dtype=np.int64)
     scores = np.asarray(scores, dtype=np.float64)
-    predicted = scores.argmax(axis=1)
+    predicted = scores.argmax(axis=1) if predicted is None else predicted
     per_class = _per_class(truth, predicted, names)
     groups = np.arange(len(truth)) if groups is None else groups
     right = predicted == truth

@@ -79,6 +79,7 @@ class Scored:
     (n, C) of classes, or values (n,) of numbers; value ± `half_width`, one or (n,), unless None, is a prediction
     interval that holds the share `coverage` of new rows. `part` is a key of `metrics.PARTS`, or any other name for all
     rows. Rows of one of the `groups` (n,) are one observation, such as an image and its copies; without, each is one.
+    `decided` (n,) are the codes that are answered, where that is not the likeliest.
     """
 
     ids: Sequence[str]
@@ -88,6 +89,7 @@ class Scored:
     half_width: NDArray[np.float64] | float | None = None
     coverage: float = 0.9
     groups: NDArray[np.int64] | None = None
+    decided: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,7 +110,7 @@ class Scored:
         names = self.target.names
         if names is None:
             return metrics.regression(self.truth, self.scores, groups=self.groups) | self._covered()
-        return metrics.classification(self.truth, self.scores, names, groups=self.groups)
+        return metrics.classification(self.truth, self.scores, names, groups=self.groups, predicted=self.decided)
 
     @property
     def median_half_width(self) -> float | None:
@@ -141,7 +143,8 @@ class Scored:
                 yield {"true": true, "value": value, "low": low, "high": high}
             return
         count = listed_classes(names)
-        best, score = self.scores.argmax(axis=1).tolist(), self.scores.max(axis=1).tolist()
+        codes = self.scores.argmax(axis=1) if self.decided is None else self.decided
+        best, score = codes.tolist(), self.scores[np.arange(len(self)), codes].tolist()
         for true, code, sure, row in zip(self.truth.tolist(), best, score, self.scores, strict=True):
             yield {
                 "true": names[true],

@@ -264,3 +264,38 @@ def slow_disk(pause: float) -> Iterator[None]:
 
 if __name__ == "__main__":
     serve(_child)
+
+
+def write_store(
+    path: Path,
+    features: dict[str, Any],
+    *,
+    splits: Any = None,
+    contents: Any = None,
+    views: int = 0,
+    names: tuple[str, ...] = ("ants", "bees", "wasps"),
+    **targets: Any,
+) -> Path:
+    """A feature file of arrays; equal `contents` are images with the same bytes."""
+    rows = len(next(iter(features.values())))
+    splits = [""] * rows if splits is None else splits
+    contents = np.arange(rows) if contents is None else contents
+    records = [Record(i, f"{i:05}.jpg", FileImage(f"{i:05}.jpg"), str(splits[i])) for i in range(rows)]
+    labels = {
+        name: Target(name, values, names if np.issubdtype(values.dtype, np.integer) else None)
+        for name, values in targets.items()
+    }
+    layers = [LayerSpec(name, values.shape[1:], "float32") for name, values in features.items()]
+    made_by = recipe(
+        layers=tuple(features), views=views, augment=("flip",) if views else (), seed=13 if views else None
+    )
+    sources = [Source(1, 1, hashlib.sha256(str(content).encode()).digest()) for content in contents]
+    with StoreWriter.open(
+        path,
+        manifest=Manifest("arrays", records, labels),
+        layers=layers,
+        recipe=made_by,
+        environment=Environment(weights="none", seed=13),
+    ) as writer:
+        writer.write(np.arange(rows), features, sources)
+        return writer.publish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,6 +23,7 @@ from pipeline.heads.rows import block_length
 from pipeline.heads.table import FeatureTable
 from pipeline.models.model import Model, joined, open_model
 from pipeline.models.predictions import write_rows
+from pipeline.models.threshold import Threshold
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.sources import Record, Target, choose_target, log_notices, read_manifest
@@ -51,6 +52,7 @@ class EvaluateResult(Result):
     split: str
     metrics: dict[str, Any]
     seen: int | None = 0
+    threshold: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
     output: Path | None = None
 
@@ -72,26 +74,31 @@ def evaluate(
     output: str | Path | None = None,
     force: bool = False,
     split: str = "auto",
+    threshold: str | None = None,
     progress: bool = False,
     **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
 
     `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits; else
-    those whose content did not train the model, or all where there are no others. `output` names a folder for
-    metrics.json, predictions.csv and plots. `options` are the fields of `EvaluateSettings`: `weights`, `device`,
-    `target`, ... Raises `SourceError` where no row has a known label, `RecipeMismatchError` on features of another
-    recipe, `OutputExistsError` where `output` exists and `force` is not given.
+    those whose content did not train the model, or all where there are no others. `threshold`, CLASS=P or CLASS,
+    answers that class from its probability P on, or from the one with the best F1 of training rows out of fold.
+    `output` names a folder for metrics.json, predictions.csv and plots. `options` are the fields of `EvaluateSettings`:
+    `weights`, `device`, `target`, ... Raises `SourceError` where no row has a known label, `RecipeMismatchError` on
+    features of another recipe, `OutputExistsError` where `output` exists and `force` is not given.
     """
     if output is not None:
         _refuse_existing(Path(output), force=force)
     settings = EvaluateSettings.of(options)
     loaded = open_model(model, settings)
+    at = None if threshold is None else Threshold.of(threshold, loaded.classes, loaded.seen, where=loaded.folder)
     if is_store(source):
         labelled = _from_store(loaded, source, split)
     else:
         labelled = _from_images(loaded.open(), source, settings, split, progress)
     scored = score(loaded, labelled)
+    if at is not None:
+        scored = replace(scored, decided=at.decide(scored.scores))
     seen, remarks = _trained_on(loaded, labelled)
     result = EvaluateResult(
         Path(model),
@@ -100,7 +107,13 @@ def evaluate(
         split=labelled.split,
         metrics=scored.metrics,
         seen=seen,
-        notices=[*remarks, *[metrics.BALANCED] * loaded.is_balanced, *scored.cautions()],
+        threshold=None if at is None else at.to_json(),
+        notices=[
+            *([] if at is None else [at.notice()]),
+            *remarks,
+            *[metrics.BALANCED] * loaded.is_balanced,
+            *scored.cautions(),
+        ],
         output=None if output is None else Path(output),
     )
     if result.output is not None:

@@ -137,7 +137,7 @@ def fit_head(
             record=record,
             predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.plots,
-            seen=Seen.of(opened.sha256[dataset.split.train]),
+            seen=seen_rows(dataset, judged),
             out_of_fold=doubtful,
             replace=force,
         )
@@ -321,6 +321,15 @@ def judge(head: Head, dataset: Dataset) -> Judged:
             judged.floors.extend(dataset.noise_floors(rows, decisions))
             judged.metrics[name] |= {"noise": [floor.to_json() for floor in judged.floors]}
     return judged
+
+
+def seen_rows(dataset: Dataset, judged: Judged) -> Seen:
+    """Return what the model keeps of its training rows: their contents, and of classes their scores out of fold."""
+    contents = dataset.store.sha256[dataset.split.train]
+    told = judged.scored.get("cv")
+    if told is None or dataset.target.task == "numbers":
+        return Seen.of(contents)
+    return Seen.of(contents, told.scores, told.truth)
 
 
 def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -> FitResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -16,6 +16,7 @@ from pipeline.errors import SettingsError
 from pipeline.files import refuse_nul
 from pipeline.models.exported import SUFFIX, ExportedModel
 from pipeline.models.predictions import write_rows
+from pipeline.models.threshold import Threshold
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import listed_classes, probabilities
 from pipeline.sources import from_paths, log_notices
@@ -30,6 +31,8 @@ class PredictResult(Result):
     """One entry an image, in the order asked: its answer, or the error that it has none for."""
 
     predictions: list[dict[str, Any]]
+    threshold: dict[str, Any] | None = None
+    notices: list[str] = field(default_factory=list)
 
     @property
     def all_bad(self) -> bool:
@@ -38,7 +41,8 @@ class PredictResult(Result):
 
     def summary(self) -> str:
         """Format a line an image."""
-        return "\n".join(_line(entry) for entry in self.predictions)
+        lines = [_line(entry, decided=self.threshold is not None) for entry in self.predictions]
+        return "\n".join([*lines, *(f"note: {notice}" for notice in self.notices)])
 
 
 @takes(RerunSettings)
@@ -48,14 +52,16 @@ def predict(
     *,
     top: int = 5,
     csv: str | Path | None = None,
+    threshold: str | None = None,
     progress: bool = False,
     **options: Unpack[RerunOptions],
 ) -> PredictResult:
     """Run the model folder `model`, or a file of `export`, on an image file, on several, or on all images of a folder.
 
-    Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value` and `interval` (numbers),
-    or `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises `ModelError` where the
-    model or its base cannot be loaded.
+    `threshold`, CLASS=P or CLASS, answers that class from its probability P on, or from the one with the best F1 of
+    training rows out of fold. Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value`
+    and `interval` (numbers), or `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises
+    `ModelError` where the model or its base cannot be loaded.
     """
     if csv is not None:
         refuse_nul(csv)
@@ -64,13 +70,30 @@ def predict(
     manifest = from_paths(images)
     log_notices(manifest)
     entries: list[dict[str, Any]] = []
+    classes = loaded.classes or ()
+    at = None
+    if threshold is not None:
+        seen = None if isinstance(loaded, ExportedModel) else loaded.seen
+        at = Threshold.of(threshold, loaded.classes, seen, where=model)
+    listed = len(classes) if at is not None else max(top, listed_classes(classes))
     with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
-        for answers in loaded.answer_batches(manifest.records, top=max(top, listed_classes(loaded.classes or ()))):
-            entries += answers
+        for answers in loaded.answer_batches(manifest.records, top=listed):
+            entries += answers if at is None else [_decided(answer, at) for answer in answers]
             bar.advance(len(answers))
     if csv is not None:
         write_rows(Path(csv), [_row(entry, loaded.classes) for entry in entries])
-    return PredictResult([{**entry, "top": entry["top"][:top]} if "top" in entry else entry for entry in entries])
+    shortened = [{**entry, "top": entry["top"][:top]} if "top" in entry else entry for entry in entries]
+    return PredictResult(shortened, None if at is None else at.to_json(), [] if at is None else [at.notice()])
+
+
+def _decided(answer: dict[str, Any], at: Threshold) -> dict[str, Any]:
+    """Give the answer of a threshold, in place of the likeliest class."""
+    if "error" in answer:
+        return answer
+    others = [[label, score] for label, score in answer["top"] if label != at.label]
+    score = dict(answer["top"])[at.label]
+    label, score = (at.label, score) if score >= at.at or not others else others[0]
+    return {**answer, "label": label, "score": score}
 
 
 def _opened(folder: str | Path, settings: RerunSettings) -> Model:
@@ -87,7 +110,7 @@ def _exported(file: str | Path, settings: RerunSettings) -> ExportedModel:
     return ExportedModel(file, max_pixels=settings.max_pixels)
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _line(entry: dict[str, Any], *, decided: bool) -> str:
     name = shown(entry["id"])
     if "error" in entry:
         return f"{name}\tno answer: {entry['error']}"
@@ -98,7 +121,8 @@ def _line(entry: dict[str, Any]) -> str:
     ranked = "  ".join(f"{shown(label)} {score:.3f}" for label, score in entry["top"])
     expected = entry.get("set", ())
     undecided = f"  ({' or '.join(map(shown, expected))})" if len(expected) > 1 else ""
-    return f"{name}\t{ranked}{undecided}"
+    answer = f"{shown(entry['label'])}: " if decided else ""
+    return f"{name}\t{answer}{ranked}{undecided}"
 
 
 def _row(entry: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]:

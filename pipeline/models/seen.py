@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,33 @@ from pipeline.errors import ModelError
 
 FILE = "rows.safetensors"
 KEPT = 16
+#: Numbers of scores that are kept at most: 16 MB.
+MOST_SCORES = 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The contents that were trained on, as sorted keys (n,) of `KEPT` bytes."""
+    """The contents that were trained on, as sorted keys (n,) of `KEPT` bytes.
+
+    `scores` (m, C) are class probabilities of training rows by models that did not train on them, and `codes` (m,)
+    their classes.
+    """
 
     keys: NDArray[np.void]
+    scores: NDArray[np.float32] | None = None
+    codes: NDArray[np.int64] | None = None
 
     @classmethod
-    def of(cls, contents: NDArray[np.uint8]) -> Self:
+    def of(
+        cls,
+        contents: NDArray[np.uint8],
+        scores: NDArray[np.floating] | None = None,
+        codes: NDArray[np.int64] | None = None,
+    ) -> Self:
         """Take those with the sha256 `contents` (n, 32)."""
-        return cls(np.unique(_keys(contents)))
+        if scores is None or codes is None or scores.size > MOST_SCORES:
+            return cls(np.unique(_keys(contents)))
+        return cls(np.unique(_keys(contents)), scores.astype(np.float32), codes)
 
     def among(self, contents: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Return the mask (n,) of the sha256 `contents` (n, 32) that were trained on."""
@@ -45,7 +60,10 @@ class Seen:
         """Write rows.safetensors."""
         from safetensors.numpy import save_file
 
-        save_file({"trained": self.keys.view(np.uint8).reshape(-1, KEPT)}, folder / FILE)
+        tensors: dict[str, NDArray[Any]] = {"trained": self.keys.view(np.uint8).reshape(-1, KEPT)}
+        if self.scores is not None and self.codes is not None:
+            tensors |= {"scores": self.scores, "codes": self.codes}
+        save_file(tensors, folder / FILE)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -57,12 +75,18 @@ class Seen:
         if not path.is_file():
             return None
         try:
-            digests = load_file(path)["trained"]
+            found = load_file(path)
+            digests = found["trained"]
             if digests.dtype != np.uint8 or digests.shape[1:] != (KEPT,):
                 raise ValueError(f"digests of shape {digests.shape} and type {digests.dtype}")
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
             raise ModelError(f"{path} cannot be read: {error}; train the head again") from None
-        return cls(np.sort(_keys(digests)))
+        scores, codes = found.get("scores"), found.get("codes")
+        if scores is None or codes is None:
+            return cls(np.sort(_keys(digests)))
+        if scores.ndim != 2 or codes.shape != scores.shape[:1] or not np.isfinite(scores).all():
+            raise ModelError(f"{path} cannot be read: its scores do not fit its codes; train the head again")
+        return cls(np.sort(_keys(digests)), scores, codes)
 
 
 def _keys(digests: NDArray[np.uint8]) -> NDArray[np.void]:
