@@ -66,6 +66,7 @@ _HOMES = {
     "run": "commands.run",
     "fetch": "commands.fetch",
     "label": "commands.label",
+    "compare": "commands.compare",
     "list_bases": "commands.bases",
     "PipelineError": "errors",
 }
@@ -74,6 +75,7 @@ __all__ = [
     "FeatureExtractor",
     "FeatureStore",
     "PipelineError",
+    "compare",
     "doctor",
     "evaluate",
     "export",
@@ -93,6 +95,7 @@ __all__ = [
 
 if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's __getattr__ would be Any for every name
     from pipeline.commands.bases import list_bases
+    from pipeline.commands.compare import compare
     from pipeline.commands.doctor import doctor
     from pipeline.commands.evaluate import evaluate
     from pipeline.commands.export import export

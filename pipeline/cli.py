@@ -22,6 +22,7 @@ from click.shell_completion import CompletionItem
 from pipeline.commands.results import Result
 from pipeline.config import (
     SOURCES,
+    CompareSettings,
     ExtractSettings,
     FetchSettings,
     FinetuneSettings,
@@ -415,6 +416,20 @@ def label(source: str, output: Path, force: bool, as_json: bool, quiet: bool, ve
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(source, output, force=force, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG of the scores with their intervals.")
+@settings_options(CompareSettings)
+@force_option
+@reporting
+def compare(models: tuple[Path, ...], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Compare MODELs, or folders of evaluate -o, on the same rows: scores, differences with paired intervals."""
+    from pipeline.commands.compare import compare as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(models, **given(options)), as_json=as_json)
 
 
 @cli.command()

@@ -240,6 +240,39 @@ def _log_ratio(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
         return np.log(a / b), np.sqrt(np.maximum(aa / (a * a) - 2 * ab / (a * b) + bb / (b * b), 0))
 
 
+def paired_interval(gaps: NDArray[np.float64], groups: NDArray[np.int64], *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of `gaps` (n,), differences of two models on the same rows.
+
+    It is the central part of resamples of whole `groups` (n,), from `SETTLED` groups on that of a normal distribution.
+
+    >>> paired_interval(np.zeros(5), np.arange(5))
+    (0.0, 0.0)
+    """
+    _, of_row = np.unique(groups, return_inverse=True)
+    sums, sizes = np.bincount(of_row, weights=gaps), np.bincount(of_row)
+    count, mean = len(sizes), float(gaps.mean())
+    if count >= SETTLED:
+        error = float(np.sqrt(np.square(sums - mean * sizes).sum())) / len(gaps)
+        return mean - NORMAL * error, mean + NORMAL * error
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p of McNemar's exact test (1947): that two models are right equally often.
+
+    It is the binomial test of the rows where only one of them is right: `only_a` and `only_b`.
+
+    >>> mcnemar(0, 0), mcnemar(1, 7)
+    (1.0, 0.0703125)
+    """
+    from scipy.special import bdtr
+
+    count = only_a + only_b
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), count, 0.5))) if count else 1.0
+
+
 def _listed(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 

@@ -145,6 +145,28 @@ def ranking(
     return _finished(figure)
 
 
+def bars(
+    names: Sequence[str],
+    scores: Sequence[float],
+    intervals: Sequence[Sequence[float] | None],
+    *,
+    measure: str,
+) -> Figure:
+    """Draw a bar from zero for each name, in the order given, with its interval where there is one."""
+    figure = _figure(7, 1.2 + 0.45 * len(names))
+    axes = figure.add_subplot()
+    places = list(range(len(names)))
+    axes.barh(places, scores, color=COLOURS[0], alpha=0.6, height=0.6)
+    ends = [score if between is None else between[1] for score, between in zip(scores, intervals, strict=True)]
+    for place, score, between, end in zip(places, scores, intervals, ends, strict=True):
+        if between is not None:
+            axes.plot(between, [place, place], color="black", linewidth=1.5)
+        axes.annotate(f"{score:.4g}", (end, place), (5, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, [spelled(name) for name in names])
+    axes.set(xlabel=measure, xlim=(0, 1.15 * max(*ends, 1e-9)), ylim=(len(names) - 0.4, -0.6))
+    return _finished(figure)
+
+
 def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: str = "") -> Figure:
     """Draw how often numbers occur, a colour a class; of many classes the largest, the others as one in grey."""
     figure = _figure(6.5, 4)

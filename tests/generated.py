@@ -16,6 +16,7 @@ import click
 
 from pipeline.cli import cli
 from pipeline.config import (
+    CompareSettings,
     EvaluateSettings,
     ExtractSettings,
     FetchSettings,
@@ -42,6 +43,7 @@ TAKEN: tuple[type[Settings], ...] = (
     RerunSettings,
     FetchSettings,
     LabelSettings,
+    CompareSettings,
 )
 
 HEAD = '''"""The keyword arguments of the library's functions, for type checkers and editors, which run no code.

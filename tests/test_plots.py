@@ -73,6 +73,7 @@ def test_no_text_of_any_plot_is_a_formula(name: str) -> None:
         plots.ranking(["svm", "auto"], [0.9, 0.8], [(0.8, 1.0), (0.7, 0.9)], measure="accuracy", chosen="svm"),
         plots.grid([image], [name], right=[True]),
         plots.histogram({name: numbers}, name=name),
+        plots.bars([name, "b"], [0.9, 0.8], [(0.8, 1.0), None], measure="accuracy"),
     ):
         texts = drawn(figure)
         assert texts

@@ -7,6 +7,7 @@ from typing import assert_type
 import pipeline
 from pipeline import FeatureExtractor, FeatureStore, PipelineError
 from pipeline.commands.bases import BaseInfo
+from pipeline.commands.compare import CompareResult
 from pipeline.commands.evaluate import EvaluateResult
 from pipeline.commands.export import ExportResult
 from pipeline.commands.extract import ExtractResult
@@ -41,6 +42,8 @@ assert_type(pipeline.run("experiment.toml", force=True), ExperimentResult)
 assert_type(pipeline.fetch(["cat=cats.txt"], "images", per_host=2), FetchResult)
 assert_type(pipeline.label("images", "images/n.csv", normal=["cat=40,8,10"], column="length"), LabelResult)
 assert_type(pipeline.export("m", "m.onnx", input="pixels"), ExportResult)
+assert_type(pipeline.compare(["m", Path("tuned")], split="val").rows, int)
+assert_type(pipeline.compare("m"), CompareResult)
 assert_type(pipeline.load_model("m", weights=Path("w.pt"), workers="auto"), Model)
 assert_type(pipeline.list_bases("vgg"), list[BaseInfo])
 assert_type(pipeline.__version__, str)

@@ -7,6 +7,7 @@ predict.py   a saved model's answers for new images
 evaluate.py  a saved model's scores on labelled images or features
 export.py    a saved model as one ONNX file
 fetch.py     lists of URLs to a folder of images
+compare.py   models beside each other on the same rows
 run.py       the steps of an experiment file: extract, fit-head, finetune
 verify.py    a feature file checked, and rows of it recomputed
 info.py      a feature file or a model folder described

@@ -174,12 +174,13 @@ def finetune(
     drawn = draw_plots(result, parts["val"])
     result.notices += drawn.notices
     put_back(network, start.base)
+    epochs = [epoch.to_json() for epoch in result.epochs]
     record = ModelRecord.of(
         head,
         target,
         base=start.record.model_copy(update={"fine_tuned": start.changes_base(settings)}),
         recipe=recipe_of(start),
-        metrics={**result.metrics, "epochs": [epoch.to_json() for epoch in result.epochs]},
+        metrics={**result.metrics, "epochs": epochs, "seconds": round(result.seconds, 3)},
         data=DataRecord(
             source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(images)
         ),

@@ -9,6 +9,7 @@ calibration; training rows with the very content of a held-out one are left out.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ def fit_head(
     begins anew; `progress` says on stderr what is searched and how far it is. Raises `HeadError` where the file has
     nothing that such a head can learn, `OutputExistsError` where `output` exists and `force` is not given.
     """
+    started = time.perf_counter()
     settings = FitSettings.of(options)
     output = Path(output)
     refuse_existing(output, last="model.json", replace=force)
@@ -120,12 +122,13 @@ def fit_head(
         result.doubtful = sum(bool(row.get("suggested")) for row in doubtful)
         drawn = draw_plots(trained, dataset.target, judged.scored)
         result.notices += drawn.notices
+        search = {"search": trained.head.search.table, "ranking": trained.ranking}
         record = ModelRecord.of(
             trained.head,
             dataset.target,
             base=base,
             recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
-            metrics={**result.metrics, "search": trained.head.search.table, "ranking": trained.ranking},
+            metrics={**result.metrics, **search, "seconds": round(time.perf_counter() - started, 3)},
             data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             request=request_of("fit-head", settings, opened.fingerprint),

@@ -197,6 +197,13 @@ class LabelSettings(SourceSettings):
     seed: Seed = Field(13, description="Seed of everything random.")
 
 
+class CompareSettings(Settings):
+    """Settings of the comparison of models."""
+
+    split: Literal["auto", "val", "test"] = Field("auto", description="Held-out rows of models; auto: test, else val.")
+    seed: Seed = Field(13, description="Seed of everything random.")
+
+
 class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 

@@ -166,3 +166,10 @@ class LabelOptions(TypedDict, total=False):
     normal: str | Sequence[str]
     column: str
     seed: int
+
+
+class CompareOptions(TypedDict, total=False):
+    """The fields of `CompareSettings`."""
+
+    split: Literal["auto", "val", "test"]
+    seed: int
