@@ -105,7 +105,7 @@ class Entry(Result):
 
 @dataclass(frozen=True)
 class Difference(Result):
-    """How much more of the measure `a` has than `b`, with the paired 95 % interval.
+    """Difference in the measure, of `a` less that of `b`, with its paired 95 % interval.
 
     `p` is of McNemar's exact test, None where the answers are numbers; `only_a` and `only_b` are right where the other
     is wrong.
