@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from pipeline import files, metrics, plots
 from pipeline.commands.results import Result
 from pipeline.config import CompareSettings
+from pipeline.config.options import CompareOptions
+from pipeline.config.signatures import takes
 from pipeline.errors import ModelError, OutputExistsError, SettingsError, StoreError
 from pipeline.models.predictions import plain_text
-from pipeline.options import CompareOptions
-from pipeline.signatures import takes
 from pipeline.splits import group_codes
 from pipeline.store import FeatureStore, is_store
 from pipeline.text import plural, shown
