@@ -17,6 +17,7 @@ from generated import TAKEN, options_name
 import pipeline
 import pipeline.config.signatures
 from pipeline.config import (
+    CompareSettings,
     EvaluateSettings,
     ExtractSettings,
     FetchSettings,
@@ -37,6 +38,7 @@ STAGES: dict[str, type[Settings]] = {
     "fetch": FetchSettings,
     "export": RerunSettings,
     "label": LabelSettings,
+    "compare": CompareSettings,
     "predict": RerunSettings,
     "verify": RerunSettings,
     "load_model": RerunSettings,
