@@ -37,7 +37,7 @@ def save_head(head: Head, folder: Path) -> dict[str, Any]:
 
 
 def load_head(folder: Path, config: Mapping[str, Any]) -> Head:
-    """The head whose `save` wrote into `folder` and gave `config`, with its `name`. Raises `ModelError`."""
+    """Open the head whose `save` wrote into `folder` and gave `config`, with its `name`. Raises `ModelError`."""
     try:
         head = HEADS[str(config.get("name"))].load(folder, config)
         if (spread := config.get("spread")) is not None:

@@ -25,7 +25,7 @@ class AffineHead(Head):
 
     @classmethod
     def from_weights(cls, weight: NDArray[np.floating], bias: NDArray[np.floating], *, task: Task) -> Self:
-        """A head that was trained elsewhere."""
+        """Make a head of what was trained elsewhere."""
         head = cls(task)
         head.place(Tensors.trained({"weight": weight, "bias": bias}))
         return head
@@ -57,7 +57,7 @@ class AffineHead(Head):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
+        """Open what `save` wrote."""
         head = cls.restore(config)
         head.place(Tensors.read(folder))
         return head

@@ -90,12 +90,12 @@ class BinnedHead(Head):
     _decide_views = _decide  # the mean over views is that of the classifier's logits, as in its search
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """The classifier in head.safetensors."""
+        """Write the classifier into head.safetensors."""
         return self.config() | {"classifier": self.classifier.save(folder), "values": self.values.tolist()}
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
+        """Open what `save` wrote."""
         head = cls.restore(config)
         head.classifier = LinearHead.load(folder, config["classifier"])
         values = {"ranges": np.asarray(config["values"], dtype=np.float64)}
@@ -114,14 +114,14 @@ class BinnedHead(Head):
 
 
 def bins(y: Array, count: int) -> Codes:
-    """The range of each number, (n,): `count` of about as many numbers each, fewer where many are equal."""
+    """Find the range of each number, (n,): `count` of about as many numbers each, fewer where many are equal."""
     below = y[y < y.max()]
     edges = np.minimum(np.quantile(y, np.arange(1, count) / count), below.max(initial=-np.inf))
     return np.unique(np.searchsorted(edges, y, side="left"), return_inverse=True)[1].astype(np.int64)
 
 
 def _cuts(y: Array, folds: Codes | None) -> list[Codes]:
-    """The ranges to try, (n,) each: those of which no fold holds all rows, so that its model knows them too."""
+    """Return the ranges to try, (n,) each: no fold holds all rows of one, so that its model knows them too."""
     found = {}
     for count in BINS if folds is not None else BINS[:1]:
         codes = bins(y, count)
@@ -148,7 +148,7 @@ class Trial:
         return cls(coded, {"bins": coded.classes, **search.chosen}, search.scores, start)
 
     def inverse_temperature(self, which: Mask = ALL) -> float:
-        """The best for the rows `which`; 1 where there are no scores to tell it by."""
+        """Fit it to the rows `which`; 1 where there are no scores to tell it by."""
         if self.scores is None:
             return 1.0
         return fit_inverse_temperature(self.scores[which], self.coded.y[which], self.coded.weights[which])
@@ -164,7 +164,7 @@ class Trial:
 
 
 def _means(problem: Problem, codes: Codes, which: Mask = ALL) -> Array:
-    """The mean number (B,) of the rows `which` in each range."""
+    """Return the mean number (B,) of the rows `which` in each range."""
     weights = problem.weights[which]
     total = np.bincount(codes[which], weights=weights * problem.y[which])
     return np.asarray(total / np.bincount(codes[which], weights=weights))

@@ -86,7 +86,7 @@ class BlendHead(Head):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
+        """Open what `save` wrote."""
         head = cls.restore(config)
         head.members = {one["name"]: MEMBERS[one["name"]].load(folder / one["name"], one) for one in config["members"]}
         shapes = {(member.task, member.dimensions, member.outputs) for member in head.members.values()}

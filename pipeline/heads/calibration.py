@@ -24,7 +24,7 @@ def softmax(scores: NDArray[np.floating], inverse_temperature: float = 1.0) -> S
 
 
 def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """The inverse temperature that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
+    """Fit the inverse temperature that makes the log loss of out-of-fold `scores` (n, C) least (Guo et al., 2017).
 
     The loss is convex in it, so the root of its slope is the one minimum. Ranking and accuracy do not change. The
     truth is taken for certain only as far as n rows allow (after Platt, 1999): as if each row had occurred n times with
@@ -48,7 +48,7 @@ def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], 
 
 
 def least_in_set(probabilities: NDArray[np.floating], y: NDArray[np.int64], coverage: float) -> float | None:
-    """The least probability that puts a class into a prediction set, from out-of-fold `probabilities` (n, C).
+    """Find the least probability that puts a class into a prediction set, from out-of-fold `probabilities` (n, C).
 
     The nonconformity score is 1 - p of the true class (Sadinle et al., 2019: the smallest sets on average), and the
     ceil((n + 1) coverage)-th smallest one covers a new row with at least that probability; None where n is too small.
@@ -69,7 +69,7 @@ def interval_half_width(residuals: NDArray[np.float64], coverage: float) -> floa
 
 
 def conformal_quantile(scores: NDArray[np.floating], coverage: float) -> float | None:
-    """The ceil((n + 1) coverage)-th smallest of `scores` (n,), which the next one of their kind is at most.
+    """Return the ceil((n + 1) coverage)-th smallest of `scores` (n,), which the next one of their kind is at most.
 
     That holds with a probability of at least `coverage`, whatever n. None where n is too small for it.
 

@@ -1,4 +1,4 @@
-"""What every head is: trained on a `Problem`, asked with arrays, saved without pickle.
+"""The contract of every head: trained on a `Problem`, asked with arrays, saved without pickle.
 
 A head searches its settings by cross-validation inside the rows it is given and never sees others. Features are
 standardised by the mean and spread of those rows. What a search leaves behind is kept in `Search`, among it the
@@ -81,7 +81,7 @@ class Problem:
         return (images[:, None] * self.views + np.arange(self.views)).ravel()
 
     def take(self, images: NDArray[np.int64]) -> Problem:
-        """The problem of some of the images."""
+        """Return the problem of some of the images."""
         weights = self.weights[images]
         return replace(
             self,
@@ -97,7 +97,7 @@ class Problem:
         return self.rows.shape[1]
 
     def seen_through(self, power: Power | None) -> Problem:
-        """The same problem with its features transformed, or as it is."""
+        """Return the same problem with its features transformed, or as it is."""
         return self if power is None else replace(self, rows=power.rows(self.rows))
 
     def images(self, which: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ class Problem:
         return Standard.of(self.rows, self.widths)
 
     def folds(self, count: int, seed: int) -> NDArray[np.int64] | None:
-        """The fold of every image, (n,), or None where no class has two distinct images to learn and to check on."""
+        """Return the fold of each image, (n,), or None where no class has two distinct images to learn and check on."""
         distinct = len(np.unique(self.groups))
         if self.classes is not None:
             classes_of_groups = self.y[np.unique(self.groups, return_index=True)[1]]
@@ -146,7 +146,7 @@ class Problem:
 
 @dataclass
 class Search:
-    """What a search found: every setting with its loss, the chosen one, and out-of-fold scores with it.
+    """The result of a search: every setting with its loss, the chosen one, and out-of-fold scores with it.
 
     `scores` (n, C) or (n,) are raw, NaN where no fold could score an image; None where nothing could be searched.
     """
@@ -219,7 +219,7 @@ class Head(ABC):
         return self
 
     def _own_power(self, problem: Problem) -> Power | None:
-        """The transformation that the settings ask for."""
+        """Return the transformation that the settings name."""
         return Power(problem.widths or (problem.dimensions,)) if self.settings.power == "sqrt" else None
 
     @abstractmethod
@@ -247,14 +247,14 @@ class Head(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote. Raises `ModelError`."""
+        """Open what `save` wrote. Raises `ModelError`."""
 
     def fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
         """Out-of-fold scores of the `problem` that it was trained on, whole `folds` held out at a time."""
         return self._fold_scores(problem.seen_through(self.power), folds)
 
     def _fold_scores(self, problem: Problem, folds: NDArray[np.int64]) -> NDArray[Any] | None:
-        """The same of a problem whose features are transformed."""
+        """Return the same for a problem whose features are transformed."""
         return self.search.scores
 
     def decision_function(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -269,7 +269,7 @@ class Head(ABC):
         return self._decide(features) if features.ndim == 2 else self._decide_views(features)
 
     def _decide_views(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The mean of `_decide` over the views of features (n, V, D)."""
+        """Average `_decide` over the views of features (n, V, D)."""
         rows, views, dimensions = features.shape
         scores = self._decide(features.reshape(rows * views, dimensions))
         return np.asarray(scores.reshape(rows, views, *scores.shape[1:]).mean(axis=1))
@@ -334,7 +334,7 @@ class Head(ABC):
         return chosen
 
     def config(self) -> dict[str, Any]:
-        """What all heads keep beside their weights."""
+        """Return what all heads keep beside their weights, for JSON."""
         shared: dict[str, Any] = {"task": self.task}
         if self.power is not None:
             shared["power"] = self.power.config()
@@ -348,7 +348,7 @@ class Head(ABC):
 
     @classmethod
     def restore(cls, config: Mapping[str, Any]) -> Self:
-        """An untrained head with what `config` kept."""
+        """Make an untrained head with what `config` kept."""
         head = cls(config["task"])
         head.coverage = float(config.get("interval_coverage", config.get("set_coverage", head.coverage)))
         head.inverse_temperature = float(config.get("sharpness", 1.0))

@@ -69,7 +69,7 @@ class Best:
         return bool(gain.mean() > self._errors * gain.std() / len(gain) ** 0.5)
 
     def _measures(self, losses: NDArray[np.float64], scores: NDArray[np.floating]) -> dict[str, float]:
-        """What the scores of the images that are known are worth; `loss` decides."""
+        """Measure the scores of the images that are known; `loss` decides."""
         problem, known = self._problem, self.known
         loss = float(np.average(losses, weights=problem.weights[known]))
         if problem.classes is None:
@@ -78,7 +78,7 @@ class Best:
         return {"loss": loss, "accuracy": float(np.average(right, weights=problem.weights[known]))}
 
     def _best_elsewhere(self, losses: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The folds (F,) outside which no setting was better yet."""
+        """Return the folds (F,) outside which no setting was better yet."""
         weights, folds = self._problem.weights[self.known], self._folds[self.known]
         total = np.bincount(folds, weights=weights * losses, minlength=len(self._least))
         weight = np.bincount(folds, weights=weights, minlength=len(self._least))
@@ -91,9 +91,16 @@ class Best:
 def row_losses(problem: Problem, scores: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Loss (k,) of each image that is known, from scores (n, C) at their best temperature, or values (n,)."""
     y, weights = problem.y[known], problem.weights[known]
-    if problem.classes is None:
-        return np.asarray(np.square(scores[known] - y), dtype=np.float64)
     said = np.asarray(scores[known], dtype=np.float64)
+    if problem.classes is None:
+        return losses_of(y, said)
     some = slice(None, None, max(len(y) // _ENOUGH, 1))
     chances = softmax(said, fit_inverse_temperature(said[some], y[some], weights[some]))
-    return log_losses(chances[np.arange(len(y)), y])
+    return losses_of(y, chances)
+
+
+def losses_of(y: NDArray[Any], answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Loss (n,) of answers: log loss of probabilities (n, C), squared error of values (n,)."""
+    if answers.ndim == 1:
+        return np.asarray(np.square(answers - y))
+    return log_losses(answers[np.arange(len(y)), y])

@@ -26,7 +26,7 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Estimator:
-    """What is in a head.skops: the name of the estimator's class, its attributes, and the scaler's."""
+    """Content of a head.skops: the name of the estimator's class, its attributes, and the scaler's."""
 
     path: Path
     kind: str

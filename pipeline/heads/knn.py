@@ -99,7 +99,7 @@ class KnnHead(Head):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote, or that of version 0.1.0 in head.skops."""
+        """Open what `save` wrote, or what version 0.1.0 wrote into head.skops."""
         head = cls.restore(config)
         head.classes = None if head.task == "numbers" else int(config["classes"])
         if "setting" in config:

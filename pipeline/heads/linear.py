@@ -52,7 +52,7 @@ class LinearHead(AffineHead):
     def _by_steps(
         self, problem: Problem, standard: Standard, folds: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
-        """The recipe of the PyTorch tutorial, but the epoch is chosen by folds of the training rows."""
+        """Train by the recipe of the PyTorch tutorial, but choose the epoch by folds of the training rows."""
         settings = self.settings
         plan = Plan(
             hidden=None,
@@ -74,7 +74,7 @@ class LinearHead(AffineHead):
 
 
 def solver_device(name: str) -> torch.device:
-    """The device called `name`; the CPU in place of MPS, which has no double precision."""
+    """Pick the device called `name`; the CPU in place of MPS, which has no double precision."""
     device = pick_device(name)
     return CPU if device.type == "mps" else device
 

@@ -1,4 +1,4 @@
-"""What a trained support vector machine says, from its arrays alone: no library is given them unchecked.
+"""Trained support vector machines that answer from their arrays alone: no library is given them unchecked.
 
 A machine has one output for numbers and for two classes, and otherwise one for each class. Those of version 0.1.0 with
 a kernel and several classes ask one machine for each pair and count votes, as scikit-learn's SVC does; confidences only
@@ -32,7 +32,7 @@ class LinearMachine:
 
     @classmethod
     def of(cls, tensors: Tensors, *, dimensions: int, groups: int) -> LinearMachine:
-        """Checked arrays for `groups` classes, 1 for numbers."""
+        """Check arrays for `groups` classes, 1 for numbers."""
         outputs = groups if groups > 2 else 1
         return cls(
             tensors.take("weight", (outputs, dimensions), np.float64),
@@ -40,7 +40,7 @@ class LinearMachine:
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `of` takes."""
+        """Return what `of` takes."""
         return {"weight": self.weight, "intercept": self.intercept}
 
     def settings(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class RestMachine:
 
     @classmethod
     def of(cls, tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> RestMachine:
-        """Checked arrays for `groups` classes, 1 for numbers."""
+        """Check arrays for `groups` classes, 1 for numbers."""
         gamma = float(settings["gamma"])
         tensors.require(0 < gamma < np.inf, f"gamma is {gamma}")
         outputs = groups if groups > 2 else 1
@@ -73,7 +73,7 @@ class RestMachine:
         return cls(vectors, coefficients, tensors.take("intercept", (outputs,), np.float64), gamma)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `of` takes."""
+        """Return what `of` takes."""
         return {"vectors": self.vectors, "coefficients": self.coefficients, "intercept": self.intercept}
 
     def settings(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class KernelMachine:
 
     @classmethod
     def of(cls, tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> KernelMachine:
-        """Checked arrays for `groups` classes, 1 for numbers."""
+        """Check arrays for `groups` classes, 1 for numbers."""
         gamma = None if settings["kernel"] == "linear" else float(settings["gamma"])
         tensors.require(settings["kernel"] in ("linear", "rbf"), f"{settings['kernel']!r} is no kernel")
         tensors.require(gamma is None or 0 < gamma < np.inf, f"gamma is {gamma}")
@@ -118,7 +118,7 @@ class KernelMachine:
         return cls(vectors, counts, coefficients, tensors.take("intercept", (pairs,), np.float64), gamma)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `of` takes."""
+        """Return what `of` takes."""
         return {
             "vectors": self.vectors,
             "counts": self.counts,
@@ -174,7 +174,7 @@ Machine = LinearMachine | RestMachine | KernelMachine
 
 
 def machine_of(tensors: Tensors, settings: Mapping[str, Any], *, dimensions: int, groups: int) -> Machine:
-    """The machine whose `arrays` and `settings` these are. Raises the tensors' error where they do not fit."""
+    """Make the machine whose `arrays` and `settings` these are. Raises the tensors' error where they do not fit."""
     kind = settings["kind"]
     if kind == "linear":
         return LinearMachine.of(tensors, dimensions=dimensions, groups=groups)

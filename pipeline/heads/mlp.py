@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.heads.contract import Head, Problem, Search
 from pipeline.heads.rows import Rows
 from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION
+from pipeline.heads.solvers.gram import eigen
 from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors, write_tensors
@@ -37,7 +38,7 @@ _NAMES = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
 
 
 class Coordinates:
-    """What steps are taken in: standardised features times `scale`, or the similarities of rows where those are fewer.
+    """Coordinates of the steps: standardised features times `scale`, or similarities of rows where those are fewer.
 
     All that more features than rows can say is in the Gram matrix G = X X'. A row x is then written as x X' G^-1/2: of
     all rotations that keep the lengths of the training rows, the one whose coordinates are most like those rows.
@@ -84,10 +85,9 @@ class Coordinates:
 
 def _inverse_root(gram: Tensor) -> Tensor:
     """G^-1/2 of a Gram matrix (n, n), of its pseudo-inverse where it has no full rank."""
-    squares, vectors = torch.linalg.eigh(gram)
+    squares, vectors = eigen(np.array(gram.numpy(), order="F"))
     kept = squares > RANK_TOLERANCE * squares[-1]
-    root: Tensor = vectors[:, kept] / squares[kept].sqrt() @ vectors[:, kept].T
-    return root
+    return torch.from_numpy(vectors[:, kept] / np.sqrt(squares[kept]) @ vectors[:, kept].T)
 
 
 class MlpHead(Head):
@@ -164,7 +164,7 @@ class MlpHead(Head):
 
     @classmethod
     def load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote."""
+        """Open what `save` wrote."""
         head = cls.restore(config)
         head.place(Tensors.read(folder))
         return head

@@ -42,7 +42,7 @@ class Floor:
         return asdict(self)
 
     def notice(self, target: str) -> str:
-        """What a person should know where it is reached."""
+        """Say what a person should know where it is reached."""
         spread = f"the spread of {target!r} within {self.within} ({self.spread:.4g})"
         said = f"out-of-fold RMSE {self.rmse:.4g} is no better than {spread}"
         if self.within == CONTENT:

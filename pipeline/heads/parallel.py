@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 def in_threads(calls: Sequence[Callable[[], Result]], *, jobs: Literal["auto"] | int) -> list[Result]:
-    """The results of `calls`, in their order, of which `jobs` run at once; auto is one a core.
+    """Return the results of `calls`, in their order, of which `jobs` run at once; auto is one a core.
 
     Whatever ends the wait, an error of a call or Ctrl-C, starts no further call and is raised once those that run are
     done: a thread that is left in C code brings down an interpreter that ends.

@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Target:
-    """What is regressed on: `values` (n, T), weighed by `weights` (n,)."""
+    """Targets of a regression: `values` (n, T), weighed by `weights` (n,)."""
 
     values: Array
     weights: Array
@@ -107,8 +107,7 @@ class Decomposition:
         direction = self._root / np.linalg.norm(self._root)
         # The intercept is not penalised: its direction gets an eigenvalue of its own and then has no part in the path.
         gram += np.outer(direction * max(float(gram.diagonal().mean()), 1.0), direction)
-        squares, self._vectors = np.linalg.eigh(gram)
-        self._squares = np.maximum(squares, 0)
+        self._squares, self._vectors = eigen(np.asfortranarray(gram))
         self._intercept = int(np.abs(direction @ self._vectors).argmax())
         self._against = self._vectors.T @ self._values
 
@@ -120,7 +119,7 @@ class Decomposition:
         return inverse
 
     def _path(self, shrink: Array) -> Array:
-        """What the rotated rows are multiplied with to be residuals (Q) or predictions (V) of P penalties, (r, P T)."""
+        """Return factors (r, P T) of rotated rows that give residuals (Q) or predictions (V) of P penalties."""
         path: Array = (shrink[:, :, None] * self._against[:, None, :]).reshape(len(shrink), -1)
         return path
 
@@ -172,7 +171,7 @@ class Decomposition:
         return total / self._values.size
 
     def predictions(self, penalty: float) -> Array:
-        """What the model without a row says of it, (n, T)."""
+        """Predict each row by the model without it, (n, T)."""
         said = self._values.copy()
         for which, _, above, below in self._left_out([penalty]):
             said[which] -= above[:, 0] / below
@@ -256,7 +255,7 @@ def _by_folds(problem: Problem, folds: NDArray[np.int64], penalties: list[float]
 
 
 def _fold_scores(problem: Problem, folds: NDArray[np.int64], penalty: float) -> Array:
-    """What models without a fold say of it."""
+    """Predict each fold by the model without it."""
     values = np.empty_like(_targets(problem.y, problem.classes))
     for held, _, said in _held_out(problem, folds, [penalty]):
         values[held] = said[:, 0]
@@ -281,7 +280,7 @@ def _held_out(
 
 
 def _decomposed(problem: Problem) -> tuple[Decomposition, Standard]:
-    """The rows of `problem`, decomposed, and how they are standardised."""
+    """Decompose the rows of `problem`; also return how they are standardised."""
     standard = problem.standard()
     target = Target(_targets(problem.row_y, problem.classes), problem.row_weights)
     return Decomposition(problem.rows, standard, target), standard

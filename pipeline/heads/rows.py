@@ -30,7 +30,7 @@ class Rows(Protocol):
         """All rows at once, (n, D). Raises `HeadError` where they do not fit the memory budget."""
 
     def take(self, which: NDArray[np.int64]) -> Rows:
-        """The rows `which`, in that order."""
+        """Return the rows `which`, in that order."""
 
 
 def block_length(dimensions: int) -> int:
@@ -52,18 +52,18 @@ class ArrayRows:
         return self._features.shape[0], self._features.shape[1]
 
     def blocks(self) -> Iterator[tuple[slice, Features]]:
-        """Views of the array."""
+        """Pass views of the array."""
         length = block_length(self.shape[1])
         for start in range(0, len(self._features), length):
             which = slice(start, min(start + length, len(self._features)))
             yield which, self._features[which]
 
     def array(self) -> Features:
-        """The array itself."""
+        """Return the array itself."""
         return self._features
 
     def take(self, which: NDArray[np.int64]) -> ArrayRows:
-        """A copy of the rows `which`."""
+        """Copy the rows `which`."""
         return ArrayRows(self._features[which])
 
 
@@ -98,5 +98,5 @@ class StreamedRows:
         )
 
     def take(self, which: NDArray[np.int64]) -> StreamedRows:
-        """The rows `which`, still streamed."""
+        """Return the rows `which`, still streamed."""
         return StreamedRows(self._read, self._which[which], self._dimensions)

@@ -26,11 +26,11 @@ from pipeline.errors import HeadError
 from pipeline.heads import HEADS
 from pipeline.heads.blend import MEMBERS, BlendHead
 from pipeline.heads.contract import Head, Problem, Task
-from pipeline.heads.criterion import row_losses
+from pipeline.heads.criterion import losses_of, row_losses
 from pipeline.heads.linear import LinearHead
 from pipeline.heads.ridge import RidgeHead
 from pipeline.heads.rows import ArrayRows
-from pipeline.metrics import accuracy_interval, log_losses, ratio_interval
+from pipeline.metrics import accuracy_interval, ratio_interval
 from pipeline.progress import Course, Watch, unwatched
 from pipeline.registry import refuse_unknown
 
@@ -59,7 +59,7 @@ class Trained:
 
 
 def task_of(name: str) -> Task | None:
-    """The only task that head `name` takes, or None where it takes both. Raises `SettingsError` for a stranger."""
+    """Return the only task of head `name`, or None where it takes both. Raises `SettingsError` for a stranger."""
     if name in CHOOSERS:
         return CHOOSERS[name]
     refuse_unknown("head", name, [*HEADS, *CHOOSERS])
@@ -190,13 +190,13 @@ def _fit(
     folds: NDArray[np.int64] | None = None,
     on: str = "",
 ) -> Head:
-    """The head `name`, trained `on` what the watcher is told, as the next piece of the `course`."""
+    """Train the head `name`, `on` what the watcher is told, as the next piece of the `course`."""
     watched = replace(problem, watch=course.next(f"{on}{name}", HEADS[name].cost))
     return HEADS[name](problem.task, settings).fit(watched, folds)
 
 
 def candidates(name: str, problem: Problem) -> tuple[list[str], list[str]]:
-    """The heads to compare, and what is to be said about those that are not."""
+    """Return the heads to compare, and notices about those that are not."""
     asked = REGRESSORS if name == "regressor" else tuple(HEADS)
     learning = [one for one in asked if problem.task in HEADS[one].learns]
     if isinstance(problem.rows, ArrayRows):
@@ -276,7 +276,9 @@ def standings(
     """Entries, best first, of what has out-of-fold `scores`; intervals by resampling rows, equal contents together."""
     qualities = {name: _qualities(problem, said) for name, said in scores.items()}
     samples = _resampled(problem.groups, seed)
-    loss = {name: float(np.average(_losses(problem, said), weights=problem.weights)) for name, said in scores.items()}
+    loss = {
+        name: float(np.average(losses_of(problem.y, said), weights=problem.weights)) for name, said in scores.items()
+    }
     heads = sorted(scores.keys() - {PROCEDURE}, key=lambda name: (-qualities[name].mean(), loss[name], name))
     chosen = choose({name: qualities[name] for name in heads}, samples, prefer)
     entries = []
@@ -306,12 +308,6 @@ def _score_interval(problem: Problem, quality: NDArray[np.float64], samples: NDA
     return [max(bound, 0.0) ** 0.5 for bound in squares]
 
 
-def _losses(problem: Problem, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    if problem.classes is None:
-        return np.asarray(np.square(scores - problem.y))
-    return log_losses(scores[np.arange(len(scores)), problem.y])
-
-
 def _shown(problem: Problem, quality: float) -> float:
     """Accuracy, or RMSE in the target's unit."""
     return quality if problem.classes is not None else max(-quality, 0.0) ** 0.5
@@ -320,7 +316,7 @@ def _shown(problem: Problem, quality: float) -> float:
 def choose(
     qualities: dict[str, NDArray[np.float64]], samples: NDArray[np.int64], prefer: Sequence[str] = PREFERRED
 ) -> str:
-    """The first of `prefer` that is not clearly worse than the best, by quality (n,) of each row; else the best."""
+    """Return the first of `prefer` that is not clearly worse than the best by quality (n,) of rows; else the best."""
     best = max(qualities, key=lambda name: float(qualities[name].mean()))
     for name in prefer:
         if name in qualities and _interval(samples, qualities[best] - qualities[name])[0] <= 0:
@@ -355,13 +351,13 @@ def _resampled(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _interval(samples: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[float, float]:
-    """The central 95 % of the mean of `values` over bootstrap samples."""
+    """Return the central 95 % of the mean of `values` over bootstrap samples."""
     low, high = np.quantile(samples @ values / samples.sum(axis=1), (0.025, 0.975))
     return float(low), float(high)
 
 
 def table_text(ranking: Sequence[dict[str, Any]], *, numbers: bool) -> str:
-    """The ranking for a person."""
+    """Format the ranking for a person."""
     measured = "RMSE" if numbers else "accuracy"
     lines = [f"  {'head':<8} {measured:>9}   95 % interval     behind the best (paired 95 %)"]
     for entry in ranking:

@@ -24,7 +24,7 @@ _CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class Standard:
-    """What is taken off training features, `mean` (D,), and what they are divided by, `scale` (D,).
+    """Location and scale of training features: `mean` (D,) is taken off, and they are divided by `scale` (D,).
 
     A constant feature has an infinite scale and so no say.
     """
@@ -56,9 +56,9 @@ class Standard:
             raise HeadError("the features hold NaN or infinity; run pipeline verify on the file")
         offset = total / count
         mean = shift + offset
-        spread = np.sqrt(np.maximum(squares / count - offset**2, 0))
-        spread[spread <= _CONSTANT * np.abs(mean)] = 0
-        layers = np.split(spread, np.cumsum(widths)[:-1]) if widths else [spread]
+        std = np.sqrt(np.maximum(squares / count - offset**2, 0))
+        std[std <= _CONSTANT * np.abs(mean)] = 0
+        layers = np.split(std, np.cumsum(widths)[:-1]) if widths else [std]
         return cls(mean, np.concatenate([_scale(layer) for layer in layers]))
 
     def apply(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -68,7 +68,7 @@ class Standard:
         return np.asarray(centred, dtype=np.float32)
 
     def divide(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
-        """The same by division instead of a product, to the last bit what StandardScaler of scikit-learn 1.9 gives.
+        """Standardise by division instead of a product, to the last bit as StandardScaler of scikit-learn 1.9 does.
 
         Heads that were saved with that scaler go on giving the same answers. Those of scikit-learn 1.6 rounded later,
         so that answers agree to the seventh digit or so.
@@ -85,12 +85,12 @@ class Standard:
         return raw, bias - raw @ self.mean
 
 
-def _scale(spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What to divide the features of one layer by, from the `spread` of each; 0 is that of a constant one."""
-    scale = np.full(len(spread), np.inf)
-    varies = spread > 0
+def _scale(std: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what the features of one layer are divided by, from the `std` of each; 0 is that of a constant one."""
+    scale = np.full(len(std), np.inf)
+    varies = std > 0
     if varies.any():
-        own = spread[varies]
+        own = std[varies]
         tamed = np.hypot(own, own.mean())
         scale[varies] = tamed * np.sqrt(np.square(own / tamed).mean())
     return scale

@@ -54,7 +54,7 @@ class Setting:
     gamma: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What is shown of it."""
+        """Return what is shown of it."""
         shown = {"kernel": self.kernel, "C": self.C}
         return shown if self.gamma is None else {**shown, "gamma": self.gamma}
 
@@ -159,7 +159,7 @@ class SvmHead(Head):
 
     @classmethod
     def load(cls, folder: FilePath, config: Mapping[str, Any]) -> Self:
-        """What `save` wrote, or that of version 0.1.0 in head.skops."""
+        """Open what `save` wrote, or what version 0.1.0 wrote into head.skops."""
         head = cls.restore(config)
         head.classes = None if head.task == "numbers" else int(config["classes"])
         head.offset, head.unit = float(config["offset"]), float(config["unit"])
@@ -218,7 +218,7 @@ class SvmHead(Head):
         return found
 
     def _families(self, problem: Problem) -> list[tuple[Setting, ...]]:
-        """Settings that share a kernel matrix."""
+        """List families of settings that share a kernel matrix."""
         dimensions = problem.dimensions
         linear = tuple(Setting("linear", C / dimensions) for C in LINEAR_C)
         if not self._affords_kernels(problem):
@@ -273,7 +273,7 @@ def _kernel(
     *,
     gamma: float | None,
 ) -> NDArray[np.float64]:
-    """The kernel matrix of some rows and columns, from the inner products of all."""
+    """Return the kernel matrix of some rows and columns, from the inner products of all."""
     part = gram[np.ix_(rows, columns)]
     if gamma is None:
         return part
@@ -302,7 +302,7 @@ def _widened(scores: NDArray[np.floating], known: NDArray[np.integer], classes: 
 
 
 def _learned(kind: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a machine from the attributes of a scikit-learn estimator, which may be forged."""
+    """Take the arrays of a machine from the attributes of a scikit-learn estimator, which may be forged."""
     known = {"known": attributes.get("classes_")} if kind.endswith("SVC") else {}
     if kind.startswith("Linear"):
         return {

@@ -28,12 +28,12 @@ class Tensors:
 
     @classmethod
     def trained(cls, found: Mapping[str, Any]) -> Tensors:
-        """What a training left; an array that cannot be used raises `HeadError`."""
+        """Take what a training left; an array that cannot be used raises `HeadError`."""
         return cls(found, "what was trained cannot be kept", error=HeadError)
 
     @classmethod
     def read(cls, folder: Path) -> Tensors:
-        """The content of head.safetensors; raises `ModelError` where it is missing or damaged."""
+        """Read head.safetensors; raises `ModelError` where it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -46,7 +46,7 @@ class Tensors:
             raise ModelError(f"{path} cannot be read: {error}; train the head again") from None
 
     def take(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A copy of `name` in C order and of `dtype`: of this `shape`, None for any length, and finite.
+        """Copy `name` in C order and of `dtype`: of this `shape`, None for any length, and finite.
 
         Raises where it is otherwise, or where whole numbers are asked for and there are others.
         """
@@ -56,7 +56,7 @@ class Tensors:
         return array
 
     def divisors(self, name: str, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
-        """The same of positive numbers, among which may be infinity."""
+        """Copy an array of positive numbers, among which may be infinity."""
         array = self._any(name, shape, np.float64)
         self.require((array > 0).all(), f"{name} holds what is not positive")
         return array

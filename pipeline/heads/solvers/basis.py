@@ -41,11 +41,11 @@ class Basis(ABC):
 
     @abstractmethod
     def double(self) -> Basis:
-        """The same basis in double precision."""
+        """Return the same basis in double precision."""
 
     @abstractmethod
     def sorted_by(self, folds: NDArray[np.int64]) -> Basis | None:
-        """The same basis with the rows in the order of their folds; None where rows have to be read as they come."""
+        """Return the basis with rows in the order of their folds; None where rows have to be read as they come."""
 
     @abstractmethod
     def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
@@ -56,7 +56,7 @@ class Basis(ABC):
         return weights if self.rotation is None else torch.cat([self.rotation @ weights[:-1], weights[-1:]])
 
     def leave(self, gradient: Tensor) -> Tensor:
-        """A gradient for the rows of `blocks` as one for the rotated features, (r + 1, M)."""
+        """Return a gradient for the rows of `blocks` as one for the rotated features, (r + 1, M)."""
         return gradient if self.rotation is None else torch.cat([self.rotation.T @ gradient[:-1], gradient[-1:]])
 
     @abstractmethod
@@ -87,7 +87,7 @@ class RotatedRows(Basis):
         return RotatedRows(self._features, self.variance.double(), rotation=rotation, back=back)
 
     def sorted_by(self, folds: NDArray[np.int64]) -> Basis:
-        """A copy of the rows."""
+        """Copy the rows."""
         order = torch.from_numpy(np.argsort(folds, kind="stable")).to(self._features.device)
         return RotatedRows(self._features[order], self.variance, rotation=self.rotation, back=self._back)
 
@@ -137,7 +137,7 @@ def _with_ones(rows: Tensor) -> Tensor:
 
 
 def make_basis(rows: Rows, standard: Standard, device: torch.device = CPU) -> Basis:
-    """The basis for `rows` on `device`: by the smaller of Gram matrix and covariance, or none where both are large."""
+    """Make the basis for `rows` by the smaller of Gram matrix and covariance; none is rotated where both are large."""
     count, dimensions = rows.shape
     if not isinstance(rows, ArrayRows):
         return _streamed(rows, standard, device)
@@ -177,5 +177,9 @@ def _streamed(rows: Rows, standard: Standard, device: torch.device) -> Basis:
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Values and vectors in float32: the basis steers how fast a solver is, not where it ends."""
-    values, vectors = torch.linalg.eigh(matrix)
+    if matrix.device == CPU:
+        found = (torch.from_numpy(part) for part in eigen(np.array(matrix.numpy(), order="F")))
+    else:
+        found = iter(torch.linalg.eigh(matrix))
+    values, vectors = found
     return values.clamp(min=0).float(), vectors.float()

@@ -64,12 +64,12 @@ class Fits:
         return self.weights + share * (self.weights - self.earlier)
 
     def mean(self) -> Fits:
-        """The average of all models, for a fit on all rows, whose curvature is much the same."""
+        """Average all models, for a fit on all rows, whose curvature is much the same."""
         pairs = tuple((step.mean(dim=0, keepdim=True), change.mean(dim=0, keepdim=True)) for step, change in self.pairs)
         return Fits(self.weights.mean(dim=0, keepdim=True), pairs=pairs)
 
     def double(self) -> Fits:
-        """The models in double precision, to go on from."""
+        """Return the models in double precision, to go on from."""
         return Fits(self.weights.double(), pairs=tuple((step.double(), change.double()) for step, change in self.pairs))
 
 
@@ -275,7 +275,7 @@ class _Descent:
         del self.pairs[: -self.memory]
 
     def _direction(self, gradient: Tensor) -> Tensor:
-        """The two loops of Nocedal (1980), for every fit at once; a pair with inverse 0 is skipped."""
+        """Run the two loops of Nocedal (1980) for every fit at once; a pair with inverse 0 is skipped."""
         direction, passed, size = -gradient, [], torch.ones_like(gradient[:, :1, :1])
         for pair in reversed(self.pairs):
             part = pair.inverse * _dot(pair.step, direction)

@@ -13,7 +13,7 @@ Matrix = NDArray[np.float64]
 
 
 def zero_products(size: int) -> Matrix:
-    """A matrix (size, size) for `add_products`."""
+    """Make a matrix (size, size) for `add_products`."""
     return np.zeros((size, size), order="F")
 
 

@@ -71,7 +71,7 @@ class Stack:
 
 @dataclass
 class Lesson:
-    """What a stack learns from: rows (n, D), or (folds, n, D) where each fold has its own, targets and weights (n,)."""
+    """Examples of a stack: rows (n, D), or (folds, n, D) where each fold has its own, targets and weights (n,)."""
 
     rows: Tensor
     targets: Tensor
@@ -90,11 +90,11 @@ class Lesson:
         )
 
     def rows_of(self, network: int) -> Tensor:
-        """The rows (n, D) of one network of a stack, which has the folds side by side for each setting."""
+        """Return the rows (n, D) of one network of a stack, which has the folds side by side for each setting."""
         return self.rows if self.rows.ndim == 2 else self.rows[network % len(self.rows)]
 
     def batch(self, which: Tensor) -> Tensor:
-        """The rows `which` (K, B) of each network, (K, B, D)."""
+        """Return the rows `which` (K, B) of each network, (K, B, D)."""
         if self.rows.ndim == 2:
             return self.rows[which]
         return self.rows[(torch.arange(len(which)) % len(self.rows))[:, None], which]
@@ -110,7 +110,7 @@ class Lesson:
 def train_stack(
     plan: Plan, lesson: Lesson, members: list[NDArray[np.int64]], decay: Tensor
 ) -> Iterator[tuple[Stack, float]]:
-    """The stack after each epoch, and the mean loss of its steps; network k learns from the rows `members[k]`."""
+    """Yield the stack after each epoch, and the mean loss of its steps; network k learns from rows `members[k]`."""
     stack = Stack(plan, len(members), lesson.rows.shape[-1], lesson.outputs)
     optimizer = _optimizer(plan, stack.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, plan.drop_every or plan.epochs + 1, 0.1)
@@ -137,7 +137,7 @@ def _shrink(stack: Stack, share: Tensor) -> None:
 
 
 def _batches(members: list[NDArray[np.int64]], size: int, generator: np.random.Generator) -> Iterator[Tensor]:
-    """An epoch of row numbers (K, B), in random order; networks with fewer rows see a few of them twice."""
+    """Yield an epoch of row numbers (K, B), in random order; networks with fewer rows see a few of them twice."""
     longest = max(len(one) for one in members)
     size = min(size, longest)
     steps = -(-longest // size)
@@ -157,7 +157,7 @@ def _optimizer(plan: Plan, parameters: list[Tensor]) -> torch.optim.Optimizer:
 def search_epochs(
     plan: Plan, problem: Problem, lesson: Lesson, folds: NDArray[np.int64], *, offset: float = 0.0, unit: float = 1.0
 ) -> Search:
-    """The decay and the number of epochs of least out-of-fold loss; `offset` and `unit` make scores numbers again."""
+    """Find decay and epochs of least out-of-fold loss; `offset` and `unit` make scores numbers again."""
     row_folds = np.repeat(folds, problem.views)
     count = int(folds.max()) + 1
     members = [np.flatnonzero(row_folds != fold) for _ in plan.decays for fold in range(count)]
