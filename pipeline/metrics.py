@@ -21,6 +21,8 @@ from pipeline.text import plural, shown
 #: A confusion matrix of more classes than this is a table nobody reads; the worst confusions are listed instead.
 MATRIX_CLASSES = 100
 LISTED_CONFUSIONS = 10
+#: Of them, and of the classes recognized least, so many are shown where a line for each class is too much.
+MOST_SHOWN = 5
 CALIBRATION_BINS = 15
 #: Fewer rows than this say little: the interval of an accuracy is wider than what most choices are about.
 FEW_ROWS = 30
@@ -312,7 +314,7 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"{accuracy_text(found)}   macro F1 {found['macro_f1']:.4f}{of}   ({_counted(found)})"]
     lines.append(f"  {_more_measures(found)}")
     if len(per_class) > 20:
-        return "\n".join(lines)
+        return "\n".join([*lines, *_weakest(found)])
     written = {name: shown(name) for name in per_class}
     width = max(map(len, written.values()))
     lines.append(f"  {'':<{width}}  precision  recall      f1  support")
@@ -326,6 +328,15 @@ def _more_measures(found: Mapping[str, Any]) -> str:
     measured = {"balanced accuracy": found["balanced_accuracy"], "top-5 accuracy": found.get("top5_accuracy")}
     measured |= {"ROC-AUC": found["roc_auc"], "average precision": found["average_precision"]}
     return "   ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None)
+
+
+def _weakest(found: Mapping[str, Any]) -> list[str]:
+    """List the pairs of classes that are confused most, and the classes that are recognized least."""
+    lines = [f"  {count} of {shown(true)} called {shown(said)}" for true, said, count in found["confused"][:MOST_SHOWN]]
+    weak = [(one["recall"], -one["support"], name) for name, one in found["per_class"].items() if one["support"]]
+    weakest = [f"{shown(name)} {recall:.2f} of {-support}" for recall, support, name in sorted(weak) if recall < 1]
+    lines = ["most confused:", *lines] if lines else []
+    return lines + ([f"recognized least: {', '.join(weakest[:MOST_SHOWN])}"] if weakest else [])
 
 
 def accuracy_text(found: Mapping[str, Any]) -> str:

@@ -1,15 +1,18 @@
 """Plots of a training: confusion matrix, predictions against truth, learning curve, ranking, a grid of images.
 
 Figures are made without pyplot, so that nothing global is touched and no display is needed; `render` makes files of
-them. Names come from the user's files and may hold anything: `spelled` puts them into characters that the fonts of this
-machine have, and `_finished` sees to it that none of them is read as a formula.
+them, all in the style of `styled`. Names come from the user's files and may hold anything: `spelled` puts them into
+characters that the fonts of this machine have, and `_finished` sees to it that none of them is read as a formula.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,7 +31,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RIGHT, WRONG, BLUE, GREY = "#1b7837", "#b2182b", "#2166ac", "#888888"
+#: Colours that those who see fewer of them tell apart (Okabe and Ito, 2008), of as many classes as a legend has.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#000000")
+RIGHT, WRONG, BLUE, GREY = "#0072b2", "#d55e00", "#0072b2", "#767676"
+#: Sizes of text, in points, and what is drawn alike everywhere.
+TITLE, TEXT, SMALL = 11.0, 10.0, 8.0
+STYLE = {
+    "font.size": TEXT,
+    "axes.titlesize": TEXT,
+    "figure.titlesize": TITLE,
+    "legend.fontsize": SMALL,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
+}
+#: Width of a character, in inches for a point of its size: wide enough for most texts.
+CHARACTER = 0.0088
 #: Fonts that have what the first one lacks, in the order in which they are asked: those of Linux, Windows and macOS.
 #: Fonts of coloured emoji are no outlines, which is all that matplotlib draws.
 FONTS = (
@@ -42,31 +63,96 @@ FONTS = (
 Drawing: TypeAlias = "Callable[[], Figure]"
 #: A longer name leaves no room for the plot.
 LONGEST_NAME = 40
-#: Colours that those who see fewer of them tell apart (Okabe and Ito, 2008), of as many classes as a legend has.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#000000")
-#: More classes than this and numbers in the cells cannot be read.
-WRITTEN_CELLS = 20
+#: More classes than this and a matrix shows nothing: the pairs and classes that are confused most are listed.
+MOST_CELLS = 40
+LISTED = 15
+#: Points further than this many interquartile ranges from the others would squeeze them into a corner.
+FAR = 3.0
 
 
 def confusion(matrix: NDArray[np.int64], names: Sequence[str], *, title: str = "") -> Figure:
     """Draw counts (C, C) with the truth in rows; the shade is the share of the row."""
     classes = len(names)
     written = [spelled(name) for name in names]
-    margin = 0.07 * max(map(len, written))
-    side = min(2.5 + 0.45 * classes, 16)
-    figure = _figure(side + 0.6 + margin, side + 0.7 * margin)
+    cell = 0.45
+    room = _inches(written, STYLE["ytick.labelsize"])
+    lying = room < 0.9 * cell
+    side = max(cell * classes, 1.4)
+    figure = _figure(max(side + room + 1.9, 4.2), side + (0.3 if lying else room) + 1.1)
     axes = figure.add_subplot()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if classes <= WRITTEN_CELLS:
-        for (row, column), count in np.ndenumerate(matrix):
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count or row == column:  # zeros elsewhere hide the mistakes
             colour = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    ticks = range(0, classes, 1 if classes <= 60 else classes // 30)
-    axes.set_xticks(ticks, [written[i] for i in ticks], rotation=45, ha="right")
-    axes.set_yticks(ticks, [written[i] for i in ticks])
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    return _finished(figure)
+            size = TEXT if len(str(count)) < 4 else SMALL * 4 / max(4, len(str(count)))
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
+    axes.set_xticks(range(classes), written, rotation=0 if lying else 90)
+    axes.set_yticks(range(classes), written)
+    axes.spines[:].set_visible(True)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, label="share of the true class", ticks=[0, 0.5, 1], fraction=0.05, aspect=15)
+    return _finished(figure, title)
+
+
+def most_confused(
+    truth: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str], *, title: str = ""
+) -> Figure:
+    """Draw the most confused pairs of classes and the classes that are recognized least, a bar each, from codes (n,).
+
+    For more classes than a matrix can show; nothing of the size of one is made.
+    """
+    support, hits = (np.bincount(codes, minlength=len(names)) for codes in (truth, truth[truth == predicted]))
+    wrong, counts = np.unique(np.stack([truth, predicted])[:, truth != predicted], axis=1, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:LISTED]
+    pairs = [(int(i), int(j), int(count)) for (i, j), count in zip(wrong.T[most], counts[most], strict=True)]
+    recall = hits / np.maximum(support, 1)
+    weak = [int(code) for code in np.lexsort((-support, recall)) if hits[code] < support[code]][:LISTED]
+    figure = _figure(10, 1.5 + 0.42 * max(len(pairs), len(weak), 3))
+    left, right = figure.subplots(1, 2)
+    _listed_bars(
+        left,
+        [f"{spelled(names[i], 26)} → {spelled(names[j], 26)}" for i, j, _ in pairs],
+        [float(count) for *_, count in pairs],
+        [f"{count} of {support[i]}" for i, _, count in pairs],
+        heading="most confused: true → predicted, rows",
+    )
+    _listed_bars(
+        right,
+        [spelled(names[code]) for code in weak],
+        [float(recall[code]) for code in weak],
+        [f"{hits[code]} of {support[code]}" for code in weak],
+        heading="recognized least: share of the class that is right",
+        most=1.0,
+    )
+    return _finished(figure, title)
+
+
+def _listed_bars(
+    axes: Axes,
+    labels: Sequence[str],
+    values: Sequence[float],
+    counts: Sequence[str],
+    *,
+    heading: str,
+    most: float = 0.0,
+) -> None:
+    """Draw a bar for each of the `values` below its label, which so has the whole width; its count stands beside it."""
+    axes.set_title(heading, loc="left")
+    axes.spines[:].set_visible(False)
+    axes.set_yticks([])
+    axes.set_xticks([])
+    if not labels:
+        axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes, color=GREY)
+        return
+    longest = max(most, *values)
+    places = np.arange(len(labels), dtype=float)
+    axes.barh(places + 0.22, longest, height=0.3, color="#eeeeee")
+    axes.barh(places + 0.22, values, height=0.3, color=BLUE)
+    for place, label, count in zip(places, labels, counts, strict=True):
+        axes.text(0, place - 0.2, label, va="center", fontsize=SMALL)
+        axes.text(1.02 * longest, place + 0.22, count, va="center", fontsize=SMALL, color=GREY)
+    axes.set(xlim=(0, 1.25 * longest), ylim=(max(len(labels), 3) - 0.4, -0.6))
 
 
 def predicted_against_true(
@@ -78,49 +164,74 @@ def predicted_against_true(
     coverage: float = 0.9,
     title: str = "",
 ) -> Figure:
-    """Draw a point a row.
+    """Draw a point a row; points far from all others stand at the border, where they leave room for the others.
 
     The band, or the line through each point, is the prediction interval, which holds the share `coverage` of new rows.
     """
-    figure = _figure(5.5, 5.5)
+    figure = _figure(5.5, 5.7)
     axes = figure.add_subplot()
-    both = np.concatenate([truth, predicted])
-    ends = np.array([both.min(), both.max()], dtype=np.float64)
+    low, high = near_limits(np.concatenate([truth, predicted]))
+    margin = 0.04 * (high - low) or 1.0
+    ends = np.array([low - margin, high + margin])
     if half_width is not None:
         band = f"{coverage:.0%} interval".replace("%", " %")
         half = np.broadcast_to(half_width, predicted.shape)
-        if np.ptp(half) == 0:
-            axes.fill_between(ends, ends - half[0], ends + half[0], color=BLUE, alpha=0.12, label=band)
+        if np.ptp(half) <= 1e-9 * np.max(half):
+            axes.fill_between(ends, ends - half[0], ends + half[0], color=BLUE, alpha=0.12, linewidth=0, label=band)
         else:
             axes.vlines(truth, predicted - half, predicted + half, color=BLUE, alpha=0.12, label=band)
-        axes.legend(loc="upper left")
-    axes.plot(ends, ends, color=GREY, linewidth=1)
-    axes.plot(truth, predicted, ".", color=BLUE, alpha=0.6)
-    axes.set(xlabel=f"true {spelled(name)}", ylabel=f"predicted {spelled(name)}", title=title)
-    return _finished(figure)
+    axes.plot(ends, ends, color=GREY, linewidth=1, label="predicted = true")
+    far = (np.minimum(truth, predicted) < low) | (np.maximum(truth, predicted) > high)
+    axes.plot(truth[~far], predicted[~far], ".", color=BLUE, alpha=0.6)
+    if far.any():
+        label = f"{plural(int(far.sum()), 'row')} beyond the border: {np.min([truth, predicted]):.4g} to "
+        label += f"{np.max([truth, predicted]):.4g}"
+        at_border = [np.clip(values[far], ends[0], ends[1]) for values in (truth, predicted)]
+        axes.plot(*at_border, "X", color=WRONG, markersize=8, clip_on=False, label=label)
+    axes.set(xlabel=f"true {spelled(name)}", ylabel=f"predicted {spelled(name)}", xlim=ends, ylim=ends)
+    _legend_below(figure, axes)
+    return _finished(figure, title)
 
 
-def learning_curve(epochs: Sequence[Mapping[str, Any]], *, best: int | None = None) -> Figure:
+def near_limits(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the least and the largest of the `values`, without those so far away that all others would be a spot.
+
+    >>> near_limits(np.array([1.0, 2.0, 3.0, 4.0, 1e6]))
+    (1.0, 4.0)
+    """
+    values = np.asarray(values, dtype=np.float64)
+    low, high = np.quantile(values, (0.25, 0.75))
+    reach = FAR * (high - low)
+    near = values[(values >= low - reach) & (values <= high + reach)]
+    if np.ptp(values) <= 2 * np.ptp(near) or np.ptp(near) == 0:
+        return float(values.min()), float(values.max())
+    return float(near.min()), float(near.max())
+
+
+def learning_curve(
+    epochs: Sequence[Mapping[str, Any]], *, best: int | None = None, held_out: str = "val", title: str = ""
+) -> Figure:
     """Draw one panel a measure, from entries such as {epoch, train_loss, val_loss, val_accuracy, ...}.
 
-    `best` is the epoch that was kept.
+    `best` is the epoch that was kept. `held_out` says what rows the measures called val are of.
     """
     from matplotlib.ticker import MaxNLocator
 
     names = {key.split("_", 1)[1]: None for entry in epochs for key in entry if key.startswith(("train_", "val_"))}
-    figure = _figure(5 * max(len(names), 1), 3.6)
+    figure = _figure(4.2 * max(len(names), 1), 3.8)
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(1, len(names), place)
-        for which, colour in (("train", GREY), ("val", BLUE)):
+        for which, label, colour, marker in (("train", "train", WRONG, "s"), ("val", held_out, BLUE, "o")):
             points = [(e["epoch"], e[f"{which}_{name}"]) for e in epochs if f"{which}_{name}" in e]
             if points:
-                axes.plot(*zip(*points, strict=True), color=colour, label=which, marker=".")
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3.5)
         if best is not None:
-            axes.axvline(best, color=GREY, linewidth=1, linestyle=":", label=f"kept: epoch {best}")
+            axes.axvline(best, color=GREY, linewidth=1.2, linestyle=":", label=f"kept: epoch {best}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no epoch 0.5
         axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.25)
         axes.legend()
-    return _finished(figure)
+    return _finished(figure, title)
 
 
 def ranking(
@@ -130,19 +241,21 @@ def ranking(
     *,
     measure: str,
     chosen: str | None = None,
+    title: str = "",
 ) -> Figure:
-    """Draw heads from best to worst with their confidence intervals, the one that was `chosen` in green."""
-    figure = _figure(6.5, 1.2 + 0.45 * len(names))
+    """Draw heads from best to worst with their confidence intervals, the one that was `chosen` as a star."""
+    figure = _figure(6.5, 1.4 + 0.4 * len(names))
     axes = figure.add_subplot()
     places = np.arange(len(names))[::-1]
     around = np.abs(np.array(intervals).T - np.array(scores))
     for place, name in enumerate(names):
-        colour = RIGHT if name == chosen else BLUE
-        axes.errorbar(scores[place], places[place], xerr=around[:, place : place + 1], fmt="o", color=colour, capsize=4)
+        look: dict[str, Any] = {"fmt": "*", "color": WRONG, "markersize": 11} if name == chosen else {"color": BLUE}
+        error = around[:, place : place + 1]
+        axes.errorbar(scores[place], places[place], xerr=error, **{"fmt": "o", "capsize": 4, **look})
     axes.set_yticks(places, [f"{name} (chosen)" if name == chosen else name for name in names])
     axes.set(xlabel=measure, ylim=(-0.6, len(names) - 0.4))
     axes.grid(axis="x", alpha=0.3)
-    return _finished(figure)
+    return _finished(figure, title)
 
 
 def bars(
@@ -175,7 +288,7 @@ def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: st
     listed, others = largest, list[str]()
     if len(largest) > len(COLOURS):
         listed, others = largest[: len(COLOURS) - 1], largest[len(COLOURS) - 1 :]
-    drawn = {f"{spelled(key)} ({len(values[key]):,})": values[key] for key in listed}
+    drawn = {f"{spelled(key, 30)} ({len(values[key]):,})": values[key] for key in listed}
     if others:
         rest = np.concatenate([values[key] for key in others])
         drawn[f"{len(others)} other classes ({len(rest):,})"] = rest
@@ -185,9 +298,10 @@ def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: st
         axes.hist(
             numbers, edges.tolist(), histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label
         )
-    axes.set(xlabel=spelled(name), ylabel="images", title=title)
-    axes.legend()
-    return _finished(figure)
+    axes.set(xlabel=spelled(name), ylabel="images")
+    if list(values) != [""]:
+        _legend_below(figure, axes)
+    return _finished(figure, title)
 
 
 def grid(images: Sequence[Image.Image], captions: Sequence[str], *, right: Sequence[bool], columns: int = 8) -> Figure:
@@ -208,7 +322,33 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def _finished(figure: Figure) -> Figure:
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the axes, in two columns where its texts have the room."""
+    widest = _inches(map(str, axes.get_legend_handles_labels()[1]), SMALL) + 0.6
+    columns = 2 if 2 * widest < figure.get_figwidth() else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _inches(texts: Iterable[str], size: float) -> float:
+    """Measure the widest of the `texts`, written in `size` points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=100)
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    drawn = [figure.text(0, 0, text, fontsize=size) for text in texts]
+    _plain(figure)
+    return float(max(text.get_window_extent(renderer).width for text in drawn)) / 100
+
+
+def _finished(figure: Figure, title: str = "") -> Figure:
+    """Return the figure with its title, all of it as `_plain` makes it."""
+    if title:
+        figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / (CHARACTER * TITLE))), fontsize=TITLE)
+    return _plain(figure)
+
+
+def _plain(figure: Figure) -> Figure:
     """Return the figure with every text as it stands, no formulas, in fonts that have its characters."""
     from matplotlib.text import Text
 
@@ -222,15 +362,15 @@ def _finished(figure: Figure) -> Figure:
 # --- characters
 
 
-def spelled(name: str) -> str:
+def spelled(name: str, longest: int = LONGEST_NAME) -> str:
     r"""Spell a name in characters that can be drawn: others as \u732b, and the middle of a long one left out.
 
     >>> spelled("tab\there")
     'tab\\there'
     """
     pieces = [character if _is_drawn(character) else _escaped(character) for character in name]
-    room = LONGEST_NAME - 1
-    if sum(map(len, pieces)) <= LONGEST_NAME:
+    room = longest - 1
+    if sum(map(_width, pieces)) <= longest:
         return "".join(pieces)
     return _filled(pieces, room * 2 // 3) + "…" + _filled(pieces[::-1], room // 3, backwards=True)
 
@@ -239,11 +379,16 @@ def _filled(pieces: Sequence[str], room: int, *, backwards: bool = False) -> str
     """Join as many pieces from the start as there is `room` for."""
     kept: list[str] = []
     for piece in pieces:
-        room -= len(piece)
+        room -= _width(piece)
         if room < 0:
             break
         kept.append(piece)
     return "".join(kept[::-1] if backwards else kept)
+
+
+def _width(text: str) -> int:
+    """Count the widths of Latin letters that a text takes: two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
 def undrawn(names: Iterable[str]) -> str:
@@ -321,12 +466,19 @@ def _cause(error: Exception) -> str:
 
 
 def png(draw: Drawing) -> bytes:
-    """Draw under matplotlib's own defaults: its settings come from a file that may lie in the current folder."""
-    from matplotlib import rc_context, rcParamsDefault
-
+    """Draw in the style of all plots."""
     file = io.BytesIO()
-    # All but the backend, which is no matter of taste, and not put back afterwards.
-    defaults: Any = {name: value for name, value in dict.items(rcParamsDefault) if name != "backend"}
-    with rc_context(defaults):
+    with styled():
         draw().savefig(file, format="png")
     return file.getvalue()
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in one style on matplotlib's own defaults: its settings come from a file that may lie in this folder."""
+    from matplotlib import rc_context, rcParamsDefault
+
+    # All but the backend, which is no matter of taste, and not put back afterwards.
+    defaults: Any = {name: value for name, value in dict.items(rcParamsDefault) if name != "backend"}
+    with rc_context(defaults | STYLE):
+        yield

@@ -5,7 +5,7 @@ A part of a data set is scored alike whoever answers: a head after its training,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -171,23 +171,51 @@ class Scored:
         return found
 
     def plots(self) -> dict[str, Drawing]:
-        """Return a confusion matrix, or values against the truth; nothing for more classes than a matrix has."""
-        found, rows = self.metrics, plural(len(self), "row")
-        if self.target.task == "numbers":
-            r2 = "-" if found["r2"] is None else f"{found['r2']:.3f}"
-            return {"predicted": lambda: self._predicted(f"{self.title}: R2 {r2} ({rows})")}
-        if "confusion" not in found:
-            return {}
-        matrix, names = np.array(found["confusion"]), self.target.names or ()
-        title = f"{self.title}: {found['accuracy']:.1%} of {rows} right"
-        return {"confusion": lambda: plots.confusion(matrix, names, title=title)}
+        """Return a confusion matrix, or values against the truth."""
+        target = self.target
+        return Answers(list(self.rows()), self.part, target.name, target.names, self.coverage).drawings()
 
-    def _predicted(self, title: str) -> Figure:
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers beside the truth, from which plots are drawn: lines as `Scored.rows` yields them, of one part.
+
+    `classes` are those of the target, None for numbers; intervals hold the share `coverage` of new rows.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    part: str
+    target: str
+    classes: tuple[str, ...] | None
+    coverage: float = 0.9
+
+    def drawings(self) -> dict[str, Drawing]:
+        """Return a confusion matrix, or values against the truth."""
+        return {"predicted": self._predicted} if self.classes is None else {"confusion": self._confusion}
+
+    def _title(self, found: str) -> str:
+        return f"{metrics.PARTS.get(self.part, 'all rows')}: {found}"
+
+    def _column(self, name: str) -> NDArray[np.float64]:
+        return np.array([row[name] for row in self.rows], dtype=np.float64)
+
+    def _confusion(self) -> Figure:
+        codes = {name: code for code, name in enumerate(self.classes or ())}
+        truth, said = (np.array([codes[row[name]] for row in self.rows]) for name in ("true", "label"))
+        title = self._title(f"{(truth == said).mean():.1%} of {plural(len(truth), 'row')} right")
+        if len(codes) > plots.MOST_CELLS:
+            return plots.most_confused(truth, said, tuple(codes), title=title)
+        return plots.confusion(metrics.confusion(truth, said, len(codes)), tuple(codes), title=title)
+
+    def _predicted(self) -> Figure:
+        truth, said = self._column("true"), self._column("value")
+        spread = np.square(truth - truth.mean()).sum()
+        r2 = f"{1 - np.square(said - truth).sum() / spread:.3f}" if spread else "-"
         return plots.predicted_against_true(
-            self.truth,
-            self.scores,
-            name=self.target.name,
-            half_width=self.half_width,
+            truth,
+            said,
+            name=self.target,
+            half_width=None if self.rows[0]["low"] is None else (self._column("high") - self._column("low")) / 2,
             coverage=self.coverage,
-            title=title,
+            title=self._title(f"R2 {r2} ({plural(len(truth), 'row')})"),
         )

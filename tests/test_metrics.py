@@ -95,6 +95,9 @@ def test_many_classes_list_their_worst_confusions_instead_of_a_matrix():
     found = metrics.classification(truth, scores, names)
     assert "confusion" not in found
     assert found["confused"] == [["class 7", "class 9", 1]]
+    first, _, *others = metrics.table(found).splitlines()
+    assert first.startswith("accuracy 0.9933")
+    assert others == ["most confused:", "  1 of class 7 called class 9", "recognized least: class 7 0.00 of 1"]
 
 
 def test_tables_are_for_people(guesses):

@@ -6,7 +6,8 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pipeline import plots
+from pipeline.metrics import confusion
 
 #: What folders may be called: formulas, whole and broken, control characters, bytes that are no text, other scripts.
 NAMES = (
@@ -192,9 +194,129 @@ def test_settings_that_cannot_be_read_cost_the_pictures_alone(tmp_path: Path) ->
 def test_a_histogram_names_the_largest_classes_and_counts_the_others() -> None:
     values = {f"class {number}": np.full(number + 1, float(number)) for number in range(200)}
     figure = plots.histogram(values, name="length")
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
+    (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names[0] == "class 199 (200)"
     assert names[-1] == "193 other classes (18,721)"
     assert len(names) == 8
+
+
+# --- what a reader can read
+
+
+def shown_texts(figure: Figure) -> list[Text]:
+    """Texts that are drawn: not the labels of ticks that lie outside of the axes."""
+    texts, hidden = drawn(figure), set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low <= tick.get_loc() <= high:
+                    hidden |= {tick.label1, tick.label2}
+    return [text for text in texts if text.get_visible() and text not in hidden]
+
+
+def assert_readable(figure: Figure) -> None:
+    """No text lies on another one, none is cut off at the border, and none is tiny."""
+    texts = [(text.get_text(), text.get_window_extent(), text) for text in shown_texts(figure)]
+    assert texts
+    for name, box, text in texts:
+        assert text.get_fontsize() >= 4, name
+        assert min(box.x0, box.y0) >= 0, name
+        assert box.x1 <= figure.bbox.x1, name
+        assert box.y1 <= figure.bbox.y1, name
+    for (one, first, _), (other, second, _) in combinations(texts, 2):
+        wide = min(first.x1, second.x1) - max(first.x0, second.x0)
+        high = min(first.y1, second.y1) - max(first.y0, second.y0)
+        assert wide <= 1 or high <= 2, f"{one!r} lies on {other!r}"  # boxes hold more than the ink
+
+
+LONG = "a name that is as long as those of some folders of photos are {:02}"
+NAMINGS: dict[str, Callable[[int], str]] = {
+    "short": "class {}".format,
+    "long": LONG.format,
+    "wide": ("W" * 57 + "{:03}").format,
+    "chinese": "大象老虎狮子熊猫长颈鹿河马犀牛{}".format,
+    "emoji": "🧪 lab {}".format,
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_a_confusion_matrix_can_be_read(classes: int, naming: str) -> None:
+    generator = np.random.default_rng(5)
+    truth = generator.integers(0, classes, 20 * classes)
+    said = np.where(generator.random(len(truth)) < 0.8, truth, (truth + 1) % classes)
+    names = [NAMINGS[naming](number) for number in range(classes)]
+    title = "held-out rows: 80.1% of 4,000 rows right"
+    with plots.styled():
+        if classes > plots.MOST_CELLS:
+            figure = plots.most_confused(truth, said, names, title=title)
+        else:
+            figure = plots.confusion(confusion(truth, said, classes), names, title=title)
+        assert_readable(figure)
+    assert 300 < figure.bbox.width < 2500
+    assert 200 < figure.bbox.height < 2500
+    assert figure.axes[0].get_position().width > 0.2
+
+
+def test_zeros_do_not_hide_the_mistakes() -> None:
+    figure = plots.confusion(np.array([[5, 0, 0], [0, 0, 2], [0, 0, 7]]), ("a", "b", "c"))
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["0", "2", "5", "7"]
+
+
+def test_many_classes_are_shown_by_the_pairs_that_are_confused_most() -> None:
+    truth = np.repeat(np.arange(250), 20)
+    said = truth.copy()
+    said[140:152], said[2000:2005] = 9, 3
+    figure = plots.most_confused(truth, said, [f"kind {number}" for number in range(250)])
+    pairs, classes = ([text.get_text() for text in axes.texts] for axes in figure.axes)
+    assert pairs == ["kind 7 → kind 9", "12 of 20", "kind 100 → kind 3", "5 of 20"]
+    assert classes == ["kind 7", "8 of 20", "kind 100", "15 of 20"]
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_outliers_stand_at_the_border_and_leave_room_for_the_others(*, varies: bool) -> None:
+    truth = np.random.default_rng(1).normal(100, 10, 200)
+    said = truth + 5
+    truth[3], said[8] = 1e6, -1e4
+    half = np.linspace(4, 9, 200) if varies else 7.0
+    with plots.styled():
+        figure = plots.predicted_against_true(truth, said, name="length", half_width=half, title="R2 0.8 (200 rows)")
+        assert_readable(figure)
+    axes = figure.axes[0]
+    assert 60 < axes.get_xlim()[0] < axes.get_xlim()[1] < 150
+    (far,) = [line for line in axes.lines if line.get_marker() == "X"]
+    assert far.get_xydata().shape == (2, 2)
+    assert "2 rows beyond the border: -1e+04 to 1e+06" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_without_outliers_the_axes_hold_every_row() -> None:
+    truth = np.random.default_rng(1).exponential(10, 500)
+    low, high = plots.near_limits(truth)
+    assert (low, high) == (truth.min(), truth.max())
+
+
+def test_curves_and_rankings_can_be_read() -> None:
+    epochs = [
+        {"epoch": number, "train_loss": 1.0, "val_loss": 1 / number, "train_accuracy": 0.5, "val_accuracy": 0.75}
+        for number in range(1, 41)
+    ]
+    heads = [*("svm", "linear", "ridge", "binned"), "blend", "auto"]
+    with plots.styled():
+        curve = plots.learning_curve(epochs, best=40, held_out="out of fold", title="kept: epoch 40 of 40")
+        assert_readable(curve)
+        assert_readable(
+            plots.ranking(heads, [0.5] * 6, [(0.4, 0.6)] * 6, measure="accuracy", chosen="blend", title="on 90 rows")
+        )
+    for axes in curve.axes:
+        legend = axes.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == ["train", "out of fold", "kept: epoch 40"]
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_histogram_can_be_read(naming: str) -> None:
+    values = {NAMINGS[naming](number): np.arange(50.0) + number for number in range(12)}
+    with plots.styled():
+        assert_readable(plots.histogram(values, name="length", title="length of 600 images"))

@@ -389,9 +389,12 @@ def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -
             [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
             measure=f"{'RMSE' if target.task == 'numbers' else 'accuracy'}, {trained.compared_by}",
             chosen=next(entry["head"] for entry in trained.ranking if entry["chosen"]),
+            title="auto: whichever is chosen without the rows that are scored" * (trained.compared_by == NESTED),
         )
     if head.search.epochs:
-        drawings["learning"] = lambda: plots.learning_curve(head.search.epochs, best=head.search.best_epoch)
+        drawings["learning"] = lambda: plots.learning_curve(
+            head.search.epochs, best=head.search.best_epoch, held_out="out of fold"
+        )
     return plots.render(drawings, names=(target.name, *(target.names or ())))
 
 

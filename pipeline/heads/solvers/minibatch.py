@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from pipeline.heads.criterion import Best
 PATIENCE = 6
 #: Share by which a loss must be smaller to count as such.
 PROGRESS = 1e-3
+#: What networks are worth, (K,) each, by the name of the measure.
+Measures: TypeAlias = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -106,26 +108,37 @@ class Lesson:
             return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(which.shape)
         return (scores[:, :, 0] - targets).square()
 
+    def measures(self, losses: Tensor, scores: Tensor, which: Tensor) -> Measures:
+        """Measure the networks in a step: mean loss (K,), of classes also the weighted share (K,) that was right."""
+        found = {"loss": losses.mean(dim=1).double().numpy()}
+        if self.targets.dtype == torch.int64:
+            right = (scores.argmax(dim=2) == self.targets[which]) * self.weights[which]
+            found["accuracy"] = (right.sum(dim=1) / self.weights[which].sum(dim=1)).double().numpy()
+        return found
+
 
 def train_stack(
     plan: Plan, lesson: Lesson, members: list[NDArray[np.int64]], decay: Tensor
-) -> Iterator[tuple[Stack, float]]:
-    """Yield the stack after each epoch, and the mean loss of its steps; network k learns from rows `members[k]`."""
+) -> Iterator[tuple[Stack, Measures]]:
+    """Yield the stack after each epoch, and the measures of its steps; network k learns from rows `members[k]`."""
     stack = Stack(plan, len(members), lesson.rows.shape[-1], lesson.outputs)
     optimizer = _optimizer(plan, stack.parameters())
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, plan.drop_every or plan.epochs + 1, 0.1)
     generator = np.random.default_rng(plan.seed)
     for _ in range(plan.epochs):
-        total, count = 0.0, 0
+        sums, count = dict[str, NDArray[np.float64]](), 0
         for which in _batches(members, plan.batch_size, generator):
             optimizer.zero_grad()
-            losses = lesson.losses(stack(lesson.batch(which)), which) * lesson.weights[which]
+            scores = stack(lesson.batch(which))
+            losses = lesson.losses(scores, which) * lesson.weights[which]
             torch.autograd.backward(losses.mean(dim=1).sum())  # networks share nothing: nor do their gradients
             optimizer.step()
             _shrink(stack, decay * schedule.get_last_lr()[0])
-            total, count = total + float(losses.detach().mean()), count + 1
+            measured = lesson.measures(losses.detach(), scores.detach(), which)
+            sums = {name: value + sums.get(name, 0.0) for name, value in measured.items()}
+            count += 1
         schedule.step()
-        yield stack, total / count
+        yield stack, {name: value / count for name, value in sums.items()}
 
 
 def _shrink(stack: Stack, share: Tensor) -> None:
@@ -164,12 +177,13 @@ def search_epochs(
     decay = torch.tensor([decay for decay in plan.decays for _ in range(count)])
     curves: dict[float, list[dict[str, Any]]] = {decay: [] for decay in plan.decays}
     best = Best(problem, folds, problem.known(folds), progress=PROGRESS)
-    for epoch, (stack, train_loss) in enumerate(train_stack(plan, lesson, members, decay), start=1):
+    for epoch, (stack, trained) in enumerate(train_stack(plan, lesson, members, decay), start=1):
         held = _held_out(stack, lesson, row_folds, count)
         for place, decay_value in enumerate(plan.decays):
             scores = held[place] if problem.classes else held[place][:, 0] * unit + offset
             found = best.offer({"epochs": epoch, "decay": decay_value}, problem.per_image(scores))
-            curves[decay_value].append(_entry(epoch, train_loss, found))
+            mine = {name: float(one.reshape(-1, count)[place].mean()) for name, one in trained.items()}
+            curves[decay_value].append(_entry(epoch, mine if problem.classes else _in_unit(mine["loss"], unit), found))
         problem.watch(epoch / plan.epochs, f"epoch {epoch} of {plan.epochs} at most")
         if epoch - best.setting["epochs"] >= PATIENCE and not plan.drop_every:
             break
@@ -178,8 +192,14 @@ def search_epochs(
     return Search(table, best.setting, best.scores, epochs=curve, best_epoch=best.setting["epochs"])
 
 
-def _entry(epoch: int, train_loss: float, found: dict[str, float]) -> dict[str, Any]:
-    return {"epoch": epoch, "train_loss": train_loss, **{f"val_{name}": value for name, value in found.items()}}
+def _in_unit(loss: float, unit: float) -> dict[str, float]:
+    """Convert the squared error of standardised numbers to that of the numbers, which held-out rows are measured by."""
+    return {"loss": loss * unit**2, "rmse": loss**0.5 * unit}
+
+
+def _entry(epoch: int, trained: dict[str, float], found: dict[str, float]) -> dict[str, Any]:
+    parts = (("train", trained), ("val", found))
+    return {"epoch": epoch, **{f"{part}_{name}": value for part, of in parts for name, value in of.items()}}
 
 
 def _held_out(stack: Stack, lesson: Lesson, folds: NDArray[np.int64], count: int) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from examples import blobs, problem_of
 
@@ -50,8 +51,8 @@ def test_networks_that_see_the_same_rows_learn_the_same_and_decay_shrinks_weight
 
 def test_the_loss_falls_and_the_same_seed_gives_the_same():
     _, lesson = lesson_of()
-    losses = [loss for _, loss in train_stack(PLAN, lesson, [np.arange(90)], torch.tensor([0.0]))]
-    again = [loss for _, loss in train_stack(PLAN, lesson, [np.arange(90)], torch.tensor([0.0]))]
+    losses = [float(found["loss"][0]) for _, found in train_stack(PLAN, lesson, [np.arange(90)], torch.tensor([0.0]))]
+    again = [float(found["loss"][0]) for _, found in train_stack(PLAN, lesson, [np.arange(90)], torch.tensor([0.0]))]
     assert losses[-1] < losses[0]
     assert losses == again
 
@@ -65,3 +66,24 @@ def test_the_chosen_epoch_is_the_one_of_least_loss_and_is_trained_again_on_all_r
     weight, bias = train_on_all(PLAN, lesson, search.chosen)
     assert (weight.shape, bias.shape) == ((6, 3), (3,))
     assert ((lesson.rows.numpy() @ weight + bias).argmax(axis=1) == lesson.targets.numpy()).mean() > 0.6
+
+
+def test_losses_of_numbers_are_in_their_unit_on_training_rows_as_on_held_out_ones():
+    """Standardised losses are about 1 here, and those of held-out rows about 900."""
+    generator = np.random.default_rng(3)
+    features = generator.normal(size=(90, 6)).astype(np.float32)
+    y = 500 + 30 * (features[:, 0] + generator.normal(size=90))
+    problem = problem_of(features, y)
+    lesson = Lesson.of(problem, features, (y - y.mean()) / y.std())
+    search = search_epochs(PLAN, problem, lesson, np.arange(90) % 3, offset=y.mean(), unit=y.std())
+    last = search.epochs[-1]
+    assert 0.3 < last["train_loss"] / last["val_loss"] < 1.5
+    assert last["train_rmse"] == pytest.approx(last["train_loss"] ** 0.5, rel=0.1)
+
+
+def test_training_rows_have_an_accuracy_and_each_decay_its_own_curve():
+    problem, lesson = lesson_of()
+    search = search_epochs(replace(PLAN, decays=(0.0, 100.0)), problem, lesson, np.arange(90) % 3)
+    weak, strong = (entry["train_loss"] for entry in search.table)
+    assert weak < strong
+    assert 0.5 < search.epochs[-1]["train_accuracy"] <= 1
