@@ -56,3 +56,33 @@ def test_a_twin_of_a_held_out_row_is_not_learned_from() -> None:
 def test_a_share_of_none_holds_nothing_out() -> None:
     split = split_rows([""] * 3, np.array([0, 1, 1]), np.arange(3), share=0, seed=13)
     assert (split.train.tolist(), split.held_out, split.notices) == ([0, 1, 2], {}, [NOTHING_HELD_OUT])
+
+
+def test_groups_of_several_classes_leave_no_class_without_training_rows() -> None:
+    y, groups = np.array([0, 1, 2, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 1])
+    for seed in range(20):
+        held = hold_out(y, groups, share=0.9, seed=seed)
+        assert set(y[~held]) == {0, 1, 2}
+        assert held.sum() == 3
+
+
+def test_folds_of_uneven_groups_are_of_like_size() -> None:
+    sizes = np.random.default_rng(0).integers(1, 30, 60)
+    groups = np.repeat(np.arange(60), sizes)
+    y = (groups % 2).astype(np.int64)
+    folds = make_folds(y, groups, folds=5, seed=13)
+    assert all(len(np.unique(folds[groups == group])) == 1 for group in range(60))
+    counts = np.array([np.bincount(folds[y == code], minlength=5) for code in range(2)])
+    assert (np.ptp(counts, axis=1) <= sizes.max()).all()
+
+
+def test_a_group_of_a_held_out_row_is_left_out_by_its_name() -> None:
+    split = split_rows(
+        ["train", "train", "val"],
+        np.array([0, 1, 1]),
+        np.array([0, 7, 7]),
+        share=0.2,
+        seed=13,
+        alike="the same patient",
+    )
+    assert split.notices == ["1 training row left out: a held-out row has the same patient"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline import metrics, plots
 from pipeline.commands.results import Result
-from pipeline.config import EvaluateSettings, SourceSettings
+from pipeline.config import EvaluateSettings
 from pipeline.config.options import EvaluateOptions
 from pipeline.config.signatures import takes
 from pipeline.errors import OutputExistsError, SourceError
@@ -27,7 +27,7 @@ from pipeline.models.threshold import Threshold
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.sources import Record, Target, choose_target, log_notices, read_manifest
-from pipeline.splits import group_codes
+from pipeline.sources.groups import find_groups
 from pipeline.store import FeatureStore, is_store
 from pipeline.store.header import GOOD
 from pipeline.text import plural
@@ -93,7 +93,7 @@ def evaluate(
     loaded = open_model(model, settings)
     at = None if threshold is None else Threshold.of(threshold, loaded.classes, loaded.seen, where=loaded.folder)
     if is_store(source):
-        labelled = _from_store(loaded, source, split)
+        labelled = _from_store(loaded, source, settings, split)
     else:
         labelled = _from_images(loaded.open(), source, settings, split, progress)
     scored = score(loaded, labelled)
@@ -125,7 +125,7 @@ def evaluate(
 class Labelled:
     """Rows of a split with a known label: their scores (n, C) or (n,), and how many bad images have none.
 
-    `contents` (n, 32) are their sha256.
+    `contents` (n, 32) are their sha256; rows of one of the `groups` (n,) are one observation.
     """
 
     scores: NDArray[np.float64]
@@ -135,10 +135,11 @@ class Labelled:
     contents: NDArray[np.uint8]
     split: str
     bad: int
+    groups: NDArray[np.int64]
 
 
 def score(model: Model, labelled: Labelled) -> Scored:
-    """Score the rows as the `model` does; identical contents are one observation."""
+    """Score the rows as the `model` does."""
     return Scored(
         ids=labelled.ids,
         target=labelled.target,
@@ -146,7 +147,7 @@ def score(model: Model, labelled: Labelled) -> Scored:
         part=labelled.split,
         half_width=labelled.half_width,
         coverage=model.head.coverage,
-        groups=group_codes(labelled.contents),
+        groups=labelled.groups,
     )
 
 
@@ -183,7 +184,7 @@ def _save(result: EvaluateResult, scored: Scored, *, replace: bool) -> None:
         (draft / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
+def _from_store(model: Model, path: str | Path, settings: EvaluateSettings, split: str) -> Labelled:
     with FeatureStore.open(path) as store:
         model.check_recipe(store.recipe, path)
         target = _predicted(store.targets, model, path)
@@ -203,10 +204,12 @@ def _from_store(model: Model, path: str | Path, split: str) -> Labelled:
             answers.ask(model.head, block[:, 0] if model.views == 1 else block[:, : model.views])
         ids = [store.ids[row] for row in good]
         bad = len(asked) - len(good)
-        return Labelled(*answers.joined(), target.take(good), ids, store.sha256[good], split, bad)
+        contents = store.sha256[good]
+        groups = find_groups(settings.group, ids=store.ids, targets=store.targets, contents=contents, rows=good)
+        return Labelled(*answers.joined(), target.take(good), ids, contents, split, bad, groups.codes)
 
 
-def _from_images(model: Model, source: str | Path, settings: SourceSettings, split: str, progress: bool) -> Labelled:
+def _from_images(model: Model, source: str | Path, settings: EvaluateSettings, split: str, progress: bool) -> Labelled:
     manifest = read_manifest(source, settings)
     log_notices(manifest)
     target = _predicted(manifest.targets, model, source)
@@ -225,9 +228,12 @@ def _from_images(model: Model, source: str | Path, settings: SourceSettings, spl
             answered = _answered(model, records, None, progress)
     if not answered.rows:
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
-    ids = [manifest.records[row].id for row in answered.rows]
+    ids = [record.id for record in manifest.records]
+    rows = np.array(answered.rows, dtype=np.int64)
     contents = np.frombuffer(b"".join(answered.contents), np.uint8).reshape(-1, 32)
-    return Labelled(*answered.answers.joined(), target.take(answered.rows), ids, contents, split, answered.bad)
+    groups = find_groups(settings.group, ids=ids, targets=manifest.targets, contents=contents, rows=rows)
+    ids = [ids[row] for row in answered.rows]
+    return Labelled(*answered.answers.joined(), target.take(rows), ids, contents, split, answered.bad, groups.codes)
 
 
 @dataclass

@@ -43,7 +43,7 @@ from pipeline.progress import Bar
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
-from pipeline.splits import group_codes
+from pipeline.sources.groups import without_group
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Images, Indices
 from pipeline.training.dataset import Examples, read_images, split_examples
@@ -137,7 +137,8 @@ def finetune(
     manifest = read_manifest(source, settings)
     log_notices(manifest)
     inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
-    target = choose_target(manifest.targets, where=shown(manifest.source), name=start.target, task=start.task)
+    targets = without_group(manifest.targets, settings.group, learned=start.target)
+    target = choose_target(targets, where=shown(manifest.source), name=start.target, task=start.task)
     target = target.recoded(start.classes)
     network = make_network(start, target, settings)
     if start.changes_base(settings):
@@ -370,7 +371,7 @@ class Training:
                 part=name,
                 half_width=half,
                 coverage=COVERAGE,
-                groups=group_codes(self._images.contents(rows)),
+                groups=examples.groups[rows],
             )
             for name, rows in examples.parts.items()
         }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -38,7 +38,8 @@ from pipeline.progress import progress as progress_bar
 from pipeline.registry import refuse_unknown
 from pipeline.scores import Scored
 from pipeline.sources import Target, choose_target
-from pipeline.splits import Split, group_codes, split_rows
+from pipeline.sources.groups import Groups, find_groups, without_group
+from pipeline.splits import Codes, Split, group_codes, split_rows
 from pipeline.store import FeatureStore
 from pipeline.text import plural, shown
 
@@ -158,26 +159,32 @@ def base_record(store: FeatureStore) -> BaseRecord:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data that a head learns from: target, layers, and the split rows of a store."""
+    """The data that a head learns from: target, layers, the split rows of a store and the `groups` (N,) of all rows.
+
+    Rows of a group are no evidence for one another; a row that is not used has -1.
+    """
 
     store: FeatureStore
     settings: FitSettings
     target: Target
     layers: tuple[str, ...]
     split: Split
+    groups: Codes
     table: FeatureTable
 
     @classmethod
     def of(cls, store: FeatureStore, settings: FitSettings) -> Dataset:
         """Find target, layers and rows as `settings` ask for; raises `HeadError` or `SettingsError`."""
-        target = learnable_target(store.targets, settings, where=str(store.path))
+        targets = without_group(store.targets, settings.group, learned=settings.target)
+        target = learnable_target(targets, settings, where=str(store.path))
         layers = settings.layer or tuple(store.layers)
         for layer in layers:
             refuse_unknown("layer", layer, store.layers, where=store.path)
-        split = split_store(store, target, settings)
+        found = group_store(store, target, settings)
+        split = split_store(store, target, found, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
         refuse_unscorable(target, split, where=str(store.path))
-        return cls(store, settings, target, layers, split, FeatureTable(store, layers))
+        return cls(store, settings, target, layers, split, found.codes, FeatureTable(store, layers))
 
     def problem(self) -> Problem:
         """Return the training rows as the heads take them."""
@@ -186,7 +193,7 @@ class Dataset:
             rows=self.table.rows(rows, memory=self.settings.memory),
             y=self.target.values[rows],
             weights=self._weights(rows),
-            groups=group_codes(self.store.sha256[rows]),
+            groups=self.groups[rows],
             classes=None if self.target.names is None else len(self.target.names),
             views=self.table.views,
             score_views=self.settings.score_views,
@@ -237,16 +244,36 @@ def learnable_target(targets: Mapping[str, Target], settings: FitSettings, *, wh
     return choose_target(known, name=settings.target, where=where, error=SettingsError)
 
 
-def split_store(store: FeatureStore, target: Target, settings: FitSettings) -> Split:
-    """Split the rows with features and a known target: by the store's own split or a stratified hold-out."""
+def group_store(store: FeatureStore, target: Target, settings: FitSettings) -> Groups:
+    """Group the rows with features and a known target, by content and by what is asked; the others have the code -1.
+
+    Raises `HeadError` where there are none.
+    """
     usable = store.select(target=target.name)
     if not len(usable):
         raise HeadError(f"{store.path} has no row with features and a known {target.name!r}")
-    groups = group_codes(store.sha256[usable])
+    found = find_groups(
+        settings.group, ids=store.ids, targets=store.targets, contents=store.sha256[usable], rows=usable
+    )
+    codes = np.full(len(store), -1, dtype=np.int64)
+    codes[usable] = found.codes
+    return replace(found, codes=codes)
+
+
+def split_store(store: FeatureStore, target: Target, groups: Groups, settings: FitSettings) -> Split:
+    """Split the rows that are in one of the `groups`: by the store's own split or a stratified hold-out."""
+    usable = np.flatnonzero(groups.codes >= 0)
     splits = store.splits[usable].tolist()
-    found = split_rows(splits, target.values[usable], groups, share=settings.val, seed=settings.seed)
+    found = split_rows(
+        splits,
+        target.values[usable],
+        groups.codes[usable],
+        share=settings.val,
+        seed=settings.seed,
+        alike=groups.alike,
+    )
     held_out = {name: usable[rows] for name, rows in found.held_out.items()}
-    notices = list(found.notices)
+    notices = [*groups.notices, *found.notices]
     if "val" in settings.model_fields_set and {"val", "test"} & set(splits):
         notices.append(f"the file has a split of its own, which is held out; val={settings.val:g} is not used")
     return Split(usable[found.train], held_out, notices)
@@ -317,7 +344,7 @@ def judge(head: Head, dataset: Dataset) -> Judged:
             part=name,
             half_width=head.half_widths_of(dataset.table, rows, score_views=dataset.settings.score_views),
             coverage=head.coverage,
-            groups=group_codes(dataset.store.sha256[rows]),
+            groups=dataset.groups[rows],
         )
         judged.metrics[name] = measured(scored, decisions) | measured_sets(scored, head)
         if name == "cv" and head.task == "numbers":

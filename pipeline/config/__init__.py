@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.devices import KINDS
@@ -59,8 +60,21 @@ def _parted(value: Any) -> Any:
     return tuple(part.strip() for one in values for part in one.split(","))
 
 
+def _pattern_checked(group: str) -> str:
+    """Return the name of a column, or ``regex:`` and a pattern, as it is. Raises `ValueError` where that is none."""
+    if group.startswith("regex:"):
+        try:
+            re.compile(group.removeprefix("regex:"))
+        except re.error as error:
+            raise ValueError(f"group={group!r} is no pattern: {error}") from None
+    return group
+
+
+_GROUP = "Column or regex:PATTERN over ids; equal ones (patient, camera, video) are never parted."
+
 Columns = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # the name of a column may hold a comma
 Names = Annotated[tuple[str, ...], BeforeValidator(_parted)]
+GroupText = Annotated[str, AfterValidator(_pattern_checked)]
 #: Marks a text that names a file or a folder, which may be given as a path.
 PATH = "path"
 PathText = Annotated[str, PATH]
@@ -219,6 +233,8 @@ class BaseSettings(Settings):
 class EvaluateSettings(RerunSettings, SourceSettings):
     """Settings of the evaluation of a model on labelled images."""
 
+    group: GroupText | None = Field(None, description=_GROUP)
+
 
 class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     """Settings of stage one: images to features."""
@@ -283,6 +299,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         examples=[*AUGMENTATIONS, "none"],
     )
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
+    group: GroupText | None = Field(None, description=_GROUP)
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     device: Device = Field("auto", description=f"{_DEVICES}.")
     workers: Literal["auto"] | Count = Field("auto", description="Decoding threads.")
@@ -331,6 +348,7 @@ class FitSettings(Settings):
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
+    group: GroupText | None = Field(None, description=_GROUP)
     score_views: Literal["plain", "mean"] = Field(
         "plain", description="Answer by the plain view of an image, or by the mean over its views, also in predict."
     )

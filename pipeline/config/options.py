@@ -52,6 +52,7 @@ class FitOptions(TypedDict, total=False):
     layer: str | Sequence[str]
     val: float
     cv: int
+    group: str | None
     score_views: Literal["plain", "mean"]
     class_weight: Literal["none", "balanced"]
     sample_weight: str | None
@@ -105,6 +106,7 @@ class FinetuneOptions(TypedDict, total=False):
     clip: float
     augment: str | Sequence[str]
     val: float
+    group: str | None
     max_bad: float
     device: str
     workers: Literal["auto"] | int
@@ -128,6 +130,7 @@ class EvaluateOptions(TypedDict, total=False):
     memory: Literal["auto"] | float
     workers: Literal["auto"] | int
     weights: str | os.PathLike[str] | None
+    group: str | None
 
 
 class RerunOptions(TypedDict, total=False):

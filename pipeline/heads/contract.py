@@ -40,8 +40,9 @@ class Problem:
     """Training images: V consecutive feature rows each (V = 1 without views), and for each of the n images the rest.
 
     `y` is class codes (n,) int64 or numbers (n,) float64, `weights` (n,) positive with mean 1, `groups` (n,) equal
-    where the content is identical, `classes` the number of classes or None for numbers. `widths` are the dimensions of
-    each layer, where rows are several of them side by side. `watch` hears how far the search of a head is.
+    where one image is no evidence for another (identical content, one patient), `classes` the number of classes or None
+    for numbers. `widths` are the dimensions of each layer, where rows are several of them side by side. `watch` hears
+    how far the search of a head is.
     """
 
     rows: Rows
@@ -113,8 +114,8 @@ class Problem:
         """Return the fold of each image, (n,), or None where no class has two distinct images to learn and check on."""
         distinct = len(np.unique(self.groups))
         if self.classes is not None:
-            classes_of_groups = self.y[np.unique(self.groups, return_index=True)[1]]
-            if np.bincount(classes_of_groups).max() < 2:
+            in_groups = np.unique(np.stack([self.groups, self.y]), axis=1)[1]
+            if np.bincount(in_groups).max() < 2:
                 return None
         if distinct < 3:
             return None

@@ -14,7 +14,8 @@ from pipeline.images.loading import refuse_too_many_bad
 from pipeline.images.transform import InputTransform
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Target
-from pipeline.splits import Split, group_codes, split_rows
+from pipeline.sources.groups import find_groups
+from pipeline.splits import Codes, Split, split_rows
 from pipeline.text import shown
 from pipeline.training.batches import Images, Indices
 
@@ -22,11 +23,13 @@ from pipeline.training.batches import Images, Indices
 class Examples:
     """Rows of a manifest to train on and to judge by, with their target.
 
+    Rows of one of the `groups` (N,) are no evidence for one another; a row that is not used has -1.
     Numbers are standardised by the training rows, with mean `centre` and standard deviation `scale`.
     """
 
-    def __init__(self, target: Target, split: Split) -> None:
+    def __init__(self, target: Target, split: Split, groups: Codes) -> None:
         self.target = target
+        self.groups = groups
         self.train = split.train
         self.held_out = split.held_out
         self.notices = split.notices
@@ -91,12 +94,15 @@ def read_images(
 def split_examples(manifest: Manifest, target: Target, images: Images, settings: FinetuneSettings) -> Examples:
     """Split the good rows as `fit-head` splits those of a feature file. Raises `HeadError`."""
     good = np.array(sorted(images.sha256), dtype=np.int64)
+    ids, contents = [record.id for record in manifest.records], images.contents(good)
+    groups = find_groups(settings.group, ids=ids, targets=manifest.targets, contents=contents, rows=good)
     found = split_rows(
         [manifest.records[row].split for row in good.tolist()],
         target.values[good],
-        group_codes(images.contents(good)),
+        groups.codes,
         share=settings.val,
         seed=settings.seed,
+        alike=groups.alike,
     )
     train = good[found.train]
     held_out = {name: good[rows] for name, rows in found.held_out.items()}
@@ -106,4 +112,6 @@ def split_examples(manifest: Manifest, target: Target, images: Images, settings:
             f"{shown(manifest.source)}: {different} different {target.name!r} in {len(train)} training rows and "
             f"{len(held_out['val'])} rows to judge by; training needs two at least, and a row to judge by"
         )
-    return Examples(target, Split(train, held_out, found.notices))
+    codes = np.full(len(manifest), -1, dtype=np.int64)
+    codes[good] = groups.codes
+    return Examples(target, Split(train, held_out, [*groups.notices, *found.notices]), codes)

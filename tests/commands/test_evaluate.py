@@ -228,6 +228,14 @@ def test_copies_of_an_image_are_one_observation(trained: Trained, tmp_path: Path
     assert found["accuracy_interval"] == pytest.approx(alone)
 
 
+def test_images_of_a_group_are_one_observation(trained: Trained, tmp_path: Path) -> None:
+    write_photos(tmp_path / "p" / "bees", 6, first_seed=900, colour=(40, 60, 200))
+    source = tmp_path / "p"
+    for given in (source, extract(source, tmp_path / "p.h5", base="squeezenet1_1", weights="embedded").store):
+        found = evaluate(trained.linear, given, group=r"regex:/00([0-2])?").metrics
+        assert (found["n"], found["groups"]) == (6, 4)
+
+
 def test_the_mean_over_views_is_served_where_it_was_scored(trained: Trained, tmp_path: Path) -> None:
     options = {"base": "squeezenet1_1", "weights": "embedded", "layer": ("features.3.squeeze",), "pool": "avg"}
     views = extract(trained.photos, tmp_path / "v.h5", **options, views=2, augment=("crop", "mirror")).store

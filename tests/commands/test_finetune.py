@@ -294,6 +294,22 @@ def test_a_source_without_a_split_is_held_out_as_for_a_head(tmp_path: Path) -> N
     assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
 
 
+def test_a_group_is_never_on_both_sides(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    write(folder, 10)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    table = tmp_path / "cameras.csv"
+    table.write_text("image,camera\n" + "".join(f"{name},c{row // 3}\n" for row, name in enumerate(names)))
+    options = {"labels": str(table), "target": ["camera"], "group": "camera", "val": 0.3, "train": "head"}
+    found = finetune(folder, tmp_path / "model", **{**EMBEDDED, **QUICK, **options})
+    assert found.target == "class"
+    assert "groups by camera: none is on both sides of a split or of a fold" in found.notices[0]
+    assert found.metrics["val"]["groups"] * 3 >= found.metrics["val"]["n"] > found.metrics["val"]["groups"]
+    with (found.model / "predictions.csv").open(newline="") as file:
+        held = {names.index(row["id"]) for row in csv.DictReader(file)}
+    assert len({row // 3 for row in held}) == found.metrics["val"]["groups"]
+
+
 def test_a_tuned_base_keeps_the_transform_of_the_weights_it_came_from(
     few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,42 @@ def test_a_training_row_with_the_content_of_a_held_out_one_is_left_out(tmp_path)
     assert "5 training rows left out" in result.notices[0]
 
 
+def bursts(path: Path, *, splits: Any = None, count: int = 48) -> Path:
+    """Bursts of five nearly equal rows whose labels are random: what looks like skill is memory."""
+    random = np.random.default_rng(3)
+    centres, y = random.normal(size=(count, 64)), random.integers(0, 2, count)
+    X = np.repeat(centres, 5, axis=0) + 0.01 * random.normal(size=(5 * count, 64))
+    columns = {"kind": np.repeat(y, 5), "burst": np.repeat(np.arange(count), 5).astype(np.float64)}
+    return write_store(path, {"avgpool": X.astype(np.float32)}, splits=splits, names=NAMES[:2], **columns)
+
+
+@pytest.mark.parametrize("group", ["burst", "regex:^00(..)"])  # by the id ten images, two bursts, are a group
+def test_rows_of_a_group_are_in_one_fold_and_one_observation(tmp_path, group):
+    store = bursts(tmp_path / "f.h5")
+    plain = fit_head(store, tmp_path / "plain", target="kind").metrics["cv"]
+    result = fit_head(store, tmp_path / "grouped", target="kind", group=group)
+    found = result.metrics["cv"]
+    assert plain["accuracy"] > 0.95 > 0.7 > found["accuracy"]
+    assert plain["groups"] == plain["n"] > 4 * found["groups"]
+    assert f"groups by {group}: none is on both sides" in result.notices[0]
+
+
+def test_the_column_that_groups_is_no_candidate_to_learn(tmp_path):
+    store = bursts(tmp_path / "f.h5")
+    assert fit_head(store, tmp_path / "model", head="ridge", group="burst").target == "kind"
+    with pytest.raises(SettingsError, match="group=kind is the target that is learned"):
+        fit_head(store, tmp_path / "other", target="kind", group="kind")
+
+
+def test_training_rows_of_a_held_out_group_are_left_out(tmp_path):
+    store = bursts(
+        tmp_path / "f.h5", splits=np.array(["train", "train", "train", "train", "val"] * 20 + ["train"] * 140)
+    )
+    result = fit_head(store, tmp_path / "model", head="ridge", group="burst")
+    assert result.metrics["train"]["n"] == 140
+    assert "80 training rows left out: a held-out row has the same content or the same burst" in result.notices
+
+
 def learned(folder: Path) -> dict[str, Any]:
     """All that a training may have found out: weights, calibration, settings."""
     record = json.loads((folder / "model.json").read_text())

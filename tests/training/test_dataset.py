@@ -129,7 +129,9 @@ def test_nothing_to_tell_apart_is_an_error(
 
 
 def examples_of(target: Target, train: list[int]) -> Examples:
-    return Examples(target, Split(np.array(train), {"val": np.array([len(target.values) - 1])}, []))
+    return Examples(
+        target, Split(np.array(train), {"val": np.array([len(target.values) - 1])}, []), np.arange(len(target.values))
+    )
 
 
 def test_numbers_are_standardised_by_the_training_rows_and_back() -> None:
