@@ -87,7 +87,7 @@ def test_another_pixel_policy_is_refused(model: Path) -> None:
 
 def test_answers_that_are_no_numbers_are_told(trained: Trained, model: Path) -> None:
     head = json.loads((model / "model.json").read_text())["head"]
-    change(model, head={**head, "sharpness": 1e308})
+    change(model, head={**head, "sharpness": 1.7e308})
     for ask in (lambda: predict(model, trained.photos / "val/ants/001.jpg"), lambda: evaluate(model, trained.store)):
         with pytest.raises(ModelError, match="head 'linear' answers with NaN or infinity; train it again"):
             ask()
