@@ -2,6 +2,10 @@
 
 python tests/benchmarks/heads.py linear     10 penalties x 5 folds, against ONE LogisticRegression fit
 python tests/benchmarks/heads.py ridge      50 penalties with leave-one-out, against RidgeCV / RidgeClassifierCV
+python tests/benchmarks/heads.py sizes      svm and linear at 400 to 50,000 rows: processor time, memory, log loss
+python tests/benchmarks/heads.py auto       auto on 5,000 rows, and with --contest: processor time and what is chosen
+python tests/benchmarks/heads.py gains --store F.h5 ...     svm beside linear, and --power auto beside none, on the
+                                            same repeated folds; intervals over images (no store: digits)
 python tests/benchmarks/heads.py stream     a store of 1.6 GB under 1 GB of memory, and in memory (2 GB of disk)
 
 With --cpu both sides have one thread and what is compared is processor time, which other work on the machine does not
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,21 +32,28 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.special import logsumexp
+from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
 
 from examples import problem_of
 
+from pipeline.config import FitSettings
+from pipeline.heads import HEADS
 from pipeline.heads.linear import PENALTIES
 from pipeline.heads.ridge import Decomposition, Target, _path, _targets
 from pipeline.heads.rows import ArrayRows
+from pipeline.heads.selection import train_head
 from pipeline.heads.solvers.basis import make_basis
 from pipeline.heads.solvers.descent import Batch
 from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.solvers.path import SEARCH_TOLERANCE, search_paths
 from pipeline.heads.solvers.path import Path as PenaltyPath
 from pipeline.heads.standard import Standard
+from pipeline.metrics import log_losses
+from pipeline.splits import make_folds
+from pipeline.store import FeatureStore
 
 
 def features(
@@ -213,6 +225,119 @@ def compared(folder: Path, head: str) -> str:
     return f"{off:.0e} apart | {chosen[0] == chosen[1]} {chosen[0]} | {(labels[0] == labels[1]).mean():.2%}"
 
 
+def sizes(shapes: list[tuple[int, int, int]]) -> None:
+    """Whole searches of svm and linear, each in a process of its own, whose memory is then its own."""
+    print("| rows x dimensions, classes | head | CPU s | GB | chosen | log loss of fresh rows |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for shape in shapes:
+        for head in ("svm", "linear"):
+            told = subprocess.run(
+                [sys.executable, __file__, "size", "--head", head, "--cpu", *_shape_options(shape)],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            print(told.stdout, end="", flush=True)
+
+
+def _shape_options(shape: tuple[int, int, int]) -> list[str]:
+    names = ("--rows", "--dimensions", "--classes")
+    return [word for name, value in zip(names, shape, strict=True) for word in (name, str(value))]
+
+
+def size(name: str, shape: tuple[int, int, int]) -> None:
+    """One search of the head `name`."""
+    rows, dimensions, classes = shape
+    X, y = features(rows + 2000, dimensions, classes, scaled=False)
+    problem = problem_of(X[:rows], y[:rows])
+    taken, head = timed(lambda: HEADS[name]("classes", FitSettings.of({"jobs": 1})).fit(problem))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    loss = log_losses(head.predict_proba(X[rows:])[np.arange(2000), y[rows:]]).mean()
+    chosen = f"{name} | {taken:.1f} | {memory:.2f} | {head.search.chosen}"
+    print(f"| {rows:,} x {dimensions:,}, {classes} | {chosen} | {loss:.4f} |")
+
+
+def auto(shapes: list[tuple[int, int, int]]) -> None:
+    """The default comparison of heads, and the nested contest."""
+    print("| rows x dimensions, classes | contest | CPU s | chosen | log loss of fresh rows |\n|---|---|---|---|---|")
+    for rows, dimensions, classes in shapes:
+        X, y = features(rows + 2000, dimensions, classes, scaled=False)
+        problem = problem_of(X[:rows], y[:rows])
+        for contest in (False, True):
+            settings = FitSettings.of({"head": "auto", "contest": contest, "jobs": 1})
+            taken, trained = timed(lambda problem=problem, settings=settings: train_head("auto", problem, settings))
+            loss = log_losses(trained.head.predict_proba(X[rows:])[np.arange(2000), y[rows:]]).mean()
+            chosen = f"{contest} | {taken:.1f} | {trained.head.name}"
+            print(f"| {rows:,} x {dimensions:,}, {classes} | {chosen} | {loss:.4f} |", flush=True)
+
+
+#: Heads and their --power that are compared, the second of each pair with the first.
+PAIRS = (
+    (("linear", "none"), ("svm", "none")),
+    *(((name, "none"), (name, "auto")) for name in ("linear", "ridge", "svm")),
+)
+REPEATS = 3
+
+
+def gains(stores: list[Path]) -> None:
+    """Accuracy and log loss on the rows of repeated folds, the same for all, and paired intervals over images."""
+    print("| data | compared | accuracy | gain (95 %) | log loss | gain (95 %) | root taken |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for name in map(str, stores or ["digits"]):
+        X, y = stored(Path(name)) if stores else small_digits()
+        known: dict[tuple[str, str], tuple[NDArray[Any], int]] = {}
+        for pair in PAIRS:
+            for one in pair:
+                if one not in known:
+                    known[one] = judged(*one, X, y)
+            (before, _), (after, roots) = (known[one] for one in pair)
+            names = " -> ".join(map(" ".join, pair))
+            right, loss = (after[0] - before[0], after[1] - before[1])
+            print(
+                f"| {name} | {names} | {after[0].mean():.4f} | {interval(100 * right)} | {after[1].mean():.4f} "
+                f"| {interval(loss)} | {roots} of {5 * REPEATS} |",
+                flush=True,
+            )
+
+
+def judged(head: str, power: str, X: NDArray[np.float32], y: Any) -> tuple[NDArray[Any], int]:
+    """How often each image is told right, and its mean log loss, (2, n); and how often the root was taken."""
+    classes, roots = int(y.max()) + 1, 0
+    found = np.zeros((2, len(y)))
+    for seed in range(REPEATS):
+        for fold in np.unique(folds := make_folds(y, np.arange(len(y)), folds=5, seed=seed)):
+            inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            problem = problem_of(X[inside], y[inside], classes=classes)
+            trained = train_head(head, problem, FitSettings.of({"head": head, "jobs": 1, "power": power})).head
+            roots += "power" in trained.search.chosen
+            chances = trained.predict_proba(X[outside])
+            found[0, outside] += (chances.argmax(axis=1) == y[outside]) / REPEATS
+            found[1, outside] += log_losses(chances[np.arange(len(outside)), y[outside]]) / REPEATS
+    return found, roots
+
+
+def interval(values: NDArray[np.float64]) -> str:
+    """Mean and percentile interval over images."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    return f"{values.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def stored(store: Path) -> tuple[NDArray[np.float32], Any]:
+    """Features and class codes of a store."""
+    with FeatureStore.open(store) as opened:
+        rows = opened.select(target="class")
+        layer = next(iter(opened.layers))
+        return opened.features(layer, rows).reshape(len(rows), -1), opened.targets["class"].values[rows]
+
+
+def small_digits() -> tuple[NDArray[np.float32], Any]:
+    """600 of scikit-learn's digits."""
+    X, y = load_digits(return_X_y=True)
+    return X[:600].astype(np.float32), y[:600].astype(np.int64)
+
+
+SIZES = [(400, 512, 10), (5_000, 512, 10), (50_000, 512, 10)]
 LINEAR = [(20_000, 512, 100), (50_000, 2_048, 10)]
 RIDGE = [
     (200, 2_048, 10),
@@ -233,7 +358,9 @@ RIDGE = [
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["linear", "ridge", "stream"])
+    parser.add_argument("what", choices=["linear", "ridge", "stream", "sizes", "size", "auto", "gains"])
+    parser.add_argument("--head", default="svm")
+    parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--rows", type=int, help="one shape instead of the usual ones")
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--classes", type=int, default=10)
@@ -247,5 +374,13 @@ if __name__ == "__main__":
         linear(only or LINEAR)
     elif given.what == "ridge":
         ridge(only or RIDGE)
+    elif given.what == "sizes":
+        sizes(only or SIZES)
+    elif given.what == "size":
+        size(given.head, (given.rows, given.dimensions, given.classes))
+    elif given.what == "auto":
+        auto(only or [(5_000, 512, 10)])
+    elif given.what == "gains":
+        gains(given.store)
     else:
         stream(given.rows or 200_000, 2_048)
