@@ -138,7 +138,7 @@ def output_option(default: str | None = None) -> Callable[[Command], Command]:
 
 
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
-retrain_option = click.option("--force", is_flag=True, help="Train every model again; features are never discarded.")
+retrain_option = click.option("--force", is_flag=True, help="Run every step again; features are never discarded.")
 
 
 def listing_sources(command: Command) -> Command:
@@ -434,27 +434,32 @@ def compare(models: tuple[Path, ...], as_json: bool, quiet: bool, verbose: bool,
 
 @cli.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option("--root", type=click.Path(path_type=Path), help="Folder that paths start from, not that of the file.")
+@click.option("--set", multiple=True, metavar="TABLE.KEY=VALUE", help="A value over the file's; *.KEY: in all tables.")
+@click.option("--dry-run", is_flag=True, help="Print which steps are up to date and which would run; run none.")
 @retrain_option
 @reporting
-def run(config: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Run the whole experiment that a TOML file describes; a model that is current is left as it is."""
+def run(config: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Run the experiment that a TOML file describes; a step that is up to date is left as it is."""
     from pipeline.commands.run import ExperimentResult, run_steps
 
     begin(quiet=quiet, verbose=verbose)
     done = ExperimentResult(config, [])
 
     def announce(heading: str) -> None:
-        if not quiet:
+        if not quiet and not dry_run:
             click.echo(lines_shown(heading), err=True)
 
     try:
-        for step in run_steps(config, force=force, progress=not quiet, watch=announce):
+        for step in run_steps(config, dry_run=dry_run, progress=not quiet, watch=announce, **given(options)):
             done.steps.append(step)
             if not as_json:
                 print_lines(step.summary() + "\n")
     finally:  # what was done is told, also where a later step fails or is stopped
         if as_json and done.steps:
             print_json(done.to_json())
+        elif done.steps:
+            print_lines(done.table())
 
 
 @cli.command()

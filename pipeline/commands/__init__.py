@@ -8,11 +8,11 @@ evaluate.py  a saved model's scores on labelled images or features
 export.py    a saved model as one ONNX file
 fetch.py     lists of URLs to a folder of images
 compare.py   models beside each other on the same rows
-run.py       the steps of an experiment file: extract, fit-head, finetune
+run.py       the steps of an experiment file, as far as they are not up to date
+experiment.py its tables, references and paths
 verify.py    a feature file checked, and rows of it recomputed
 info.py      a feature file or a model folder described
 merge.py     parts of a feature file joined
-fetch.py     images of lists of URLs, downloaded
 label.py     numbers drawn for images by their class, as a table
 doctor.py    what a bug report needs to know of a machine
 bases.py     the networks that can serve as bases

@@ -6,135 +6,94 @@
     base = "resnet18"
 
     [[fit-head]]
-    store = "artifacts/photos.h5"
+    name = "svm"
+    store = "@extract"
     output = "artifacts/photos-svm"
     head = "svm"
 
-Keys are the options of the command with underscores; paths are relative to the folder the command is run from.
+Keys are the options of the command with underscores; paths are relative to the file, or to the root that is given; a
+name after an @ is what that earlier step made. A step runs where its settings, the content of what it reads, or the
+version of this package is another one than when it ran last, or where its output is not there any more.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Iterator
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.experiment import Planned, listed
+from pipeline.commands.experiment import read_experiment as read_experiment
 from pipeline.commands.results import Result
-from pipeline.config import ExtractSettings, FinetuneSettings, FitSettings, Settings
-from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, SettingsError
-from pipeline.files import refuse_nul
-from pipeline.models.provenance import chosen_settings, fingerprint_images, recorded_request, request_of, start_files
-from pipeline.registry import Registry
-from pipeline.text import shown
+from pipeline.config import FinetuneSettings, SourceSettings
+from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, StoreDamagedError
+from pipeline.files import rename
+from pipeline.models import journal as journals
+from pipeline.models.journal import Entry, Journal
+from pipeline.models.provenance import (
+    chosen_settings,
+    fingerprint_images,
+    recorded_request,
+    request_of,
+    start_files,
+)
+from pipeline.sources import read_manifest
+from pipeline.store import FeatureStore, is_store
+from pipeline.text import plural, shown
+from pipeline.versions import versions
 
 # A stage is imported when its step is due: what is refused, or is current, waits for no import of torch.
 
-
-def _extract(source: str, output: str, *, force: bool, progress: bool, **options: Any) -> Any:
-    """Extract, and keep the cached features: no `force` of a run ever discards them."""
-    from pipeline.commands.extract import extract
-
-    return extract(source, output, progress=progress, **options)
-
-
-def _fit_head(store: str, output: str, **options: Any) -> Any:
-    from pipeline.commands.fit_head import fit_head
-
-    return fit_head(store, output, **options)
-
-
-def _finetune(source: str, output: str, **options: Any) -> Any:
-    from pipeline.commands.finetune import finetune
-
-    return finetune(source, output, **options)
-
-
-def _features(store: str, settings: Settings) -> str:
-    from pipeline.store import FeatureStore
-
-    with FeatureStore.open(store) as opened:
-        return opened.fingerprint
-
-
-def _images(source: str, settings: Settings) -> str:
-    from pipeline.sources import read_manifest
-
-    assert isinstance(settings, FinetuneSettings)
-    return fingerprint_images(read_manifest(source, settings), start_files(settings))
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A command: its function, the name `takes` of its first argument, and the options that it knows.
-
-    `inputs` fingerprints the data that a model is trained on; None for the stage that brings its own output up to date.
-    """
-
-    run: Callable[..., Any]
-    takes: str
-    settings: type[Settings]
-    inputs: Callable[[str, Settings], str] | None = None
-
-
-STAGES: Registry[Stage] = Registry("stage")
-STAGES.add("extract", Stage(_extract, "source", ExtractSettings))
-STAGES.add("fit-head", Stage(_fit_head, "store", FitSettings, _features))
-STAGES.add("finetune", Stage(_finetune, "source", FinetuneSettings, _images))
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One table of the file: `place` is its number among all, and `options` are as they stand there."""
-
-    name: str
-    place: str
-    options: dict[str, Any]
-
-    @property
-    def stage(self) -> Stage:
-        """The command."""
-        return STAGES[self.name]
-
-    @property
-    def input(self) -> str:
-        """The path that it reads."""
-        return str(self.options[self.stage.takes])
-
-    @property
-    def output(self) -> Path:
-        """The path that it writes."""
-        return Path(self.options["output"])
-
-    @property
-    def settings(self) -> Settings:
-        """Its options, validated."""
-        return self.stage.settings.of(_rest(self))
-
-    def heading(self) -> str:
-        """Format the line that is shown as it begins."""
-        return f"[{self.place} {self.name}] {shown(self.input)} -> {shown(self.output)}"
+SAME = "up to date, made by the same settings on the same data"
+ABSENT = "it was not there"
+#: Commands that go on from what is there, and so never have to be told to replace it.
+GO_ON = ("extract", "fetch", "predict")
+#: Commands that show no progress.
+SILENT = ("verify", "merge", "label", "compare", "export")
+#: Settings that name files whose content is an input by itself; that of labels is read with the images.
+READ = ("head", "weights")
 
 
 @dataclass(frozen=True)
 class Step(Result):
-    """The outcome of one step; `result` is None where its output was current, and `why` says why it ran or did not."""
+    """The outcome of one step; `result` is None where it did not run, and `why` says why it ran or did not.
+
+    `recorded` is then the result of the run that made what is there. `due` tells, of a plan, that the step would run.
+    """
 
     name: str
-    output: Path
+    output: Path | None
     why: str
     result: Result | None = None
+    command: str = ""
+    recorded: dict[str, Any] = field(default_factory=dict)
+    due: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises; the first is the name of the stage."""
-        result = {"output": str(self.output)} if self.result is None else self.result.to_json()
-        return {self.name: result, "name": self.name, "ran": self.result is not None, "why": self.why, "result": result}
+        output = {} if self.output is None else {"output": str(self.output)}
+        result = {**output, **self.recorded} if self.result is None else self.result.to_json()
+        due = {"due": True} if self.due else {}
+        ran = self.result is not None
+        return {
+            self.command or self.name: result,
+            "name": self.name,
+            "ran": ran,
+            "why": self.why,
+            **due,
+            "result": result,
+        }
 
     def summary(self) -> str:
         """Return the stage's own summary, or that there was nothing to do."""
-        summary = f"{shown(self.output)}: {self.why}" if self.result is None else self.result.summary()
+        where = "" if self.output is None else f"{shown(self.output)}: "
+        will = "would run: " if self.due else ""
+        summary = f"{where}{will}{self.why}" if self.result is None else self.result.summary()
         return f"[{self.name}]\n{summary}"
 
 
@@ -146,22 +105,78 @@ class ExperimentResult(Result):
     steps: list[Step]
 
     def summary(self) -> str:
-        """Join every step's own summary."""
-        return "\n\n".join(step.summary() for step in self.steps)
+        """Join every step's own summary, and the table of results."""
+        return "\n\n".join([*(step.summary() for step in self.steps), self.table()])
+
+    def table(self) -> str:
+        """Format a line a step: whether it ran, and its main figures."""
+        rows = [("step", "", "result", "output")]
+        for step in self.steps:
+            did = "ran" if step.result is not None else "would run" if step.due else "up to date"
+            told = "-" if step.due else figures(step.to_json()["result"])
+            rows.append((shown(step.name), did, told, "" if step.output is None else shown(step.output)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
 
 
-def run(config: str | Path, *, force: bool = False, progress: bool = False) -> ExperimentResult:
-    """Run the steps of `config`; a model that was made by the same settings on the same data is left as it is.
+def figures(result: dict[str, Any]) -> str:
+    """Return the main figures of a step's result, whatever command it is of.
 
-    `force` trains every model again; features are never discarded. Raises as the stages do, with the step's name.
+    >>> figures({"metrics": {"val": {"accuracy": 0.9085, "n": 153}}})
+    'accuracy 0.9085 (153 held-out rows)'
+    >>> figures({"rows": 12, "good": 11})
+    '11 of 12 images'
     """
-    return ExperimentResult(Path(config), list(run_steps(config, force=force, progress=progress)))
+    found = result.get("metrics") or {}
+    rows = "rows"
+    if "val" in found or "test" in found:
+        rows = "test rows" if "val" not in found else "held-out rows"
+        found = found.get("val") or found["test"]
+    for name in ("accuracy", "mae"):
+        if name in found:
+            return f"{name} {found[name]:.4g} ({found['n']} {rows})"
+    if "models" in result:
+        return "  ".join(
+            f"{Path(one['model']).name} {one['metrics'][result['measure']]:.4g}" for one in result["models"]
+        )
+    if "good" in result:
+        return f"{result['good']} of {plural(result['rows'], 'image')}"
+    if "kept" in result:
+        return f"{result['kept']} of {plural(result['urls'], 'image')}"
+    if "predictions" in result:
+        return plural(len(result["predictions"]), "image")
+    return plural(result["rows"], "row") if isinstance(result.get("rows"), int) else "-"
+
+
+def run(
+    config: str | Path,
+    *,
+    root: str | Path | None = None,
+    set: str | Sequence[str] = (),
+    force: bool = False,
+    dry_run: bool = False,
+    progress: bool = False,
+) -> ExperimentResult:
+    """Run the steps of `config` that are not up to date.
+
+    Paths in the file are relative to `root`, or to the file. `set` has values over those of the file, as
+    ``TABLE.KEY=VALUE``; a table is meant by its name, by its command, or by ``*``, which means all that have the key.
+    `force` runs every step again; features are never discarded. With `dry_run`, nothing runs, and the result says what
+    would. Raises as the stages do, with the step's name; what was done before stays.
+    """
+    steps = run_steps(config, root=root, set=set, force=force, dry_run=dry_run, progress=progress)
+    return ExperimentResult(Path(config), list(steps))
 
 
 def run_steps(
     config: str | Path,
     *,
+    root: str | Path | None = None,
+    set: str | Sequence[str] = (),
     force: bool = False,
+    dry_run: bool = False,
     progress: bool = False,
     watch: Callable[[str], None] = lambda heading: None,
 ) -> Iterator[Step]:
@@ -169,62 +184,224 @@ def run_steps(
 
     The whole file, and whether its outputs can be written, is checked before the first step starts.
     """
-    planned = read_experiment(Path(config))
+    config = Path(config)
+    planned = read_experiment(config, root=root, overrides=[set] if isinstance(set, str) else set)
+    folder = config.parent if root is None else Path(root)
+    experiment = Experiment(Journal(folder / f".{config.stem}.run.json"), force=force)
     for step in planned:
         with _named(step):
-            _refuse_other(step, force=force)
+            experiment.refuse_foreign(step)
+    due: dict[str, None] = {}
     for step in planned:
         watch(step.heading())
         with _named(step):
-            yield _run_step(step, force=force, progress=progress)
+            done = experiment.plan(step, due) if dry_run else experiment.perform(step, progress=progress)
+        if done.due:
+            due[step.name] = None
+        yield done
 
 
-def _run_step(step: Planned, *, force: bool, progress: bool) -> Step:
-    why = "cached features are brought up to date" if step.stage.inputs is None else "it was not there"
-    if step.stage.inputs is not None and force:
-        why = "it was asked for with --force"
-    elif step.stage.inputs is not None and _exists(step.output):
-        if recorded_request(step.output) == request_of(
-            step.name, step.settings, step.stage.inputs(step.input, step.settings)
-        ):
-            _refuse_damaged(step.output)
-            return Step(step.name, step.output, "up to date, made by the same settings on the same data")
-        raise OutputExistsError(
-            f"{step.output} was trained on other data than {step.input} holds today; give --force to train every model "
-            "again, or another output"
-        )
-    result = step.stage.run(step.input, step.output, force=force, progress=progress, **_rest(step))
-    return Step(step.name, step.output, why, result)
+class Experiment:
+    """The steps of one run, and the journal of those before it."""
+
+    def __init__(self, journal: Journal, *, force: bool) -> None:
+        self._journal = journal
+        self._force = force
+
+    def refuse_foreign(self, step: Planned) -> None:
+        """Raise `OutputExistsError` where no run made what is there, with other settings: now, not after hours."""
+        if self._force or not step.stage.replaces or not _exists(step.output) or self._is_own(step):
+            return
+        found = recorded_request(Path(str(step.output))) or {}
+        if (found.get("command"), found.get("settings")) != (step.command, chosen_settings(step.settings)):
+            raise OutputExistsError(
+                f"{step.output} exists already and was made by other settings, or by no run; give --force to make "
+                "everything again, or another output"
+            )
+
+    def plan(self, step: Planned, due: dict[str, None]) -> Step:
+        """Return what would become of a step, where the steps called `due` would run."""
+        before = [name for name in step.after if name in due]
+        why = f"after {', '.join(before)}" if before else self._reason(step)
+        entry = self._journal.entries.get(_key(step))
+        recorded = entry.result if entry else {}
+        return Step(step.name, step.output, why or SAME, None, step.command, {} if why else recorded, bool(why))
+
+    def perform(self, step: Planned, *, progress: bool) -> Step:
+        """Run a step, unless it is up to date."""
+        why = self._reason(step)
+        if not why:
+            _refuse_damaged(step)
+            entry = self._journal.entries[_key(step)]
+            return Step(step.name, step.output, SAME, None, step.command, entry.result)
+        now = None if step.command == "extract" else self._entry(step)  # as its inputs are before they are read
+        result = self._run(step, progress=progress)
+        now = now or self._extracted(step)
+        told = result.to_json()
+        short = told if len(json.dumps(told)) < journals.LONGEST_RESULT else {}
+        self._keep(step, replace(now, product=_product(step), result=short))
+        return Step(step.name, step.output, why, result, step.command)
+
+    def _reason(self, step: Planned) -> str:
+        """Say why a step has to run; empty where it is up to date."""
+        if self._force:
+            return "it was asked for with --force"
+        if step.command == "verify":
+            return "a check is of the day"
+        entry = self._journal.entries.get(_key(step))
+        if step.output is None:
+            return entry.first_change(self._entry(step)) if entry else "it did not run yet"
+        if not _exists(step.product):
+            return ABSENT
+        if entry is not None and entry.product == _product(step):
+            return entry.first_change(self._entry(step))
+        if step.command in GO_ON:
+            return "what is there is brought up to date"
+        self._adopt(step)
+        return ""
+
+    def _adopt(self, step: Planned) -> None:
+        """Enter a model that the command line made by the same request; raise `OutputExistsError` for another one."""
+        output, request = Path(str(step.output)), _request(step)
+        if request is None or recorded_request(output) != request:
+            raise OutputExistsError(
+                f"{output} was trained on other data than {_told(step)} holds today, or changed since; give --force to "
+                "make everything again, or another output"
+            )
+        metrics = output / "metrics.json"
+        found = json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else {}
+        result = {"metrics": {name: one for name, one in found.items() if name in ("val", "test")}}
+        self._keep(step, replace(self._entry(step), product=_product(step), result=result))
+
+    def _is_own(self, step: Planned) -> bool:
+        """Tell whether what is there is what an earlier run made."""
+        entry = self._journal.entries.get(_key(step))
+        return entry is not None and entry.product == _product(step)
+
+    def _run(self, step: Planned, *, progress: bool) -> Result:
+        options = {**step.rest, **({"force": True} if step.stage.replaces and self._may_replace(step) else {})}
+        if step.command not in SILENT:
+            options["progress"] = progress
+        if step.output is not None and step.stage.output is None:
+            options[str(step.stage.writes)] = step.output
+        given = [*step.inputs.values(), *([step.output] if step.stage.output else [])]
+        try:
+            result: Result = _function(step.command)(*given, **options)
+        except (RecipeMismatchError, OutputExistsError):
+            if step.command != "extract" or not self._is_own(step):
+                raise
+            self._exchange(step)
+            result = _function(step.command)(*given, **options)
+        if not getattr(result, "ok", True):
+            raise StoreDamagedError(result.summary().replace("\n", "; "))
+        return result
+
+    def _exchange(self, step: Planned) -> None:
+        """Keep features that other settings made under a name of their own, and take those of these settings back."""
+        output = Path(str(step.output))
+        before, now = self._journal.entries[_key(step)].settings, self._made(step, {}).settings
+        rename(output, _kept(output, before))
+        if _kept(output, now).exists():
+            rename(_kept(output, now), output)
+
+    def _may_replace(self, step: Planned) -> bool:
+        return self._force or (_exists(step.output) and self._is_own(step))
+
+    # --- what a step depends on
+
+    def _entry(self, step: Planned) -> Entry:
+        """Return the entry of the step as it would run now."""
+        return self._made(step, {name: self._fingerprint(step, name, value) for name, value in step.inputs.items()})
+
+    def _made(self, step: Planned, inputs: dict[str, str]) -> Entry:
+        settings = chosen_settings(step.settings)
+        for name in step.stage.paths:
+            if name in settings and (path := Path(str(step.options[name]))).exists():
+                del settings[name]
+                if name in READ:
+                    inputs[name] = journals.fingerprint_path(path)
+        return Entry(step.command, settings, inputs, versions().get("cached-feature-pipeline", ""))
+
+    def _fingerprint(self, step: Planned, name: str, value: Any) -> str:
+        """Return the fingerprint of the content of an argument."""
+        if name == "images":
+            return journals.fingerprint_files(listed(value), self._journal.contents)
+        if name == "source" and not is_store(value):
+            assert isinstance(step.settings, SourceSettings)
+            return journals.fingerprint_source(str(value), step.settings, self._journal.contents)
+        paths = [Path(one) for one in listed(value)]
+        if name == "lists":
+            paths = [path if path.exists() else Path(str(path).partition("=")[2]) for path in paths]
+        return " ".join(journals.fingerprint_path(path) for path in paths)
+
+    def _extracted(self, step: Planned) -> Entry:
+        """Return the entry of an extraction by what it read, whatever became of the images since."""
+        settings, source = step.settings, str(step.options["source"])
+        assert isinstance(settings, SourceSettings)
+        records = read_manifest(source, settings).records
+        with FeatureStore.open(Path(str(step.output))) as store:
+            read = self._journal.contents.learn(source, records, store)
+        fingerprint = journals.fingerprint_source(source, settings, self._journal.contents, read=read)
+        return self._made(step, {"source": fingerprint})
+
+    def _keep(self, step: Planned, entry: Entry) -> None:
+        self._journal.entries[_key(step)] = entry
+        self._journal.write()
 
 
-def _rest(step: Planned) -> dict[str, Any]:
-    return {key: value for key, value in step.options.items() if key not in (step.stage.takes, "output")}
+def _kept(output: Path, settings: dict[str, Any]) -> Path:
+    """Return the name that features of these settings are kept under while others have the name of the output."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return output.with_name(f"{output.stem}.{digest[:8]}{output.suffix}")
 
 
-def _exists(output: Path) -> bool:
-    return output.exists() and not (output.is_dir() and not any(output.iterdir()))
+def _key(step: Planned) -> str:
+    """Return what the journal calls a step: its output, or where it writes none, its name and inputs."""
+    if step.output is not None:
+        return str(step.output)
+    return f"{step.label}: {', '.join(str(one) for value in step.inputs.values() for one in listed(value))}"
 
 
-def _refuse_other(step: Planned, *, force: bool) -> None:
-    """Raise `OutputExistsError` where a model is there that other settings made: now, not after hours of work."""
-    if step.stage.inputs is None or force or not _exists(step.output):
-        return
-    found = recorded_request(step.output) or {}
-    if (found.get("command"), found.get("settings")) != (step.name, chosen_settings(step.settings)):
-        raise OutputExistsError(
-            f"{step.output} exists already and was made by other settings; give --force to train every model again, or "
-            "another output"
-        )
+def _product(step: Planned) -> str:
+    return "" if step.product is None else journals.fingerprint_path(step.product)
 
 
-def _refuse_damaged(output: Path) -> None:
+def _request(step: Planned) -> dict[str, Any] | None:
+    """Return the request that a model is recorded with; None for commands that make none."""
+    settings = step.settings
+    if step.command == "fit-head":
+        with FeatureStore.open(step.options["store"]) as store:
+            return request_of(step.command, settings, store.fingerprint)
+    if isinstance(settings, FinetuneSettings):
+        manifest = read_manifest(str(step.options["source"]), settings)
+        return request_of(step.command, settings, fingerprint_images(manifest, start_files(settings)))
+    return None
+
+
+def _told(step: Planned) -> str:
+    return ", ".join(shown(one) for value in step.inputs.values() for one in listed(value))
+
+
+def _function(command: str) -> Callable[..., Any]:
+    """Return the function of a command."""
+    name = command.replace("-", "_")
+    return getattr(importlib.import_module(f"pipeline.commands.{name}"), name)  # type: ignore[no-any-return]
+
+
+def _exists(output: Path | None) -> bool:
+    return output is not None and output.exists() and not (output.is_dir() and not any(output.iterdir()))
+
+
+def _refuse_damaged(step: Planned) -> None:
     """Raise `ModelError` where a model that would count as up to date cannot be opened."""
     from pipeline.models.model import load_model
 
+    if step.command not in ("fit-head", "finetune"):
+        return
     try:
-        load_model(output)
+        load_model(Path(str(step.output)))
     except ModelError as error:
-        raise ModelError(f"{error}; give --force to train every model again") from None
+        raise ModelError(f"{error}; give --force to make everything again") from None
 
 
 @contextmanager
@@ -233,40 +410,8 @@ def _named(step: Planned) -> Iterator[None]:
     try:
         yield
     except RecipeMismatchError as error:
-        error.args = (f"[{step.place} {step.name}] {error} (a run discards no features: pipeline extract does)",)
+        error.args = (f"[{step.place} {step.label}] {error} (a run discards no features: pipeline extract does)",)
         raise
     except PipelineError as error:
-        error.args = (f"[{step.place} {step.name}] {error}",)
+        error.args = (f"[{step.place} {step.label}] {error}",)
         raise
-
-
-def read_experiment(config: Path) -> list[Planned]:
-    """Read the steps of a file. Raises `SettingsError` for tables and options that no stage knows."""
-    refuse_nul(config)
-    try:
-        tables = tomllib.loads(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{config} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{config} is not TOML: {error}") from None
-    named = [
-        (name, options) for name, table in tables.items() for options in (table if isinstance(table, list) else [table])
-    ]
-    if not named:
-        raise SettingsError(f"{config} names no stage; known: {', '.join(STAGES)}")
-    return [
-        _checked(config, Planned(name, f"{number}/{len(named)}", options))
-        for number, (name, options) in enumerate(named, 1)
-    ]
-
-
-def _checked(config: Path, step: Planned) -> Planned:
-    """Return the step, once its settings accept the options of the file."""
-    for key in (step.stage.takes, "output"):
-        value = step.options.get(key) if isinstance(step.options, dict) else None
-        if value is None:
-            raise SettingsError(f"{config}: [{step.name}] needs {key} = ...")
-        if not isinstance(value, str) or "\0" in value:
-            raise SettingsError(f"{config}: [{step.name}] {key} = {value!r} is no path; give text")
-    step.stage.settings.of(_rest(step))
-    return step

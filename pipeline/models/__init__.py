@@ -4,5 +4,6 @@ folder.py       `save_model` and the files of a model folder: format, checksums
 model.py        `Model`: base and head of a folder, from images to answers
 predictions.py  predictions.csv
 seen.py         the images that a model was trained on
+journal.py      the steps of an experiment, by what each was made
 provenance.py   the request that a model was made by, and the state of its inputs
 """
