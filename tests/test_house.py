@@ -223,10 +223,24 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_training_a_head_loads_no_base() -> None:
-    """180 MB of them, which streaming a large file leaves no room for; matplotlib comes with the first plot."""
-    loaded = modules_after("import pipeline.commands.fit_head")
-    assert not loaded & {"torchvision", "onnxruntime", "sklearn", "joblib", "matplotlib", "sympy"}
+#: Stages whose work is not done in a network, and what else each of them needs.
+WITHOUT_NETWORKS = {
+    "fit_head": {"scipy", "h5py"},
+    "evaluate": {"scipy", "h5py"},
+    "info": {"scipy", "h5py"},
+    "verify": {"h5py"},
+    "merge": {"h5py"},
+    "compare": {"h5py"},
+    "predict": set[str](),
+    "label": set[str](),
+    "fetch": set[str](),
+}
+
+
+@pytest.mark.parametrize(("stage", "needed"), WITHOUT_NETWORKS.items())
+def test_a_stage_imports_what_it_always_needs(stage: str, needed: set[str]) -> None:
+    """Torch and torchvision are 700 MB and 2 s, which streaming a large file leaves no room for."""
+    assert modules_after(f"import pipeline.commands.{stage}") & {*HEAVY, "sympy"} == needed
 
 
 @pytest.mark.parametrize("module", SOURCES)

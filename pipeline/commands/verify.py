@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bases import base_of
 from pipeline.commands.results import Result
 from pipeline.config import RerunSettings, SourceSettings
 from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
-from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import SourceError, StoreDamagedError
 from pipeline.images import decoding
 from pipeline.images.loading import BATCH, Loaded
@@ -27,6 +25,9 @@ from pipeline.store.parts import part_paths
 from pipeline.store.reader import FeatureStore
 from pipeline.store.reuse import Origin, pieces
 from pipeline.store.rows import RowFile
+
+if TYPE_CHECKING:
+    from pipeline.engines.embedder import Embedded
 
 #: How far a recomputed row may be off, relatively, by the type it is kept in and the arithmetic of the base:
 #: batch sizes and engines differ by 1e-5, half precision by its rounding.
@@ -195,6 +196,9 @@ class Recomputation:
     """The extraction of a store, repeated for some of its rows."""
 
     def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
+        from pipeline.bases import base_of  # torch, which the check of a file does without
+        from pipeline.engines.embedder import Embedder
+
         recipe, (weights, seed) = store.recipe, store.base_origin
         self._source = _source_of(store, source)
         base = base_of(recipe, settings.weights or weights, seed=seed)

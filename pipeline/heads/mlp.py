@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.heads.contract import Head, Problem, Search
-from pipeline.heads.rows import Rows
-from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION
-from pipeline.heads.solvers.gram import eigen
-from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
-from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors, write_tensors
+
+if TYPE_CHECKING:
+    from pipeline.heads.solvers.minibatch import Plan
 
 #: What is tried: the strongest pays where most of the target is noise, the weakest where next to nothing is.
 DECAYS = (1.0, 10.0, 40.0)
@@ -30,64 +26,7 @@ EPOCHS = 40
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 8, 8, 512
 #: Where nothing can be held back to find better.
 DEFAULT: dict[str, Any] = {"epochs": 20, "decay": DECAYS[0]}
-#: Mean square length of a row that steps of the usual learning rate suit; an optimizer that takes steps of the same
-#: size in all weights moves a hidden unit by their number, and longer rows overfit within the first epochs.
-LENGTH = 10.0
-RANK_TOLERANCE = 1e-7
 _NAMES = ("hidden.weight", "hidden.bias", "output.weight", "output.bias")
-
-
-class Coordinates:
-    """Coordinates of the steps: standardised features times `scale`, or similarities of rows where those are fewer.
-
-    All that more features than rows can say is in the Gram matrix G = X X'. A row x is then written as x X' G^-1/2: of
-    all rotations that keep the lengths of the training rows, the one whose coordinates are most like those rows.
-    """
-
-    def __init__(self, rows: Rows, standard: Standard) -> None:
-        count, dimensions = rows.shape
-        self._features = torch.from_numpy(standard.apply(rows.array()))
-        self._scale = min(1.0, (LENGTH / dimensions) ** 0.5)
-        self._gram = None
-        if dimensions > count and count <= LARGEST_DECOMPOSITION:
-            self._gram = (self._features @ self._features.T).double()
-        self._root: Tensor | None = None
-
-    def of_folds(self, folds: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows (n, r) for all folds; or (folds, n, r), from what each fold's network may know: the rows outside."""
-        if self._gram is None:
-            return self._plain()
-        count = np.bincount(folds)
-        found = np.zeros((len(count), len(folds), len(folds) - count.min()), dtype=np.float32)
-        for fold, held in enumerate(count):
-            others = torch.from_numpy(np.flatnonzero(folds != fold))
-            similar = self._gram[:, others]
-            found[fold, :, : len(folds) - held] = (similar @ _inverse_root(similar[others]) * self._scale).numpy()
-        return found
-
-    def of_all(self) -> NDArray[np.float32]:
-        """Rows (n, r) from all of them."""
-        if self._gram is None:
-            return self._plain()
-        self._root = _inverse_root(self._gram) * self._scale
-        return np.asarray((self._gram @ self._root).float().numpy())
-
-    def standard_weights(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Weights (D, H) of standardised features from those (r, H) of the rows of `of_all`."""
-        if self._root is None:
-            return np.asarray(weights * self._scale)
-        turned = self._features.T @ (self._root @ torch.from_numpy(weights)).float()
-        return np.asarray(turned.double().numpy())
-
-    def _plain(self) -> NDArray[np.float32]:
-        return np.asarray((self._features * self._scale).numpy())
-
-
-def _inverse_root(gram: Tensor) -> Tensor:
-    """G^-1/2 of a Gram matrix (n, n), of its pseudo-inverse where it has no full rank."""
-    squares, vectors = eigen(np.array(gram.numpy(), order="F"))
-    kept = squares > RANK_TOLERANCE * squares[-1]
-    return torch.from_numpy(vectors[:, kept] / np.sqrt(squares[kept]) @ vectors[:, kept].T)
 
 
 class MlpHead(Head):
@@ -99,6 +38,9 @@ class MlpHead(Head):
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Train all folds and decays side by side, then all rows with the best decay for the best epochs."""
+        from pipeline.heads.solvers.coordinates import Coordinates  # torch, which answers do without
+        from pipeline.heads.solvers.minibatch import Lesson, search_epochs, train_on_all
+
         standard = problem.standard()
         offset, unit = 0.0, 1.0
         if problem.classes is None:
@@ -137,6 +79,8 @@ class MlpHead(Head):
         return len(self.layers[3])
 
     def _plan(self, rows: int) -> Plan:
+        from pipeline.heads.solvers.minibatch import Plan
+
         settings = self.settings
         return Plan(
             hidden=settings.hidden,

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import BaseError, ImageError
 from pipeline.registry import refuse_unknown
+
+if TYPE_CHECKING:
+    import torch
 
 Fit = Literal["shortest", "longest", "stretch"]
 
@@ -211,6 +213,8 @@ class InputTransform:
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalise uint8 (B, H, W, 3) on any device to float32 (B, 3, H, W), channels last in memory."""
+        import torch  # which decoding and resizing do without
+
         values = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
         mean = torch.tensor(self.mean, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)

@@ -41,12 +41,12 @@ from examples import problem_of
 
 from pipeline.config import FitSettings
 from pipeline.heads import HEADS
-from pipeline.heads.linear import PENALTIES
 from pipeline.heads.ridge import Decomposition, Target, _path, _targets
 from pipeline.heads.rows import ArrayRows
 from pipeline.heads.selection import train_head
 from pipeline.heads.solvers.basis import make_basis
 from pipeline.heads.solvers.descent import Batch
+from pipeline.heads.solvers.logistic import PENALTIES
 from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.solvers.path import SEARCH_TOLERANCE, search_paths
 from pipeline.heads.solvers.path import Path as PenaltyPath

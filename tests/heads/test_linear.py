@@ -9,7 +9,7 @@ from examples import blobs, line, problem_of
 from pipeline.config import FitSettings
 from pipeline.errors import HeadError
 from pipeline.heads import LinearHead
-from pipeline.heads.linear import PENALTIES, solver_device
+from pipeline.heads.solvers.logistic import PENALTIES
 
 
 def test_numbers_are_for_another_head():
@@ -30,7 +30,3 @@ def test_too_few_rows_take_the_default_penalty():
     head = LinearHead("classes", FitSettings.of({})).fit(problem_of(features, np.arange(3)))
     assert head.search.chosen == {"C": pytest.approx(1 / 0.3)}
     assert len(y) == 3
-
-
-def test_the_solver_runs_on_the_cpu_where_it_is_asked_to():
-    assert solver_device("cpu").type == "cpu"

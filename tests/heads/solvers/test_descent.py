@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 from pipeline.config import FitSettings
 from pipeline.errors import SettingsError
 from pipeline.heads import HEADS
-from pipeline.heads.linear import fit_logistic, solver_device
 from pipeline.heads.rows import ArrayRows, StreamedRows
 from pipeline.heads.solvers.basis import LARGEST_DECOMPOSITION, make_basis
 from pipeline.heads.solvers.descent import Batch, fold_weights
+from pipeline.heads.solvers.logistic import fit_logistic
 from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.standard import Standard
 from pipeline.splits import make_folds
@@ -154,12 +154,6 @@ def test_the_same_head_twice():
     features, y = blobs(300, 20, 3)
     one, other = (HEADS["linear"]("classes").fit(problem_of(features, y)) for _ in range(2))
     assert np.array_equal(one.weight, other.weight)
-
-
-def test_mps_has_no_double_precision(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert solver_device("auto") == solver_device("mps") == torch.device("cpu")
 
 
 def test_a_device_that_is_none_is_named():
