@@ -261,6 +261,7 @@ running = settings_options(RerunSettings, "weights", "device", "engine", "max_pi
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to list.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the predictions to this file too.")
 @threshold_option
+@click.option("--no-unknown", is_flag=True, help="Say nothing of how unlike the training pictures an image is.")
 @running
 @reporting
 def predict(
@@ -268,6 +269,7 @@ def predict(
     images: tuple[str, ...],
     top: int,
     table: Path | None,
+    no_unknown: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -277,7 +279,7 @@ def predict(
     from pipeline.commands.predict import predict as stage
 
     begin(quiet=quiet, verbose=verbose)
-    result = stage(model, images, top=top, csv=table, progress=not quiet, **given(options))
+    result = stage(model, images, top=top, csv=table, no_unknown=no_unknown, progress=not quiet, **given(options))
     tell(result, as_json=as_json)
     if result.all_bad:
         raise SystemExit(1)

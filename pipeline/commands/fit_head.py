@@ -31,6 +31,7 @@ from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.spread import fit_interval
 from pipeline.heads.table import FeatureTable, Indices
+from pipeline.heads.unlikeness import Unlikeness, kept_rows
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.models.seen import Seen
@@ -53,7 +54,8 @@ SELECTED = " (which the settings were chosen by)"
 class FitResult(Result):
     """A trained head: its folder, its metrics on each part of the rows, and its chosen settings.
 
-    `doubtful` is how many labels of training rows look wrong; out_of_fold.csv lists them first.
+    `doubtful` is how many labels of training rows look wrong; out_of_fold.csv lists them first. `unknown` says how
+    `predict` will tell images that are unlike the training pictures, and the errors to expect of it.
     """
 
     model: Path
@@ -65,6 +67,7 @@ class FitResult(Result):
     ranking: list[dict[str, Any]] = field(default_factory=list)
     compared_by: str = ""
     doubtful: int = 0
+    unknown: dict[str, Any] | None = None
     notices: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -91,6 +94,8 @@ class FitResult(Result):
             lines.append(
                 f"{plural(self.doubtful, 'training label')} may be wrong: see out_of_fold.csv, the worst first"
             )
+        if self.unknown is not None:
+            lines.append(_unknown_line(self.unknown))
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
 
@@ -119,17 +124,22 @@ def fit_head(
             fit_interval(trained.head, problem)
         judged = judge(trained.head, dataset)
         result = describe(trained, dataset, judged, output)
+        unlikeness = learn_unlikeness(dataset)
+        result.unknown = describe_unlikeness(unlikeness, dataset)
+        if unlikeness is None and not settings.no_unknown:
+            result.notices.append("too few distinct training pictures for predict to tell what is unlike them")
         doubtful = judged.scored["cv"].rows_by_quality() if "cv" in judged.scored else []
         result.doubtful = sum(bool(row.get("suggested")) for row in doubtful)
         drawn = draw_plots(trained, dataset.target, judged.scored)
         result.notices += drawn.notices
         search = {"search": trained.head.search.table, "ranking": trained.ranking}
+        seconds = round(time.perf_counter() - started, 3)
         record = ModelRecord.of(
             trained.head,
             dataset.target,
             base=base,
             recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
-            metrics={**result.metrics, **search, "seconds": round(time.perf_counter() - started, 3)},
+            metrics={**result.metrics, **search, "unknown": result.unknown, "seconds": seconds},
             data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             request=request_of("fit-head", settings, opened.fingerprint),
@@ -142,6 +152,7 @@ def fit_head(
             predictions=[row for name in dataset.split.held_out for row in judged.scored[name].rows(split=True)],
             plots=drawn.plots,
             seen=seen_rows(dataset, judged),
+            unlikeness=unlikeness,
             out_of_fold=doubtful,
             replace=force,
         )
@@ -321,6 +332,17 @@ def read_weights(store: FeatureStore, name: str, rows: Indices) -> NDArray[np.fl
     return np.asarray(weights, dtype=np.float64)
 
 
+def learn_unlikeness(dataset: Dataset) -> Unlikeness | None:
+    """Learn what the training pictures look like; None where they are too few, or where that is not asked for."""
+    if dataset.settings.no_unknown:
+        return None
+    store, train, table = dataset.store, dataset.split.train, dataset.table
+    contents = group_codes(store.sha256[train])
+    kept = train[kept_rows(contents, dimensions=table.dimensions, seed=dataset.settings.seed)]
+    codes = dataset.target.values[kept] if dataset.target.task == "classes" else np.zeros(len(kept), np.int64)
+    return Unlikeness.of(table.images(kept)[:, 0], codes, [store.ids[row] for row in kept], table.widths)
+
+
 # --- what came of it
 
 
@@ -385,6 +407,14 @@ def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -
     )
 
 
+def describe_unlikeness(unlikeness: Unlikeness | None, dataset: Dataset) -> dict[str, Any] | None:
+    """Describe how unknown images are told, with the share of held-out rows that would be called unknown."""
+    if unlikeness is None:
+        return None
+    held_out = {name: unlikeness.marked(dataset.table, rows) for name, rows in dataset.split.held_out.items()}
+    return {**unlikeness.describe(), "marked": held_out}
+
+
 def measured(scored: Scored, decisions: NDArray[np.float64]) -> dict[str, Any]:
     """Compute the metrics of one part; of classes also the calibration error before temperature."""
     if scored.target.task == "numbers":
@@ -423,6 +453,15 @@ def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -
             head.search.epochs, best=head.search.best_epoch, held_out="out of fold"
         )
     return plots.render(drawings, names=(target.name, *(target.names or ())))
+
+
+def _unknown_line(found: dict[str, Any]) -> str:
+    """Say for a person how often images will be called unknown, rightly and wrongly."""
+    rates = [f"{1 - found['accepted']:.0%} of training pictures out of fold"]
+    rates += [f"{share:.0%} of {metrics.PARTS[part]}" for part, share in found["marked"].items()]
+    if found["caught"] is not None:
+        rates.append(f"{found['caught']:.0%} of a class that was left out")
+    return f"called unknown by predict: {', '.join(rates)}"
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ from pipeline.models.threshold import Threshold
 from pipeline.progress import progress as progress_bar
 from pipeline.scores import listed_classes, probabilities
 from pipeline.sources import from_paths, log_notices
-from pipeline.text import shown
+from pipeline.text import plural, shown
 
 if TYPE_CHECKING:
     from pipeline.models.model import Model
@@ -53,6 +53,7 @@ def predict(
     top: int = 5,
     csv: str | Path | None = None,
     threshold: str | None = None,
+    no_unknown: bool = False,
     progress: bool = False,
     **options: Unpack[RerunOptions],
 ) -> PredictResult:
@@ -60,7 +61,8 @@ def predict(
 
     `threshold`, CLASS=P or CLASS, answers that class from its probability P on, or from the one with the best F1 of
     training rows out of fold. Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value`
-    and `interval` (numbers), or `error`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises
+    and `interval` (numbers), or `error`; with `unknown`, `unlikeness` and `nearest` as `Model.predict` gives them, unless
+    `no_unknown`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises
     `ModelError` where the model or its base cannot be loaded.
     """
     if csv is not None:
@@ -77,13 +79,18 @@ def predict(
         at = Threshold.of(threshold, loaded.classes, seen, where=model)
     listed = len(classes) if at is not None else max(top, listed_classes(classes))
     with progress_bar(len(manifest.records), "predicting", show=progress) as bar:
-        for answers in loaded.answer_batches(manifest.records, top=listed):
+        for answers in loaded.answer_batches(manifest.records, top=listed, no_unknown=no_unknown):
             entries += answers if at is None else [_decided(answer, at) for answer in answers]
             bar.advance(len(answers))
     if csv is not None:
-        write_rows(Path(csv), [_row(entry, loaded.classes) for entry in entries])
+        told = not no_unknown and loaded.unlikeness is not None
+        write_rows(Path(csv), [_row(entry, loaded.classes, unknown=told) for entry in entries])
     shortened = [{**entry, "top": entry["top"][:top]} if "top" in entry else entry for entry in entries]
-    return PredictResult(shortened, None if at is None else at.to_json(), [] if at is None else [at.notice()])
+    notices = [] if at is None else [at.notice()]
+    count = sum(entry.get("unknown", False) for entry in entries)
+    if count and loaded.unlikeness is not None:
+        notices.append(f"{plural(count, 'image')} called unknown: {loaded.unlikeness.explanation}")
+    return PredictResult(shortened, None if at is None else at.to_json(), notices)
 
 
 def _decided(answer: dict[str, Any], at: Threshold) -> dict[str, Any]:
@@ -117,15 +124,20 @@ def _line(entry: dict[str, Any], *, decided: bool) -> str:
     if "value" in entry:
         between = entry["interval"]
         sure = f"  ({between[0]:.4g} to {between[1]:.4g})" if between else ""
-        return f"{name}\t{entry['value']:.4g}{sure}"
+        return f"{name}\t{entry['value']:.4g}{sure}{_doubt(entry)}"
     ranked = "  ".join(f"{shown(label)} {score:.3f}" for label, score in entry["top"])
     expected = entry.get("set", ())
     undecided = f"  ({' or '.join(map(shown, expected))})" if len(expected) > 1 else ""
     answer = f"{shown(entry['label'])}: " if decided else ""
-    return f"{name}\t{answer}{ranked}{undecided}"
+    return f"{name}\t{answer}{ranked}{undecided}{_doubt(entry)}"
 
 
-def _row(entry: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]:
+def _doubt(entry: dict[str, Any]) -> str:
+    """Mark an answer for an image that is unlike the training pictures."""
+    return f"  unknown? (nearest: {shown(entry['nearest'])})" if entry.get("unknown") else ""
+
+
+def _row(entry: dict[str, Any], classes: Sequence[str] | None, *, unknown: bool) -> dict[str, Any]:
     """Return the row of a table, with the same keys for good and bad images."""
     if classes is None:
         low, high = entry.get("interval") or (None, None)
@@ -133,4 +145,5 @@ def _row(entry: dict[str, Any], classes: Sequence[str] | None) -> dict[str, Any]
     else:
         answer = {"label": entry.get("label"), "score": entry.get("score")}
         answer |= probabilities(classes, entry.get("top", []))
-    return {"id": entry["id"], **answer, "error": entry.get("error")}
+    doubt = {name: entry.get(name) for name in ("unknown", "unlikeness", "nearest")} if unknown else {}
+    return {"id": entry["id"], **answer, "error": entry.get("error"), **doubt}

@@ -375,6 +375,7 @@ class FitSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of optimizer=sgd.")
     step: int = Field(7, ge=0, description="For solver=sgd: epochs until lr drops to a tenth; 0: never.")
     coverage: float = Field(0.9, gt=0, lt=1, description="Share of truths in intervals of numbers and sets of classes.")
+    no_unknown: bool = Field(False, description="Say nothing of how unlike the training pictures an image is.")
     memory: Gigabytes = Field(2.0, description="GB of features to hold; more are streamed from the file.")
     device: Device = Field("auto", description="Of linear, svm, binned: auto, cpu, cuda, cuda:N; MPS has no doubles.")
     jobs: Literal["auto"] | Count = Field("auto", description="Threads where svm learns numbers; auto: one a core.")

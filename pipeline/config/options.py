@@ -69,6 +69,7 @@ class FitOptions(TypedDict, total=False):
     momentum: float
     step: int
     coverage: float
+    no_unknown: bool
     memory: float
     device: str
     jobs: Literal["auto"] | int

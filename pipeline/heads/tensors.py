@@ -32,18 +32,22 @@ class Tensors:
         return cls(found, "what was trained cannot be kept", error=HeadError)
 
     @classmethod
-    def read(cls, folder: Path) -> Tensors:
-        """Read head.safetensors; raises `ModelError` where it is missing or damaged."""
+    def read(cls, folder: Path, file: str = FILE) -> Tensors:
+        """Read head.safetensors, or another `file`; raises `ModelError` if it is missing or damaged."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        path = folder / FILE
+        path = folder / file
         if not path.is_file():  # a pipe would be waited for
             raise ModelError(f"{path} cannot be read: there is no such file; train the head again")
         try:
             return cls(load_file(path), str(path))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
             raise ModelError(f"{path} cannot be read: {error}; train the head again") from None
+
+    def has(self, name: str) -> bool:
+        """Whether there is one of this name."""
+        return name in self._found
 
     def take(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Copy `name` in C order and of `dtype`: of this `shape`, None for any length, and finite.

@@ -24,6 +24,9 @@ LARGEST = 2**31
 class ExportedModel:
     """An ONNX file of `pipeline export`. Raises `ModelError` for any other."""
 
+    #: It has nothing by which to tell.
+    unlikeness = None
+
     def __init__(self, path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
         self.path = Path(path)
         self._limits = decoding.Limits(max_pixels=max_pixels)
@@ -56,8 +59,10 @@ class ExportedModel:
         if self.classes is not None and (not isinstance(self.classes, list) or len(self.classes) != outputs):
             raise ModelError(f"{self.path} is damaged: its classes are not those of its {outputs} answers")
 
-    def answer_batches(self, records: Sequence[Record], *, top: int = 5) -> Iterator[list[dict[str, Any]]]:
-        """Yield the answer to each of `records`, as `Model.answer_batches` does, one at a time."""
+    def answer_batches(
+        self, records: Sequence[Record], *, top: int = 5, no_unknown: bool = True
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the answer to each of `records`, as `Model.answer_batches` does, one at a time; none says `unknown`."""
         for record in records:
             try:
                 image = np.asarray(decoding.decode(record.image.read(self._limits.max_bytes), self._limits))

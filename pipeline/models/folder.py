@@ -4,9 +4,10 @@
     head.safetensors    nothing in the folder is ever unpickled
     base.safetensors    only where the base was fine-tuned
     rows.safetensors    digests of the images that were trained on
+    unlikeness.safetensors  a sample of their features, which tells how unlike them an image is
     metrics.json  predictions.csv  out_of_fold.csv  plots/*.png
 
-model.json has the sha256 of every file of the head and of rows.safetensors, the digest of the base's tensors, and a
+model.json has the sha256 of every file of the head and of these two, the digest of the base's tensors, and a
 checksum of itself, all of which are checked before anything is answered. Version 0.1.0 wrote none (format 1): such
 folders open, with a note. The metrics, predictions and plots are there to be read, and nothing is answered from them. A
 file may be a link to one.
@@ -31,6 +32,8 @@ from pipeline.config import Recipe
 from pipeline.errors import ModelError
 from pipeline.files import digest_bytes, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head, save_head
+from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
+from pipeline.heads.unlikeness import Unlikeness
 from pipeline.images import decoding
 from pipeline.models.predictions import write_rows
 from pipeline.models.seen import FILE as SEEN_FILE
@@ -45,6 +48,8 @@ WITHOUT_CHECKSUMS = 1
 LARGEST_RECORD = 2**25
 #: Bytes of one file of a head: all the rows that fit into memory, for the head that keeps them.
 LARGEST_HEAD_FILE = 2**33
+#: Files that are checked as those of the head are, where there are any.
+BESIDE_HEAD = (SEEN_FILE, UNLIKENESS_FILE)
 #: How deep JSON may be nested: a ranking in the metrics is at 5.
 DEEPEST = 32
 WHOLE = Field(ge=0, lt=2**63)
@@ -83,7 +88,7 @@ class FileRecord(BaseModel):
     sha256: str
 
 
-KnownFile = Annotated[str, Field(pattern=r"^(([a-z]+/)?head\.[a-z]+|rows\.safetensors)$")]
+KnownFile = Annotated[str, Field(pattern=r"^(([a-z]+/)?head\.[a-z]+|rows\.safetensors|unlikeness\.safetensors)$")]
 
 
 class ModelRecord(BaseModel):
@@ -171,13 +176,15 @@ def save_model(
     plots: Mapping[str, Figure] | None = None,
     save_base: Callable[[Path], None] | None = None,
     seen: Seen | None = None,
+    unlikeness: Unlikeness | None = None,
     out_of_fold: Sequence[Mapping[str, Any]] = (),
     replace: bool = False,
 ) -> Path:
     """Write a model folder; it appears under its name whole or not at all.
 
-    `record` describes the model, as `ModelRecord.of` does; `seen` are the images that were trained on. `save_base`
-    writes the trained weights to the file it is given, for a fine-tuned base only.
+    `record` describes the model, as `ModelRecord.of` does; `seen` are the images that were trained on, and `unlikeness`
+    tells how unlike them others are. `save_base` writes the trained weights to the file it is given, for a fine-tuned
+    base only.
     Raises `OutputExistsError` where `folder` exists, unless `replace`, and `ModelError` where it cannot be written, or
     could not be opened again; what was there before stays then.
     """
@@ -186,6 +193,8 @@ def save_model(
         described = save_head(head, draft)
         if seen is not None:
             seen.write(draft)
+        if unlikeness is not None:
+            unlikeness.write(draft)
         measured = {name: _measured(draft / name) for name in checked_files(draft)}
         if save_base is not None:
             save_base(draft / "base.safetensors")
@@ -224,7 +233,7 @@ def head_files(folder: Path) -> list[str]:
 
 def checked_files(folder: Path) -> list[str]:
     """List the files whose sha256 stands in model.json."""
-    return [*head_files(folder), *([SEEN_FILE] if (folder / SEEN_FILE).is_file() else [])]
+    return [*head_files(folder), *(name for name in BESIDE_HEAD if (folder / name).is_file())]
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -293,7 +302,7 @@ def _check_files(folder: Path, record: ModelRecord, content: Mapping[str, Any]) 
         return
     if record.checksum != checksum(content):
         raise ModelError(f"{folder / 'model.json'} fails its checksum; {RESTORE}")
-    if not set(record.files or ()) - {SEEN_FILE}:
+    if not set(record.files or ()) - set(BESIDE_HEAD):
         raise ModelError(f"{folder / 'model.json'} is damaged: it names no file of its head")
     for name, expected in (record.files or {}).items():
         try:

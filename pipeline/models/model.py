@@ -17,6 +17,8 @@ from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError
 from pipeline.heads import Head
+from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
+from pipeline.heads.unlikeness import Unlikeness
 from pipeline.images.loading import BATCH
 from pipeline.models.exported import number, ranked
 from pipeline.models.folder import ModelRecord, read_folder
@@ -91,6 +93,19 @@ class Model:
         return Seen.read(self.folder) if SEEN_FILE in (self.record.files or ()) else None
 
     @cached_property
+    def unlikeness(self) -> Unlikeness | None:
+        """The measure of how unlike the training pictures an image is; None where none was kept.
+
+        A fine-tuned model has none, since its training moves the features.
+        """
+        if UNLIKENESS_FILE not in (self.record.files or ()):
+            return None
+        found = Unlikeness.read(self.folder)
+        if sum(found.widths) != self.head.dimensions:
+            raise ModelError(f"{self.folder / UNLIKENESS_FILE} does not fit its head; train it again")
+        return found
+
+    @cached_property
     def base(self) -> Base:
         """The base with the very weights of the training; any others are an error."""
         from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
@@ -123,8 +138,8 @@ class Model:
         return embedder
 
     def open(self) -> Self:
-        """Load the base and check it now, where the first image would do so; raises `ModelError` for another one."""
-        self.embedder  # noqa: B018 - it is kept
+        """Load the base, and all else, now, where the first image would do so; raises `ModelError` for another base."""
+        self.embedder, self.unlikeness  # noqa: B018 - they are kept
         return self
 
     def embed(self, records: Sequence[Record], *, skip: Callable[[bytes], bool] | None = None) -> Iterator[Embedded]:
@@ -135,25 +150,37 @@ class Model:
         for batch in self.embedder.run(records, batch_size=self._settings.batch_or(BATCH), seen=skip):
             yield batch.finite()
 
-    def predict(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, top: int = 5) -> Answers:
+    def predict(
+        self,
+        images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        top: int = 5,
+        no_unknown: bool = False,
+    ) -> Answers:
         """Answer for image files, or for all images of a folder, in the order asked.
 
         Each answer is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value` and `interval` (numbers),
         or `error`, why the image has none. `set` holds the true class as often as `--coverage` of the training says;
-        it is left out where there were too few rows to tell.
+        it is left out where there were too few rows to tell. `unlikeness` says how unlike the training pictures the
+        image is, `unknown` whether that is above 1, as it is for 5 % of these pictures beside the others, and `nearest`
+        which of them is nearest; these are left out with `no_unknown`, or where the model cannot tell.
 
         >>> load_model("artifacts/insects").predict("new.jpg")  # doctest: +SKIP
-        [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]], 'set': ['ants']}]
+        [{'id': 'new.jpg', 'label': 'ants', 'score': 0.96, 'top': [['ants', 0.96], ['bees', 0.04]], 'set': ['ants'],
+          'unknown': False, 'unlikeness': 0.81, 'nearest': 'train/ants/154124431_65460430f2.jpg'}]
         """
         self.open()
         records = from_paths(images).records
-        return [answer for batch in self.answer_batches(records, top=top) for answer in batch]
+        return [answer for batch in self.answer_batches(records, top=top, no_unknown=no_unknown) for answer in batch]
 
-    def answer_batches(self, records: Sequence[Record], *, top: int = 5) -> Iterator[Answers]:
+    def answer_batches(self, records: Sequence[Record], *, top: int = 5, no_unknown: bool = False) -> Iterator[Answers]:
         """Yield the answers to the images of `records`, batch by batch, in their order."""
         waiting = iter(records)
         for batch in self.embed(records):
-            answers = self.answers(joined(batch.layers, views=self.views), top=top) if batch.indices else []
+            answers: Answers = []
+            if batch.indices:
+                features = joined(batch.layers, views=self.views)
+                answers = self.answers(features, top=top, no_unknown=no_unknown)
             by_index = dict(zip(batch.indices, answers, strict=True))
             by_index |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
             yield [{"id": record.id, **by_index[record.index]} for record in islice(waiting, len(batch))]
@@ -163,8 +190,19 @@ class Model:
         way_out = f"extract again with the recipe of {self.folder}, or train on this file"
         self.record.recipe.refuse_without(other, where=where, way_out=way_out, views=self.views > 1)
 
-    def answers(self, features: NDArray[np.float32], *, top: int = 5) -> list[dict[str, Any]]:
-        """Answer for `features` (B, D) or (B, V, D): `top` classes with scores and the set, or value and interval."""
+    def answers(self, features: NDArray[np.float32], *, top: int = 5, no_unknown: bool = False) -> Answers:
+        """Answer for `features` (B, D) or (B, V, D): `top` classes with scores and the set, or value and interval.
+
+        The plain view, which comes first, says how unlike the training pictures an image is.
+        """
+        answers = self._answers(features, top)
+        if no_unknown or self.unlikeness is None:
+            return answers
+        scores, nearest = self.unlikeness.of_images(features[:, 0] if features.ndim == 3 else features)
+        found = zip(answers, scores.tolist(), nearest, strict=True)
+        return [{**answer, "unknown": score > 1, "unlikeness": score, "nearest": id} for answer, score, id in found]
+
+    def _answers(self, features: NDArray[np.float32], top: int) -> Answers:
         scores = self.head.predict_proba(features)
         if self.record.classes is None:
             halves = self.head.half_widths(features)

@@ -56,6 +56,7 @@ def test_a_model_folder_with_metrics_of_held_out_and_training_rows(store, tmp_pa
         "head.safetensors",
         "out_of_fold.csv",
         "rows.safetensors",
+        "unlikeness.safetensors",
         "plots/confusion.png",
     }
     assert json.loads(json.dumps(result.to_json()))["metrics"] == result.metrics

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Trained
-from pictures import encoded, photo
+from pictures import encoded, photo, write_photos
 
+from pipeline.commands.fit_head import fit_head
 from pipeline.commands.predict import PredictResult, predict
 from pipeline.errors import ModelError, SourceError
 
@@ -38,6 +39,35 @@ def test_a_line_names_the_labels_of_a_set_that_has_several() -> None:
     assert lines.splitlines() == [plain, plain, plain + "  (bees or \\x1b)"]
 
 
+def test_what_is_unlike_the_training_pictures_is_marked(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photos(tmp_path / "green", 3, first_seed=5000, colour=(40, 220, 60))
+    seen = trained.photos / "train/ants/000.jpg"
+    table = tmp_path / "out.csv"
+    result = predict(trained.linear, [tmp_path / "green", seen], csv=table)
+    *strange, own = result.predictions
+    assert all(entry["unknown"] and entry["unlikeness"] > 1 for entry in strange)
+    assert (own["unknown"], own["nearest"]) == (False, "train/ants/000.jpg")
+    lines = result.summary().splitlines()
+    assert ["unknown? (nearest: train/" in line for line in lines] == [True, True, True, False]
+    assert "3 images are unlike the training pictures (unknown?)" in caplog.text
+    with table.open(newline="") as file:
+        assert [row["unknown"] for row in csv.DictReader(file)] == ["True", "True", "True", "False"]
+
+
+def test_nothing_is_called_unknown_where_that_is_not_asked_for_or_not_known(trained: Trained, tmp_path: Path) -> None:
+    write_photos(tmp_path / "green", 1, first_seed=5000, colour=(40, 220, 60))
+    asked = predict(trained.linear, tmp_path / "green", no_unknown=True, csv=tmp_path / "out.csv")
+    without = fit_head(trained.store, tmp_path / "model", no_unknown=True)
+    assert without.unknown is None
+    assert not (without.model / "unlikeness.safetensors").exists()
+    for result in (asked, predict(without.model, tmp_path / "green")):
+        assert [sorted(entry) for entry in result.predictions] == [["id", "label", "score", "set", "top"]]
+        assert "unknown" not in result.summary()
+    assert "unknown" not in (tmp_path / "out.csv").read_text()
+
+
 def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("text")
     good = trained.photos / "val/ants/000.jpg"
@@ -45,7 +75,7 @@ def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained,
     result = predict(trained.linear, [tmp_path / "text.jpg", good, tmp_path / "gone.jpg"], csv=table)
     assert [sorted(entry) for entry in result.predictions] == [
         ["error", "id"],
-        ["id", "label", "score", "set", "top"],
+        ["id", "label", "nearest", "score", "set", "top", "unknown", "unlikeness"],
         ["error", "id"],
     ]
     assert result.predictions[0]["error"].startswith("not-an-image")
@@ -74,8 +104,8 @@ def test_numbers_have_a_value(trained: Trained, tmp_path: Path) -> None:
     result = predict(trained.ridge, [trained.photos / "val/ants/000.jpg"], csv=tmp_path / "out.csv")
     (entry,) = result.predictions
     assert entry["value"] == pytest.approx(107.5, abs=3)
-    assert set(entry) == {"id", "value", "interval"}
-    assert (tmp_path / "out.csv").read_text().startswith("id,value,low,high,error")
+    assert set(entry) == {"id", "value", "interval", "unknown", "unlikeness", "nearest"}
+    assert (tmp_path / "out.csv").read_text().startswith("id,value,low,high,error,unknown,unlikeness,nearest\n")
 
 
 def test_names_with_odd_bytes_come_back(trained: Trained, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_the_folder_holds_what_the_format_names(model: Path) -> None:
         "plots/confusion.png",
         "predictions.csv",
         "rows.safetensors",
+        "unlikeness.safetensors",
     ]
     record = load_model(model).record
     assert record.classes == ("ants", "bees")

@@ -80,7 +80,8 @@ def test_a_model_answers_for_paths_and_says_what_it_is(trained: Trained) -> None
     assert model.predict(str(image)) == [alone] == predict(trained.linear, [image]).predictions
     assert alone["id"] == str(image)
     both = model.predict([trained.photos / "gone.jpg", image], top=1)
-    assert [sorted(entry) for entry in both] == [["error", "id"], ["id", "label", "score", "set", "top"]]
+    assert [sorted(entry) for entry in both] == [["error", "id"], sorted(alone)]
+    assert set(alone) == {"id", "label", "score", "top", "set", "unknown", "unlikeness", "nearest"}
     assert repr(model) == (
         f"Model('{trained.linear}': head linear, classes ants, bees, base squeezenet1_1 with weights embedded)"
     )
