@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -97,11 +98,17 @@ class Covariance:
 
     def scores(self, asked: Rows) -> Scores:
         """Return the distances (m,) of rows (m, D)."""
-        along, means_along = asked @ self.directions.T, self.means @ self.directions.T
-        inside = _squared_distances(along, means_along)
+        along = (asked @ self.directions.T).astype(np.float64)
+        inside = _squared_distances(along, self._means_along)
         beside = np.maximum(_squared_distances(asked, self.means) - inside, 0)
         scale = np.sqrt(self.variances)
-        return np.asarray((_squared_distances(along / scale, means_along / scale) + beside / self.rest).min(axis=1))
+        scaled = _squared_distances(along / scale, self._means_along / scale)
+        return np.asarray((scaled + beside / self.rest).min(axis=1))
+
+    @cached_property
+    def _means_along(self) -> NDArray[np.float64]:
+        """The means in the coordinates of the directions, (C, r)."""
+        return (self.means @ self.directions.T).astype(np.float64)
 
     @classmethod
     def out_of_fold(cls, rows: Rows, codes: Codes) -> Scores:
@@ -271,9 +278,8 @@ def _mean_of_nearest(alike: Rows, *, most: int | None = None) -> Scores:
 
 def _squared_distances(these: NDArray[Any], those: NDArray[Any]) -> Scores:
     """Return the squared Euclidean distances (m, n) between rows."""
-    ours, theirs = these.astype(np.float64), those.astype(np.float64)
-    squares = np.square(ours).sum(axis=1)[:, None] + np.square(theirs).sum(axis=1) - 2 * ours @ theirs.T
-    return np.asarray(np.maximum(squares, 0))
+    ours, theirs = (np.einsum("ij,ij->i", rows, rows) for rows in (these, those))
+    return np.asarray(np.maximum(ours[:, None] + theirs - 2 * (these @ those.T), 0), dtype=np.float64)
 
 
 def _shrunk(within: Rows) -> tuple[Rows, NDArray[np.float64], float]:
