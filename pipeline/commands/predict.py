@@ -61,9 +61,9 @@ def predict(
 
     `threshold`, CLASS=P or CLASS, answers that class from its probability P on, or from the one with the best F1 of
     training rows out of fold. Each prediction is a dict: `id` with `label`, `score`, `top` and `set` (classes), `value`
-    and `interval` (numbers), or `error`; with `unknown`, `unlikeness` and `nearest` as `Model.predict` gives them, unless
-    `no_unknown`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises
-    `ModelError` where the model or its base cannot be loaded.
+    and `interval` (numbers), or `error`; and `unknown`, `unlikeness` and `nearest` as `Model.predict` gives them,
+    unless `no_unknown`. `options` are those of `load_model`: `weights`, `device`, `engine`, ... Raises `ModelError`
+    where the model or its base cannot be loaded.
     """
     if csv is not None:
         refuse_nul(csv)
