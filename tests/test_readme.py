@@ -90,18 +90,6 @@ def test_every_command_that_is_shown_runs(
         exec(compile(example, "README.md", "exec"), {})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", sorted((README.parent / "configs").glob("*.toml")), ids=lambda path: path.stem)
-def test_every_published_experiment_runs(config: Path, desk: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On small pictures, for one epoch, and on a smaller base of the same make where it is very large."""
-    monkeypatch.chdir(desk)
-    monkeypatch.setenv("TORCH_HOME", str(hub))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(hub))
-    text = re.sub(r"epochs = \d+", "epochs = 1", config.read_text())
-    (desk / "small.toml").write_text(re.sub(r'"(resnet50|vgg16_bn)"', '"resnet18"', text))
-    assert cli.main(["run", "small.toml", "--force"], standalone_mode=False) is None
-
-
 def test_every_command_and_stage_is_in_the_readme() -> None:
     text = README.read_text()
     assert [name for name in cli.commands if f"pipeline {name}" not in text] == []
