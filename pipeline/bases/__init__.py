@@ -27,7 +27,7 @@ from pipeline.bases.weights import State, digest, read_embedded, read_state
 from pipeline.bases.zoo import Family, Plan, Zoo, fitted
 from pipeline.config import Recipe
 from pipeline.errors import BaseError, RecipeMismatchError
-from pipeline.images.transform import InputTransform
+from pipeline.images.transform import Fit, InputTransform
 from pipeline.registry import nearest, refuse_unknown
 
 log = logging.getLogger(__name__)
@@ -94,12 +94,19 @@ class Base:
 
 
 def load_base(
-    name: str, weights: str = "DEFAULT", *, seed: int = 13, size: int | None = None, fine_tuned: Path | None = None
+    name: str,
+    weights: str = "DEFAULT",
+    *,
+    seed: int = 13,
+    size: int | None = None,
+    fit: Fit | None = None,
+    fine_tuned: Path | None = None,
 ) -> Base:
     """Load the base `name` with `weights`: DEFAULT, a published name, embedded, none (random from `seed`), or a file.
 
     `size` is for inputs of other pixels than those the weights were made for; a shift up by a seventh often helps,
     since objects look larger in the random crops of training (Touvron et al., 2019).
+    `fit` is how an image comes to the input, where not as the makers of the weights did it.
     `fine_tuned` is a file with what training made of these weights: it takes their place, under their transform.
 
     Raises `BaseError` where the name is unknown, the weights cannot be had or do not fit, or the network cannot take
@@ -118,12 +125,13 @@ def load_base(
     else:
         module, missing = fitted(plan, _state(zoo, short, name, weights), source=f"{weights} for {name}")
     module.eval().requires_grad_(False)
+    transform = plan.transform if size is None else _resized(name, module, plan.transform, size)
     return Base(
         name=name,
         weights=weights,
         digest=digest(module, without=missing),
         module=module,
-        transform=plan.transform if size is None else _resized(name, module, plan.transform, size),
+        transform=transform if fit is None else transform.with_fit(fit),
         classes=None if weights == "none" or fine_tuned or _is_file(weights) else plan.categories,
         family=plan.family,
         missing=missing,

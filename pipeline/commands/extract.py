@@ -274,7 +274,7 @@ class Job:
         whole = read_manifest(source, settings)
         start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
         manifest = whole.rows(start, stop)
-        base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size)
+        base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size, fit=settings.fit)
         part = Part.of([record.id for record in whole.records], start, stop)
         return cls(settings, manifest, part, base, recipe_of(settings, base))
 

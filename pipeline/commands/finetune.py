@@ -225,7 +225,7 @@ class Start:
 
 def fresh_start(settings: FinetuneSettings) -> Start:
     """Load the base that the settings name; its head is drawn at random."""
-    base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size)
+    base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size, fit=settings.fit)
     record = BaseRecord(name=settings.base, weights=settings.weights, seed=settings.seed)
     return Start(base, record, settings.layer, settings.pool)
 

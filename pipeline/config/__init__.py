@@ -228,6 +228,10 @@ class BaseSettings(Settings):
         examples=["DEFAULT", "embedded", "none"],
     )
     size: int | None = Field(None, ge=1, le=1024, description="Pixels of the input's shorter side, not the base's own.")
+    fit: Literal["shortest", "longest", "stretch"] | None = Field(
+        None,
+        description="Side of an image that fits: shortest (the rest is cut), longest (filled up), or stretch; as made.",
+    )
 
 
 class EvaluateSettings(RerunSettings, SourceSettings):
@@ -318,7 +322,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
-        twice = [name for name in ("base", "size", "layer", "pool") if name in given]
+        twice = [name for name in ("base", "size", "fit", "layer", "pool") if name in given]
         if self.head is not None and twice:
             raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
         return self
@@ -349,6 +353,9 @@ class FitSettings(Settings):
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     group: GroupText | None = Field(None, description=_GROUP)
+    near: Literal["report", "group", "off"] = Field(
+        "report", description="Near-twins by their features: report counts them, group never parts them."
+    )
     score_views: Literal["plain", "mean"] = Field(
         "plain", description="Answer by the plain view of an image, or by the mean over its views, also in predict."
     )
@@ -450,6 +457,10 @@ class Recipe(Settings):
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields with those of the transform beside the others, as transform.crop and so on."""
-    inner = {f"transform.{name}": value for name, value in fields.pop("transform").items()}
+    """Return the fields with those of the transform beside the others, as transform.crop and so on.
+
+    The fit comes first of those, since it decides on others.
+    """
+    transform = sorted(fields.pop("transform").items(), key=lambda item: item[0] != "fit")
+    inner = {f"transform.{name}": value for name, value in transform}
     return {**fields, **inner}

@@ -17,6 +17,7 @@ class ExtractOptions(TypedDict, total=False):
     base: str
     weights: str | os.PathLike[str]
     size: int | None
+    fit: Literal["shortest", "longest", "stretch"] | None
     image_column: str | None
     target: str | Sequence[str]
     id_column: str | None
@@ -53,6 +54,7 @@ class FitOptions(TypedDict, total=False):
     val: float
     cv: int
     group: str | None
+    near: Literal["report", "group", "off"]
     score_views: Literal["plain", "mean"]
     class_weight: Literal["none", "balanced"]
     sample_weight: str | None
@@ -83,6 +85,7 @@ class FinetuneOptions(TypedDict, total=False):
     base: str
     weights: str | os.PathLike[str]
     size: int | None
+    fit: Literal["shortest", "longest", "stretch"] | None
     image_column: str | None
     target: str | Sequence[str]
     id_column: str | None

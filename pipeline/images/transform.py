@@ -93,6 +93,16 @@ class InputTransform:
         to_height, to_width = (round(side * times) for side in self.resize)
         return replace(self, crop=(height, width), resize=(to_height, to_width))
 
+    def with_fit(self, fit: Fit) -> InputTransform:
+        """Return a transform that brings an image to the input by `fit`; longest and stretch show the whole image.
+
+        >>> InputTransform(resize=(256, 256), crop=(224, 224)).with_fit("longest").resize
+        (224, 224)
+        """
+        if fit == self.fit:
+            return self
+        return replace(self, fit=fit, resize=self.resize if fit == "shortest" else self.crop)
+
     @property
     def least_size(self) -> tuple[int, int]:
         """Width and height that scaled JPEG decoding must not go under, so that nothing is ever enlarged."""

@@ -217,6 +217,20 @@ def test_another_size_is_kept_to_by_all_that_comes_after(split_folder: Path, tmp
     np.testing.assert_allclose(features, fresh, rtol=1e-4, atol=1e-5)
 
 
+def test_another_fit_is_another_recipe_and_kept_to_by_all_that_comes_after(split_folder: Path, tmp_path: Path) -> None:
+    run(split_folder, tmp_path / "f.h5")
+    with pytest.raises(RecipeMismatchError, match=r"made with transform\.fit='shortest', and 'longest' is asked for"):
+        run(split_folder, tmp_path / "f.h5", fit="longest")
+    run(split_folder, tmp_path / "whole.h5", fit="longest")
+    assert verify(tmp_path / "whole.h5", recompute=100).largest_difference < 1e-5
+    model = fit_head(tmp_path / "whole.h5", tmp_path / "model").model
+    with FeatureStore.open(tmp_path / "whole.h5") as store:
+        rows = store.select()
+        wanted = load_model(model).head.predict_proba(store.features("avgpool", rows))
+        said = predict(model, [str(split_folder / store.ids[row]) for row in rows], top=2).predictions
+    np.testing.assert_allclose([entry["score"] for entry in said], wanted.max(axis=1), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

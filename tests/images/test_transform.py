@@ -179,3 +179,19 @@ def test_colours_are_numbers_that_can_be_computed_with(field: str, value: float)
 def test_colours_are_divided_by_what_is_positive(value: float) -> None:
     with pytest.raises(BaseError, match="std of an input transform is positive"):
         InputTransform.from_description({"resize": [8, 8], "crop": [8, 8], "std": [value, 0.5, 0.5]})
+
+
+def test_a_fit_that_is_asked_for_shows_the_whole_image() -> None:
+    image = Image.new("RGB", (300, 100), (200, 10, 10))
+    image.paste((10, 10, 200), (0, 0, 20, 100))  # a blue edge, which a centre crop cuts off
+    made = InputTransform(resize=(256, 256), crop=(224, 224))
+    assert made.with_fit("shortest") == made
+    seen = {fit: made.with_fit(fit).preprocess(image) for fit in ("shortest", "longest", "stretch")}
+    blue = {fit: int((pixels[..., 2] > 150).sum()) for fit, pixels in seen.items()}
+    assert {pixels.shape for pixels in seen.values()} == {(224, 224, 3)}
+    assert blue["shortest"] == 0
+    assert blue["longest"] == pytest.approx(224 * 224 / 3 * 20 / 300, rel=0.1)
+    assert blue["stretch"] == pytest.approx(224 * 224 * 20 / 300, rel=0.1)
+    mean = tuple(round(255 * value) for value in made.mean)
+    assert tuple(seen["longest"][0, 0].tolist()) == mean  # filled with what normalisation makes zero
+    assert made.at_size(288).with_fit("stretch").resize == made.with_fit("stretch").at_size(288).crop
