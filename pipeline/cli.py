@@ -23,6 +23,7 @@ from pipeline.commands.results import Result
 from pipeline.config import (
     SOURCES,
     CompareSettings,
+    EvaluateSettings,
     ExtractSettings,
     FetchSettings,
     FinetuneSettings,
@@ -318,6 +319,7 @@ def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool,
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for metrics, predictions and plots.")
 @threshold_option
+@settings_options(EvaluateSettings, "group")
 @settings_options(SourceSettings)
 @running
 @force_option

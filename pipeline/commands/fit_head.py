@@ -31,6 +31,7 @@ from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.spread import fit_interval
 from pipeline.heads.table import FeatureTable, Indices
+from pipeline.heads.twins import QUICK, Twins
 from pipeline.heads.unlikeness import Unlikeness, kept_rows
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
@@ -131,7 +132,7 @@ def fit_head(
         doubtful = judged.scored["cv"].rows_by_quality() if "cv" in judged.scored else []
         result.doubtful = sum(bool(row.get("suggested")) for row in doubtful)
         drawn = draw_plots(trained, dataset.target, judged.scored)
-        result.notices += drawn.notices
+        result.notices += [*dataset.twin_notices(problem), *drawn.notices]
         search = {"search": trained.head.search.table, "ranking": trained.ranking}
         seconds = round(time.perf_counter() - started, 3)
         record = ModelRecord.of(
@@ -182,6 +183,7 @@ class Dataset:
     split: Split
     groups: Codes
     table: FeatureTable
+    twins: Twins | None
 
     @classmethod
     def of(cls, store: FeatureStore, settings: FitSettings) -> Dataset:
@@ -191,11 +193,15 @@ class Dataset:
         layers = settings.layer or tuple(store.layers)
         for layer in layers:
             refuse_unknown("layer", layer, store.layers, where=store.path)
-        found = group_store(store, target, settings)
-        split = split_store(store, target, found, settings)
+        table = FeatureTable(store, layers)
+        groups = group_store(store, target, settings)
+        twins = near_twins(table, groups, settings)
+        if twins is not None and settings.near == "group":
+            groups = join_twins(groups, twins)
+        split = split_store(store, target, groups, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
         refuse_unscorable(target, split, where=str(store.path))
-        return cls(store, settings, target, layers, split, found.codes, FeatureTable(store, layers))
+        return cls(store, settings, target, layers, split, groups.codes, table, twins)
 
     def problem(self) -> Problem:
         """Return the training rows as the heads take them."""
@@ -219,6 +225,23 @@ class Dataset:
         if guesses is not None:
             seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
             yield "cv", self.split.train[seen], guesses[seen]
+
+    def twin_notices(self, problem: Problem) -> list[str]:
+        """Tell how many near-twins are on both sides of the split or of a fold, where any are."""
+        if self.twins is None or not len(self.twins.pairs):
+            return []
+        parts = np.full(len(self.store), -1, dtype=np.int64)
+        for number, rows in enumerate(self.split.parts.values()):
+            parts[rows] = number
+        used = self.twins.within(np.flatnonzero(parts >= 0))
+        across = [f"{len(used.between(parts).pairs)} across the split"] if self.split.held_out else []
+        folds = problem.folds(self.settings.cv, self.settings.seed)
+        if folds is not None:
+            parts[self.split.train] = folds
+            across.append(f"{len(used.within(self.split.train).between(parts).pairs)} across folds")
+        count = plural(len(used.pairs), "pair")
+        found = f"near-twins: {count} of images nearly identical in features ({', '.join(across)})"
+        return [found if self.settings.near == "group" else f"{found}; --near group never parts them"]
 
     def _weights(self, rows: Indices) -> NDArray[np.float64]:
         """Compute weights (n,) with mean 1: the column asked for, times what makes all classes weigh the same."""
@@ -268,6 +291,27 @@ def group_store(store: FeatureStore, target: Target, settings: FitSettings) -> G
     )
     codes = np.full(len(store), -1, dtype=np.int64)
     codes[usable] = found.codes
+    return replace(found, codes=codes)
+
+
+def near_twins(table: FeatureTable, groups: Groups, settings: FitSettings) -> Twins | None:
+    """Find pairs of rows that are nearly identical in features and in no one group; None where they are not looked for.
+
+    That is where it is not wanted, or where rows are so many that it takes long and is not asked for.
+    """
+    rows = np.flatnonzero(groups.codes >= 0)
+    if settings.near == "off" or (settings.near == "report" and len(rows) > QUICK):
+        return None
+    return Twins.among(table, rows, seed=settings.seed).between(groups.codes)
+
+
+def join_twins(groups: Groups, twins: Twins) -> Groups:
+    """Join near-twins into groups: those that are twins of one another, and whatever groups they are in."""
+    rows = np.flatnonzero(groups.codes >= 0)
+    near = Groups(twins.groups(len(groups.codes))[rows], "nearly the same features")
+    found = replace(groups, codes=groups.codes[rows]).joined(near)
+    codes = groups.codes.copy()
+    codes[rows] = found.codes
     return replace(found, codes=codes)
 
 

@@ -632,3 +632,17 @@ def test_twice_gives_the_same(store, tmp_path, head):
 def test_threads_are_some(store, tmp_path, jobs):
     with pytest.raises(SettingsError, match="give auto, or a whole number, at least 1"):
         fit_head(store, tmp_path / "m", head="svm", target="kind", jobs=jobs)
+
+
+def test_near_twins_are_counted_joined_or_left(tmp_path):
+    store = bursts(tmp_path / "f.h5")
+    found = {near: fit_head(store, tmp_path / near, target="kind", near=near) for near in ("report", "group", "off")}
+    scores = {near: result.metrics["cv"]["accuracy"] for near, result in found.items()}
+    assert scores["report"] == scores["off"] > 0.95 > 0.7 > scores["group"]
+    told = {near: [notice for notice in result.notices if "near-twins" in notice] for near, result in found.items()}
+    assert "480 pairs of images nearly identical in features" in told["report"][0]
+    assert told["group"] == [
+        "near-twins: 480 pairs of images nearly identical in features (0 across the split, 0 across folds)"
+    ]
+    assert told["off"] == []
+    assert found["group"].metrics["cv"]["groups"] < 48
