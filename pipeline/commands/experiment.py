@@ -201,7 +201,15 @@ def read_experiment(config: Path, *, root: str | Path | None = None, overrides: 
         given = {key: value for key, value in options.items() if key != NAME}
         step = Planned(command, name, f"{number}/{len(named)}", given)
         planned.append(_resolved(config, step, planned, Path(_root(config, root))))
+    _refuse_same_output(config, planned)
     return planned
+
+
+def _refuse_same_output(config: Path, planned: Sequence[Planned]) -> None:
+    written: dict[Path, Planned] = {}
+    for step in planned:
+        if step.output is not None and (other := written.setdefault(step.output, step)) is not step:
+            raise SettingsError(f"{config}: {step.label} and {other.label} both write {shown(step.output)}")
 
 
 def _tables(config: Path) -> Iterator[tuple[str, dict[str, Any]]]:

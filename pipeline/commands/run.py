@@ -187,26 +187,27 @@ def run_steps(
     config = Path(config)
     planned = read_experiment(config, root=root, overrides=[set] if isinstance(set, str) else set)
     folder = config.parent if root is None else Path(root)
-    experiment = Experiment(Journal(folder / f".{config.stem}.run.json"), force=force)
+    experiment = Experiment(Journal(folder / f".{config.stem}.run.json"), force=force, dry=dry_run)
     for step in planned:
         with _named(step):
             experiment.refuse_foreign(step)
-    due: dict[str, None] = {}
+    due: list[Planned] = []
     for step in planned:
         watch(step.heading())
         with _named(step):
             done = experiment.plan(step, due) if dry_run else experiment.perform(step, progress=progress)
         if done.due:
-            due[step.name] = None
+            due.append(step)
         yield done
 
 
 class Experiment:
     """The steps of one run, and the journal of those before it."""
 
-    def __init__(self, journal: Journal, *, force: bool) -> None:
+    def __init__(self, journal: Journal, *, force: bool, dry: bool) -> None:
         self._journal = journal
         self._force = force
+        self._dry = dry
 
     def refuse_foreign(self, step: Planned) -> None:
         """Raise `OutputExistsError` where no run made what is there, with other settings: now, not after hours."""
@@ -219,9 +220,10 @@ class Experiment:
                 "everything again, or another output"
             )
 
-    def plan(self, step: Planned, due: dict[str, None]) -> Step:
-        """Return what would become of a step, where the steps called `due` would run."""
-        before = [name for name in step.after if name in due]
+    def plan(self, step: Planned, due: Sequence[Planned]) -> Step:
+        """Return what would become of a step, where the steps `due` would run before it."""
+        read = [str(one) for value in step.inputs.values() for one in listed(value)]
+        before = [one.name for one in due if one.name in step.after or str(one.product) in read]
         why = f"after {', '.join(before)}" if before else self._reason(step)
         entry = self._journal.entries.get(_key(step))
         recorded = entry.result if entry else {}
@@ -346,7 +348,8 @@ class Experiment:
 
     def _keep(self, step: Planned, entry: Entry) -> None:
         self._journal.entries[_key(step)] = entry
-        self._journal.write()
+        if not self._dry:
+            self._journal.write()
 
 
 def _kept(output: Path, settings: dict[str, Any]) -> Path:
