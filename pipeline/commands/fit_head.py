@@ -384,7 +384,8 @@ def learn_unlikeness(dataset: Dataset) -> Unlikeness | None:
     contents = group_codes(store.sha256[train])
     kept = train[kept_rows(contents, dimensions=table.dimensions, seed=dataset.settings.seed)]
     codes = dataset.target.values[kept] if dataset.target.task == "classes" else np.zeros(len(kept), np.int64)
-    return Unlikeness.of(table.images(kept)[:, 0], codes, [store.ids[row] for row in kept], table.widths)
+    features, ids, groups = table.images(kept)[:, 0], [store.ids[row] for row in kept], dataset.groups[kept]
+    return Unlikeness.of(features, codes, ids, table.widths, groups=groups)
 
 
 # --- what came of it

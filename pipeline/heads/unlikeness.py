@@ -68,11 +68,11 @@ class Neighbours:
         return _mean_of_nearest(asked @ self.rows.T)
 
     @classmethod
-    def out_of_fold(cls, rows: Rows, codes: Codes) -> Scores:
-        """Return the distance (n,) of each row from the others."""
+    def out_of_fold(cls, rows: Rows, codes: Codes, groups: Codes) -> Scores:
+        """Return the distance (n,) of each row from those of other `groups` (n,)."""
         alike = rows @ rows.T
-        np.fill_diagonal(alike, -np.inf)
-        return _mean_of_nearest(alike, most=len(rows) - 1)
+        alike[groups[:, None] == groups] = -np.inf
+        return _mean_of_nearest(alike, most=len(rows) - int(np.unique(groups, return_counts=True)[1].max()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,9 @@ class Covariance:
         return (self.means @ self.directions.T).astype(np.float64)
 
     @classmethod
-    def out_of_fold(cls, rows: Rows, codes: Codes) -> Scores:
-        """Return the distance (n,) of each row by the estimate from other rows."""
-        found, folds = np.empty(len(rows)), np.arange(len(rows)) % FOLDS  # rows are in random order
+    def out_of_fold(cls, rows: Rows, codes: Codes, groups: Codes) -> Scores:
+        """Return the distance (n,) of each row by the estimate from rows of other `groups` (n,)."""
+        found, folds = np.empty(len(rows)), np.unique(groups, return_inverse=True)[1] % FOLDS
         for fold in range(FOLDS):
             rest = folds != fold
             found[~rest] = cls.fit(rows[rest], codes[rest]).scores(rows[~rest])
@@ -147,18 +147,22 @@ class Unlikeness:
     caught: float | None = None
 
     @classmethod
-    def of(cls, features: Rows, codes: Codes, ids: Sequence[str], widths: Sequence[int]) -> Self | None:
+    def of(
+        cls, features: Rows, codes: Codes, ids: Sequence[str], widths: Sequence[int], *, groups: Codes | None = None
+    ) -> Self | None:
         """Learn from the `features` (n, D) of distinct pictures in random order; None where they are too few.
 
-        `codes` (n,) are their classes, or all the same where there are none.
+        `codes` (n,) are their classes, or all the same where there are none. Pictures of one of the `groups` (n,) do
+        not show how unlike each other pictures are.
         """
         rows = unit_rows(features, widths).astype(np.float16).astype(np.float32)  # as they are kept
-        if len(rows) < FEWEST:
+        groups = np.arange(len(rows)) if groups is None else groups
+        if len(np.unique(groups)) < FEWEST:
             return None
-        kind = _better(rows, codes)
-        own = kind.out_of_fold(rows, codes)
+        kind = _better(rows, codes, groups)
+        own = kind.out_of_fold(rows, codes, groups)
         threshold = max(conformal_quantile(own, ACCEPTED) or 0.0, _TINY)
-        found = separation(kind, rows, codes, most=len(rows))
+        found = separation(kind, rows, codes, groups, most=len(rows))
         caught = None if found is None else found.caught
         return cls(kind.fit(rows, codes), rows, ids, tuple(widths), threshold, caught)
 
@@ -239,14 +243,14 @@ def unit_rows(features: NDArray[np.floating], widths: Iterable[int]) -> Rows:
     return np.asarray(np.concatenate(scaled, axis=1) / len(scaled) ** 0.5, dtype=np.float32)
 
 
-def separation(kind: type[Measure], rows: Rows, codes: Codes, *, most: int) -> Separation | None:
+def separation(kind: type[Measure], rows: Rows, codes: Codes, groups: Codes, *, most: int) -> Separation | None:
     """Leave classes out in turn, and tell their rows from `most` of the others; None where nothing can be left out."""
     areas, caught = [], []
-    for code in np.unique(codes)[np.random.default_rng(0).permutation(len(np.unique(codes)))][:LEFT_OUT]:
+    for code in np.random.default_rng(0).permutation(np.unique(codes))[:LEFT_OUT]:
         rest = np.flatnonzero(codes != code)[:most]
-        if len(rest) < FEWEST:
+        if len(np.unique(groups[rest])) < FEWEST:
             continue
-        own = kind.out_of_fold(rows[rest], codes[rest])
+        own = kind.out_of_fold(rows[rest], codes[rest], groups[rest])
         strange = kind.fit(rows[rest], codes[rest]).scores(rows[codes == code])
         areas.append(area_between(own, strange))
         caught.append(float((strange > (conformal_quantile(own, ACCEPTED) or np.inf)).mean()))
@@ -260,10 +264,10 @@ def area_between(low: Scores, high: Scores) -> float:
     return float(below.mean() / (2 * len(low)))
 
 
-def _better(rows: Rows, codes: Codes) -> type[Measure]:
+def _better(rows: Rows, codes: Codes, groups: Codes) -> type[Measure]:
     """Choose the measure that tells left-out classes better; neighbours where none can be left out."""
-    neighbours = separation(Neighbours, rows, codes, most=CONTEST_ROWS)
-    covariance = separation(Covariance, rows, codes, most=CONTEST_ROWS)
+    neighbours = separation(Neighbours, rows, codes, groups, most=CONTEST_ROWS)
+    covariance = separation(Covariance, rows, codes, groups, most=CONTEST_ROWS)
     if neighbours is None or covariance is None or neighbours.area >= covariance.area:
         return Neighbours
     return Covariance

@@ -46,7 +46,8 @@ def test_neighbours_are_the_mean_of_the_nearest_cosine_distances():
     measure = Neighbours.fit(rows, np.zeros(50, np.int64))
     np.testing.assert_allclose(measure.scores(asked), distances, atol=1e-6)
     others = [Neighbours(np.delete(rows, row, axis=0)).scores(rows[[row]])[0] for row in range(50)]
-    np.testing.assert_allclose(Neighbours.out_of_fold(rows, np.zeros(50, np.int64)), others, atol=1e-6)
+    found = Neighbours.out_of_fold(rows, np.zeros(50, np.int64), np.arange(50))
+    np.testing.assert_allclose(found, others, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [30, 200], ids=["fewer rows than features", "more"])
@@ -93,6 +94,24 @@ def test_the_measure_is_the_one_that_tells_left_out_classes():
     told = Unlikeness.of(many[order].astype(np.float32), y[order], ids, (30,))
     assert told.measure.name == "neighbours"
     assert told.caught == 1
+
+
+@pytest.mark.parametrize("code", [0, 1], ids=["neighbours", "whichever is better"])
+def test_pictures_of_a_group_do_not_show_how_unlike_others_are(code):
+    """Bursts of ten nearly equal pictures: new bursts are of the same kind, though no picture is as near as those."""
+    bursts, y = drawn(80, seed=15)
+    features = np.repeat(bursts, 10, axis=0) + 0.01 * np.random.default_rng(16).normal(size=(800, 40)).astype(
+        np.float32
+    )
+    groups, codes, ids = np.repeat(np.arange(80), 10), code * np.repeat(y, 10), [str(row) for row in range(800)]
+    fresh = drawn(1000, seed=17)[0]
+    grouped = Unlikeness.of(features, codes, ids, (40,), groups=groups)
+    apart = Unlikeness.of(features, codes, ids, (40,))
+    assert (
+        grouped.of_images(fresh)[0] > 1
+    ).mean() < 0.13  # of 80 bursts the rank of the 95 % quantile is sure to ± 5 %
+    assert (apart.of_images(fresh)[0] > 1).mean() > 0.5
+    assert Unlikeness.of(features[:180], codes[:180], ids[:180], (40,), groups=groups[:180]) is None
 
 
 def test_numbers_have_no_classes_to_leave_out():
