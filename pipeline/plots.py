@@ -234,6 +234,28 @@ def learning_curve(
     return _finished(figure, title)
 
 
+def score_by_rows(points: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
+    """Draw a score with its interval against the number of training rows, from {rows, accuracy or mae, low, high}."""
+    measure = "accuracy" if "accuracy" in points[0] else "mae"
+    rows, scores = [point["rows"] for point in points], [point[measure] for point in points]
+    figure = _figure(5.2, 3.8)
+    axes = figure.add_subplot()
+    axes.plot(rows, scores, color=BLUE, marker="o", markersize=3.5)
+    known = [point for point in points if point["low"] is not None]
+    axes.fill_between(
+        [point["rows"] for point in known],
+        [point["low"] for point in known],
+        [point["high"] for point in known],
+        color=BLUE,
+        alpha=0.2,
+        label="95 % interval",
+    )
+    axes.set(xlabel="training rows", ylabel=measure)
+    axes.grid(alpha=0.25)
+    axes.legend()
+    return _finished(figure, title)
+
+
 def ranking(
     names: Sequence[str],
     scores: Sequence[float],

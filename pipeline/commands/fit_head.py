@@ -27,6 +27,7 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.files import refuse_existing
 from pipeline.heads.calibration import softmax
 from pipeline.heads.contract import Head, Problem, refuse_extremes
+from pipeline.heads.learning_curve import ENOUGH, gain_of_twice, learning_curve
 from pipeline.heads.noise import Floor, noise_floors
 from pipeline.heads.selection import NESTED, Trained, table_text, task_of, train_head
 from pipeline.heads.spread import fit_interval
@@ -69,6 +70,7 @@ class FitResult(Result):
     compared_by: str = ""
     doubtful: int = 0
     unknown: dict[str, Any] | None = None
+    learning_curve: list[dict[str, Any]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
@@ -97,6 +99,8 @@ class FitResult(Result):
             )
         if self.unknown is not None:
             lines.append(_unknown_line(self.unknown))
+        if self.learning_curve:
+            lines.append(_curve_line(self.learning_curve))
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join([*lines, f"saved to {self.model}"])
 
@@ -131,8 +135,12 @@ def fit_head(
             result.notices.append("too few distinct training pictures for predict to tell what is unlike them")
         doubtful = judged.scored["cv"].rows_by_quality() if "cv" in judged.scored else []
         result.doubtful = sum(bool(row.get("suggested")) for row in doubtful)
-        drawn = draw_plots(trained, dataset.target, judged.scored)
+        result.learning_curve = curve_of(dataset, problem)
+        if settings.learning_curve and not result.learning_curve:
+            result.notices.append("no learning curve: it takes held-out rows, and several parts to learn from")
+        drawn = draw_plots(trained, dataset.target, judged.scored, result.learning_curve)
         result.notices += [*dataset.twin_notices(problem), *drawn.notices]
+        curve = {"learning_curve": result.learning_curve} if result.learning_curve else {}
         search = {"search": trained.head.search.table, "ranking": trained.ranking}
         seconds = round(time.perf_counter() - started, 3)
         record = ModelRecord.of(
@@ -140,7 +148,7 @@ def fit_head(
             dataset.target,
             base=base,
             recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
-            metrics={**result.metrics, **search, "unknown": result.unknown, "seconds": seconds},
+            metrics={**result.metrics, **search, "unknown": result.unknown, "seconds": seconds, **curve},
             data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             request=request_of("fit-head", settings, opened.fingerprint),
@@ -158,6 +166,28 @@ def fit_head(
             replace=force,
         )
     return result
+
+
+def curve_of(dataset: Dataset, problem: Problem) -> list[dict[str, Any]]:
+    """Score a cheap head against the number of training rows, where that is asked for and rows are held out."""
+    rows = dataset.split.held_out.get("val")
+    if not dataset.settings.learning_curve or rows is None:
+        return []
+    y, groups = dataset.target.values[rows], dataset.groups[rows]
+    return learning_curve(problem, dataset.table, rows, y, groups, dataset.settings)
+
+
+def _curve_line(points: list[dict[str, Any]]) -> str:
+    measure = "accuracy" if "accuracy" in points[0] else "mae"
+    listed = ", ".join(f"{point[measure]:.4g} of {point['rows']}" for point in points)
+    gain = gain_of_twice(points)
+    if gain is None:
+        told = f"too few rows, or no mistakes, to tell what twice the pictures would give ({ENOUGH} at least)"
+    elif measure == "accuracy":
+        told = f"twice the pictures: about +{100 * gain:.1f} points"
+    else:
+        told = f"twice the pictures: about -{gain:.3g}"
+    return f"learning curve of a ridge head, {measure} by rows: {listed}; {told}"
 
 
 def base_record(store: FeatureStore) -> BaseRecord:
@@ -478,12 +508,16 @@ def measured_sets(scored: Scored, head: Head) -> dict[str, Any]:
     return {"sets": {"coverage": head.coverage, "covered": covered, "size": float(sizes.mean()), "single": single}}
 
 
-def draw_plots(trained: Trained, target: Target, scored: Mapping[str, Scored]) -> plots.Rendered:
+def draw_plots(
+    trained: Trained, target: Target, scored: Mapping[str, Scored], curve: list[dict[str, Any]]
+) -> plots.Rendered:
     """Draw the plots of a model folder: of the held-out rows, where there are any, of the ranking and the search."""
     head = trained.head
     drawings: dict[str, plots.Drawing] = {}
     if "val" in scored:
         drawings |= scored["val"].plots()
+    if curve:
+        drawings["learning_curve"] = lambda: plots.score_by_rows(curve, title=f"ridge head on {target.name}")
     if trained.ranking:
         drawings["ranking"] = lambda: plots.ranking(
             [entry["head"] for entry in trained.ranking],

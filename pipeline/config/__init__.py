@@ -361,6 +361,7 @@ class FitSettings(Settings):
     )
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     sample_weight: str | None = Field(None, description="Numeric target of the file that weighs its rows.")
+    learning_curve: bool = Field(False, description="Also score a ridge head against the number of training rows.")
     contest: bool = Field(False, description="For auto: rank heads by nested cross-validation; six times the work.")
     minutes: float | None = Field(
         None, gt=0, le=1_000_000, description="For auto and regressor: time after which no head is searched."

@@ -58,6 +58,7 @@ class FitOptions(TypedDict, total=False):
     score_views: Literal["plain", "mean"]
     class_weight: Literal["none", "balanced"]
     sample_weight: str | None
+    learning_curve: bool
     contest: bool
     minutes: float | None
     power: Literal["auto", "none", "sqrt"]

@@ -646,3 +646,13 @@ def test_near_twins_are_counted_joined_or_left(tmp_path):
     ]
     assert told["off"] == []
     assert found["group"].metrics["cv"]["groups"] < 48
+
+
+def test_a_learning_curve_is_kept_and_drawn(store, tmp_path):
+    result = fit_head(store, tmp_path / "model", head="ridge", target="kind", learning_curve=True)
+    curve = json.loads((tmp_path / "model" / "metrics.json").read_text())["learning_curve"]
+    assert curve == result.learning_curve
+    assert [sorted(point) for point in curve] == [["accuracy", "high", "low", "rows"]] * 5
+    assert curve[-1]["rows"] == 160
+    assert "too few rows" in result.summary()
+    assert (tmp_path / "model" / "plots" / "learning_curve.png").is_file()
