@@ -494,9 +494,9 @@ def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
 KEPT = {
     "extract": "the rows that were computed are kept, and the same command goes on from there",
     "fit-head": "no model was saved; the cached features are as they were",
-    "finetune": "nothing of this training is kept: the same command begins anew",
+    "finetune": "the epochs that ended are kept, and the same command goes on after them",
     "fetch": "the images that are there are kept, and the same command goes on from there",
-    "run": "what its finished steps wrote is kept, and rows of features too; the same command goes on from there",
+    "run": "what its finished steps wrote is kept, rows and epochs too; the same command goes on from there",
     "demo": "the images and features made so far are kept; the same command makes the rest",
     "merge": "nothing was merged; the parts are as they were",
 }

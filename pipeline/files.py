@@ -207,6 +207,15 @@ def publish_folder(path: Path, *, last: str = "model.json", replace: bool = Fals
                 _remove_folder(old)
 
 
+def discard_folder(path: Path) -> None:
+    """Remove a folder that `publish_folder` made, in one step for whoever looks, and what kills left beside it."""
+    temporary, _ = _hidden(path)
+    if path.is_dir() and not path.is_symlink():
+        rename(path, temporary)
+        _remove_folder(temporary)
+    _sweep(path)
+
+
 def heal(path: Path) -> None:
     """Put the old folder back where a kill came between the two renames of a replacement.
 
@@ -475,6 +484,11 @@ def _describe_holder(note: bytes) -> str:
 def digest_bytes(data: bytes | memoryview) -> bytes:
     """Return the sha256 of `data`, 32 bytes."""
     return hashlib.sha256(data).digest()
+
+
+def digest_json(content: Mapping[str, Any]) -> str:
+    """Return the sha256, in hexadecimal, of JSON content, whatever its spaces and the order of its names."""
+    return digest_bytes(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hex()
 
 
 def digest_tensors(tensors: Mapping[str, NDArray[np.generic]]) -> str:

@@ -3,14 +3,15 @@
     manifest -> base with a fresh or a fitted head -> every image read once -> rows that train, rows that judge
     -> training -> the best epoch as a model folder like any other
 
-A bad image has no part in it and is listed; it is never replaced.
+A bad image has no part in it and is listed; it is never replaced. After each epoch the training is saved beside the
+output, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,7 +29,7 @@ from pipeline.config.options import FinetuneOptions
 from pipeline.config.signatures import takes
 from pipeline.devices import cores, pick_device
 from pipeline.errors import HeadError, SettingsError
-from pipeline.files import refuse_existing, require_room
+from pipeline.files import digest_json, digest_tensors, lock, made_parents, named, refuse_existing, require_room
 from pipeline.heads import LinearHead
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.calibration import interval_half_width, softmax
@@ -46,6 +47,7 @@ from pipeline.sources import Manifest, Target, Task, choose_target, log_notices,
 from pipeline.sources.groups import without_group
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Images, Indices
+from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place
 from pipeline.training.dataset import Examples, read_images, split_examples
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
@@ -54,6 +56,7 @@ from pipeline.training.network import (
     folded_head,
     freeze,
     put_back,
+    snapshot,
     standardise,
     start_from,
     write_base,
@@ -74,7 +77,10 @@ SELECTED = " (which the epoch was chosen by)"
 
 @dataclass
 class FinetuneResult(Result):
-    """A fine-tuned model and its epochs. `metrics` are of the best epoch; `bad` maps an id to its reason."""
+    """A fine-tuned model and its epochs. `metrics` are of the best epoch; `bad` maps an id to its reason.
+
+    The first `resumed` epochs were taken by a run that was stopped.
+    """
 
     model: Path
     head: str
@@ -84,6 +90,7 @@ class FinetuneResult(Result):
     chosen: dict[str, Any]
     epochs: list[Epoch]
     best_epoch: int
+    resumed: int
     rows: dict[str, int]
     bad: dict[str, str]
     seconds: float = field(metadata={"digits": 3})
@@ -97,6 +104,8 @@ class FinetuneResult(Result):
         """Summarise every epoch, the best one's metrics, and every bad image."""
         counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
+        if self.resumed:
+            lines.append(f"went on after epoch {self.resumed} of a training that was stopped")
         for epoch in self.epochs:
             lines.append(f"  {epoch.summary()}{'  <- kept' if epoch.number == self.best_epoch else ''}")
         lines += [
@@ -123,26 +132,38 @@ def finetune(
     """Train base and head on the images of `source`; the best epoch becomes the model folder `output`.
 
     `options` are the fields of `FinetuneSettings`: `train`, `epochs`, `lr`, ...; `head` names a model folder
-    to start from. Nothing is written before training ends, and an interrupted training begins anew; `force` replaces a
-    model that is there. `progress` says on stderr how far it is, with a line for every epoch.
+    to start from. An interrupted training goes on after its last epoch, which is kept in ``OUTPUT.training`` until the
+    model is there; `force` replaces a model that is there, and a training by other settings or on other images.
+    `progress` says on stderr how far it is, with a line for every epoch.
 
-    Raises `SourceError` where there is nothing to train on, `SettingsError` for what cannot be trained,
-    `HeadError` where training fails, `BaseError` or `ModelError` where the start cannot be had.
+    Raises `OutputExistsError` where there is something else and no `force`, `SourceError` where there is nothing to
+    train on, `SettingsError` for what cannot be trained, `HeadError` where training fails, `BaseError` or `ModelError`
+    where the start cannot be had.
     """
-    started = time.perf_counter()
     settings = FinetuneSettings.of(options)
     refuse_existing(Path(output), last="model.json", replace=force)
+    with made_parents(Path(output)), named(Path(output)), lock(Path(output)):
+        return _finetune(source, Path(output), settings, force=force, progress=progress)
+
+
+def _finetune(
+    source: str | Path, output: Path, settings: FinetuneSettings, *, force: bool, progress: bool
+) -> FinetuneResult:
+    """Do it as the one who writes `output`."""
+    started = time.perf_counter()
     start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
     view = make_view(settings, start.base)
     manifest = read_manifest(source, settings)
     log_notices(manifest)
     inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
+    request = request_of("finetune", settings, inputs)
     targets = without_group(manifest.targets, settings.group, learned=start.target)
     target = choose_target(targets, where=shown(manifest.source), name=start.target, task=start.task)
     target = target.recoded(start.classes)
     network = make_network(start, target, settings)
     if start.changes_base(settings):
-        require_room(Path(output), sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
+        require_room(output, sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
+    refuse_no_place(output, size=checkpoint_bytes(network, settings))
     images = read_images(
         manifest,
         target,
@@ -154,12 +175,14 @@ def finetune(
     )
     examples = split_examples(manifest, target, images, settings)
     training = Training(start, network, examples, images, settings)
+    checkpoint = Checkpoint(output, training_request(request, start, examples, images))
+    saved = checkpoint.read(force=force)
     with training.feeder:
-        history = training.run(view, progress=progress)
+        history = training.run(view, saved=saved, keep=checkpoint.write, progress=progress)
         parts = training.score(manifest, progress=progress)
     head = fitted_head(network, examples, half_width=parts["val"].median_half_width)
     result = FinetuneResult(
-        model=Path(output),
+        model=output,
         head=head.name,
         target=target.name,
         layers=start.layers,
@@ -167,6 +190,7 @@ def finetune(
         chosen=chosen_settings(settings, best_epoch=history.best),
         epochs=history.epochs,
         best_epoch=history.best,
+        resumed=0 if saved is None else saved.epoch,
         rows={name: len(part) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
         seconds=time.perf_counter() - started,
@@ -186,7 +210,7 @@ def finetune(
             source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(images)
         ),
         chosen=result.chosen,
-        request=request_of("finetune", settings, inputs),
+        request=request,
     )
     save_model(
         result.model,
@@ -198,6 +222,7 @@ def finetune(
         seen=Seen.of(images.contents(examples.train)),
         replace=force,
     )
+    checkpoint.remove()
     return result
 
 
@@ -280,6 +305,29 @@ def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Ne
     return network
 
 
+def checkpoint_bytes(network: Network, settings: FinetuneSettings) -> int:
+    """Return the size of a checkpoint: what moves, the best of it, and as much for each moment of the optimizer."""
+    copies = 4 if settings.optimizer in ("adam", "adamw") else 3
+    return copies * sum(tensor.nbytes for tensor in snapshot(network).values())
+
+
+def training_request(request: Mapping[str, Any], start: Start, examples: Examples, images: Images) -> dict[str, Any]:
+    """Make the request of a training from that of its model: two are equal where all steps are the same.
+
+    It is of the content of the images, not of the times of their files: a copy of a folder goes on.
+    """
+    target = examples.target
+    labels = {"rows": examples.fingerprint(images), "target": target.name, "classes": target.names}
+    origin = {"base": digest(start.base.module, without=start.base.missing)}
+    if start.weight is not None and start.bias is not None:
+        origin["head"] = digest_tensors({"weight": start.weight, "bias": start.bias})
+    return {
+        "settings": request["settings"],
+        "images, labels or splits": digest_json(labels),
+        "weights to start from": digest_json(origin),
+    }
+
+
 def threads(settings: FinetuneSettings) -> int:
     """Return the number of threads that decode and draw views."""
     return cores() if settings.workers == "auto" else max(1, settings.workers)
@@ -313,25 +361,34 @@ class Training:
             clip=settings.clip,
         )
 
-    def run(self, view: View, *, progress: bool) -> History:
-        """Train; the network ends with the weights of its best epoch."""
+    def run(self, view: View, *, saved: Saved | None, keep: Callable[[Saved], None], progress: bool) -> History:
+        """Train, from what was `saved` on; the network ends with the weights of its best epoch.
+
+        `keep` is called after every epoch with all that a training needs to go on from there.
+        """
         examples, settings = self._examples, self._settings
         crops = "crop" in settings.augment
         self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
-        self._begin(progress=progress)
+        if saved is None:
+            self._begin(progress=progress)
         val = examples.held_out["val"]
-        total = settings.epochs * (len(examples.train) + len(val)) + len(val)
+        left = settings.epochs - (0 if saved is None else saved.epoch)
+        total = left * (len(examples.train) + len(val)) + len(val)
         with progress_bar(total, "fine-tuning", show=progress) as bar:
             bar.say(
                 f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
                 f"{len(val)}: {plural(settings.epochs, 'epoch')}; epoch 0 is before the first step"
             )
+            if saved is not None:
+                bar.say(f"goes on after epoch {saved.epoch}, where it was stopped")
             return train(
                 self._trainer,
                 lambda number: _counted(self.feeder.random(examples.train, view, number, crops=crops), bar),
                 lambda: _counted(self.feeder.plain(val), bar),
                 settings=settings,
                 watch=lambda epoch: bar.say(epoch.summary()),
+                saved=saved,
+                keep=keep,
             )
 
     def _preprocess(self, parts: list[Indices], progress: bool) -> None:

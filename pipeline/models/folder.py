@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.config import Recipe
 from pipeline.errors import ModelError
-from pipeline.files import digest_bytes, heal, named, open_regular, publish_folder, read_regular
+from pipeline.files import digest_json, heal, named, open_regular, publish_folder, read_regular
 from pipeline.heads import Head, load_head, save_head
 from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
 from pipeline.heads.unlikeness import Unlikeness
@@ -237,9 +237,8 @@ def checked_files(folder: Path) -> list[str]:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """Compute the sha256, in hexadecimal, of model.json's content, whatever its spaces: of JSON with sorted keys."""
-    text = json.dumps({**content, "checksum": None}, sort_keys=True, separators=(",", ":"))
-    return digest_bytes(text.encode()).hex()
+    """Compute the sha256, in hexadecimal, of model.json's content, whatever its spaces."""
+    return digest_json({**content, "checksum": None})
 
 
 def _measured(path: Path) -> FileRecord:

@@ -1,7 +1,8 @@
 """Training a base together with its head.
 
-dataset.py  which rows train and which judge, with their targets
-batches.py  images of these rows, decoded once, as batches prepared while the step runs
-network.py  base and head as one network, and which of its parts are trained
-loop.py     the epochs: steps, measures, the best one kept
+dataset.py     which rows train and which judge, with their targets
+batches.py     images of these rows, decoded once, as batches prepared while the step runs
+network.py     base and head as one network, and which of its parts are trained
+loop.py        the epochs: steps, measures, the best one kept
+checkpoint.py  a training on the disk after each epoch, to go on from
 """

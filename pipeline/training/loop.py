@@ -1,6 +1,6 @@
 """The training loop: batches in, the best epoch's network out, with the measures of each epoch.
 
-    before any step: validate -> each epoch: steps, validate, keep the best so far -> put the best back
+    before any step: validate -> each epoch: steps, validate, keep the best so far, save -> put the best back
 
 Epoch 0 is the network as it came, so that a start from a fitted head shows the head's own accuracy, and
 training that makes nothing better changes nothing. On a CPU the same seed gives the same numbers.
@@ -9,6 +9,7 @@ training that makes nothing better changes nothing. On a CPU the same seed gives
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import FinetuneSettings
-from pipeline.errors import EngineError, HeadError
+from pipeline.errors import EngineError, HeadError, ModelError
 from pipeline.registry import Registry
 from pipeline.training.batches import Batch
-from pipeline.training.network import Network, parameter_groups, restore, snapshot
+from pipeline.training.checkpoint import Saved
+from pipeline.training.network import Network, State, parameter_groups, restore, snapshot
 
 #: The batches of an epoch; epochs count from 1.
 Batches = Callable[[int], Iterable[Batch]]
@@ -210,6 +212,104 @@ class Trainer:
         return images.contiguous(memory_format=torch.channels_last)
 
 
+class TrainingState:
+    """A training between two epochs: all that the epochs to come depend on.
+
+    Order and views of the rows are no part of it: they follow from the seed and the number of the epoch.
+    """
+
+    def __init__(self, network: Network, settings: FinetuneSettings, device: torch.device) -> None:
+        groups = parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr)
+        self.network = network
+        self.optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
+        self.schedule = torch.optim.lr_scheduler.StepLR(
+            self.optimizer, settings.step or settings.epochs + 1, settings.gamma
+        )
+        self.history = History()
+        self.best = snapshot(network)
+        self._device = device
+
+    @property
+    def next_epoch(self) -> int:
+        """The number of the epoch to come."""
+        return len(self.history.epochs)
+
+    def save(self) -> Saved:
+        """Copy it as tensors and numbers."""
+        last = self.next_epoch - 1
+        parts: dict[str, State] = {
+            "weights": snapshot(self.network),
+            "best": self.best if self.history.best != last else {},  # they are the weights
+            "optimizer": self._moments(),
+            "random": self._random(),
+        }
+        progress = {
+            "epochs": [dataclasses.asdict(epoch) for epoch in self.history.epochs],
+            "best": self.history.best,
+            "rates": [group["lr"] for group in self.optimizer.param_groups],
+            "schedule": self.schedule.state_dict(),
+        }
+        return Saved(last, {f"{part}/{name}": one for part, of in parts.items() for name, one in of.items()}, progress)
+
+    def go_on_from(self, saved: Saved) -> None:
+        """Become what was saved. Raises `ModelError` where that is of another network or optimizer."""
+        try:
+            self._take(saved)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                "the checkpoint does not fit this network, as another version may have made it; remove the folder, or "
+                f"give another -o ({' '.join(str(error).split())[:80]})"
+            ) from error
+
+    def _take(self, saved: Saved) -> None:
+        parts: dict[str, State] = {"weights": {}, "best": {}, "optimizer": {}, "random": {}}
+        for path, tensor in saved.tensors.items():
+            part, _, name = path.partition("/")
+            parts[part][name] = tensor
+        progress = saved.progress
+        self.history = History([Epoch(**epoch) for epoch in progress["epochs"]], progress["best"])
+        _put(self.network, parts["weights"])
+        self.best = {**self.best, **parts["best"]} if parts["best"] else snapshot(self.network)
+        self._put_moments(parts["optimizer"])
+        self.schedule.load_state_dict(dict(progress["schedule"]))
+        for group, rate in zip(self.optimizer.param_groups, progress["rates"], strict=True):
+            group["lr"] = rate
+        self._put_random(parts["random"])
+
+    def _moments(self) -> State:
+        """Return what the optimizer remembers, by number of the parameter and name."""
+        remembered = self.optimizer.state_dict()["state"]
+        return {
+            f"{number}/{name}": value
+            for number, of in remembered.items()
+            for name, value in of.items()
+            if isinstance(value, Tensor)
+        }
+
+    def _put_moments(self, moments: State) -> None:
+        state = self.optimizer.state_dict()
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        for path, value in moments.items():
+            number, _, name = path.partition("/")
+            like = trained[int(number)]
+            # In the parameter's own order of bytes, so that the same steps round in the same way.
+            kept = torch.empty_like(like).copy_(value) if value.shape == like.shape else value.clone()
+            state["state"].setdefault(int(number), {})[name] = kept
+        self.optimizer.load_state_dict(state)
+
+    def _random(self) -> State:
+        """Return the states of what draws the dropout."""
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type != "cpu":
+            states["device"] = torch.get_device_module(self._device).get_rng_state(self._device)
+        return states
+
+    def _put_random(self, states: State) -> None:
+        torch.set_rng_state(states["cpu"])
+        if self._device.type != "cpu":
+            torch.get_device_module(self._device).set_rng_state(states["device"], self._device)
+
+
 def train(
     trainer: Trainer,
     training: Batches,
@@ -217,36 +317,48 @@ def train(
     *,
     settings: FinetuneSettings,
     watch: Callable[[Epoch], None] = lambda epoch: None,
+    saved: Saved | None = None,
+    keep: Callable[[Saved], None] | None = None,
 ) -> History:
     """Train the network's parameters that are not frozen, and keep the weights of the best epoch, in evaluation mode.
 
-    `training` gives the batches of an epoch, `validation` those that judge it, `watch` is called with every epoch.
+    `training` gives the batches of an epoch, `validation` those that judge it, `watch` is called with every epoch, and
+    `keep` with all that a training needs which goes on from there, as `saved`.
     Raises `HeadError` where the loss stops being a number, `EngineError` where the device has no room.
     """
     network, goal = trainer.network, trainer.goal
     with _repeatable(settings.seed, trainer.device):
-        groups = parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr)
-        optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, settings.step or settings.epochs + 1, settings.gamma)
-        history = History()
-        best = snapshot(network)
-        for number in range(settings.epochs + 1):
+        state = TrainingState(network, settings, trainer.device)
+        if saved is not None:
+            state.go_on_from(saved)
+        history = state.history
+        for number in range(state.next_epoch, settings.epochs + 1):
             started = time.perf_counter()
-            lr = float(optimizer.param_groups[-1]["lr"])
+            lr = float(state.optimizer.param_groups[-1]["lr"])
             measures = None
             if number:
-                measures = trainer.learn(training(number), optimizer)
-                schedule.step()
+                measures = trainer.learn(training(number), state.optimizer)
+                state.schedule.step()
             epoch = Epoch(number, measures, trainer.judge(validation()), lr, time.perf_counter() - started)
             _refuse_divergence(epoch, settings)
             history.epochs.append(epoch)
             if goal.rank(epoch.val) > goal.rank(history.epochs[history.best].val):
                 history.best = number
-                best = snapshot(network)
+                state.best = snapshot(network)
+            if number and keep is not None:
+                keep(state.save())
             watch(epoch)
-        restore(network, best)
+        restore(network, state.best)
         network.eval()
     return history
+
+
+def _put(network: Network, weights: State) -> None:
+    """Put saved weights into a network, all that can move and nothing else."""
+    wanted = {name: tensor.shape for name, tensor in snapshot(network).items()}
+    if wanted != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError("other weights move")
+    restore(network, weights)
 
 
 def _joined(passed: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
