@@ -42,6 +42,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 picture(desk / f"hymenoptera/{split}/{name}/{number}.jpg", shade, number)
     picture(desk / "hymenoptera/val/ants/1124525276_816a07c17f.jpg", 30, 99)
+    picture(desk / "hymenoptera/val/ants/10308379_1b6c72e180.jpg", 30, 98)
     for number in range(12):
         picture(desk / f"cats_dogs/{('cat', 'dog')[number % 2]}/{number}.jpg", 30 + 120 * (number % 2), number)
     vehicles = ["image_names,emergency_or_not"]
