@@ -99,6 +99,7 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             ranking=[{"head": "linear", "interval": (0.1, 0.2)}],
             compared_by="folds",
             notices=["a notice"],
+            doubtful=2,
         ),
         {
             "model": "m",
@@ -110,6 +111,9 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "ranking": [{"head": "linear", "interval": [0.1, 0.2]}],
             "compared_by": "folds",
             "notices": ["a notice"],
+            "doubtful": 2,
+            "unknown": None,
+            "learning_curve": [],
         },
     ),
     (
@@ -122,6 +126,7 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             chosen={"epoch": 1},
             epochs=[Epoch(1, {"loss": 0.123456}, {"loss": 0.5}, lr=0.001, seconds=SECONDS)],
             best_epoch=1,
+            resumed=0,
             rows={"train": 2, "val": 1},
             bad={"b.jpg": "corrupt"},
             seconds=SECONDS,
@@ -137,6 +142,7 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "epochs": [{"epoch": 1, "train_loss": 0.123456, "val_loss": 0.5, "lr": 0.001, "seconds": 1.235}],
             "best_epoch": 1,
             "cached": False,
+            "resumed": 0,
             "rows": {"train": 2, "val": 1},
             "bad": 1,
             "bad_images": {"b.jpg": "corrupt"},
@@ -155,15 +161,17 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "seen": 0,
             "notices": ["n"],
             "output": "scored",
+            "threshold": None,
         },
     ),
     (
         EvaluateResult(Path("m"), rows=2, bad=0, split="all", metrics={}),
-        {"model": "m", "rows": 2, "bad": 0, "split": "all", "metrics": {}, "seen": 0, "notices": [], "output": None},
+        {"model": "m", "rows": 2, "bad": 0, "split": "all", "metrics": {}, "seen": 0, "notices": [], "output": None}
+        | {"threshold": None},
     ),
     (
         PredictResult([{"id": "a.jpg", "value": 1.23456, "interval": None}]),
-        {"predictions": [{"id": "a.jpg", "value": 1.23456, "interval": None}]},
+        {"predictions": [{"id": "a.jpg", "value": 1.23456, "interval": None}], "threshold": None, "notices": []},
     ),
     (
         VerifyResult(["row 5 is wrong"], recomputed=3, largest_difference=1.23456e-5),
