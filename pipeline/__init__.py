@@ -55,6 +55,7 @@ _HOMES = {
     "fit_head": "commands.fit_head",
     "finetune": "commands.finetune",
     "predict": "commands.predict",
+    "plot": "commands.plot",
     "evaluate": "commands.evaluate",
     "verify": "commands.verify",
     "info": "commands.info",
@@ -88,6 +89,7 @@ __all__ = [
     "list_bases",
     "load_model",
     "merge",
+    "plot",
     "predict",
     "run",
     "verify",
@@ -106,6 +108,7 @@ if TYPE_CHECKING:  # the same for type checkers and editors, to which a module's
     from pipeline.commands.info import info
     from pipeline.commands.label import label
     from pipeline.commands.merge import merge
+    from pipeline.commands.plot import plot
     from pipeline.commands.predict import predict
     from pipeline.commands.run import run
     from pipeline.commands.verify import verify

@@ -29,6 +29,7 @@ from pipeline.config import (
     FinetuneSettings,
     FitSettings,
     LabelSettings,
+    PlotSettings,
     RerunSettings,
     Settings,
     SourceSettings,
@@ -434,6 +435,20 @@ def compare(models: tuple[Path, ...], as_json: bool, quiet: bool, verbose: bool,
 
     begin(quiet=quiet, verbose=verbose)
     tell(stage(models, **given(options)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("path", type=click.Path(), metavar="MODEL|STORE|SOURCE")
+@output_option()
+@settings_options(PlotSettings)
+@force_option
+@reporting
+def plot(path: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Draw pictures of a model, a feature file or images: one --kind to a file, several or all to a folder."""
+    from pipeline.commands.plot import plot as stage
+
+    begin(quiet=quiet, verbose=verbose)
+    tell(stage(path, output, force=force, **given(options)), as_json=as_json)
 
 
 @cli.command()

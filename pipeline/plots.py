@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from pipeline.text import plural
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ft2font import FT2Font
+    from matplotlib.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ STYLE = {
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
 }
+DPI = 110
+#: Pixels of the square that an image of a grid is fitted into, between two of them, and of a line of its caption.
+SIDE, GAP, LINE = 176, 14, 18
 #: Width of a character, in inches for a point of its size: wide enough for most texts.
 CHARACTER = 0.0088
 #: Fonts that have what the first one lacks, in the order in which they are asked: those of Linux, Windows and macOS.
@@ -304,6 +308,8 @@ def bars(
 
 def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: str = "") -> Figure:
     """Draw how often numbers occur, a colour a class; of many classes the largest, the others as one in grey."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(6.5, 4)
     axes = figure.add_subplot()
     largest = sorted((key for key in values if len(values[key])), key=lambda key: -len(values[key]))
@@ -320,28 +326,93 @@ def histogram(values: Mapping[str, NDArray[np.float64]], *, name: str, title: st
         axes.hist(
             numbers, edges.tolist(), histtype="stepfilled", facecolor=(colour, 0.35), edgecolor=colour, label=label
         )
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=spelled(name), ylabel="images")
     if list(values) != [""]:
         _legend_below(figure, axes)
     return _finished(figure, title)
 
 
-def grid(images: Sequence[Image.Image], captions: Sequence[str], *, right: Sequence[bool], columns: int = 8) -> Figure:
-    """Draw images with a caption each; green where `right`, red where not."""
-    lines = -(-len(images) // columns)
-    figure = _figure(1.5 * columns, 1.8 * max(lines, 1))
-    for place, (image, caption, good) in enumerate(zip(images, captions, right, strict=True), start=1):
-        axes: Axes = figure.add_subplot(lines, columns, place)
-        axes.imshow(np.asarray(image.convert("RGB")))
-        axes.set_title(spelled(caption), color=RIGHT if good else WRONG, fontsize=9)
-        axes.set_axis_off()
-    return _finished(figure)
+@dataclass(frozen=True)
+class Tile:
+    """An image with its caption: a `label` with a `note` beside it, and the `truth` below where that is another.
+
+    `right` tells whether the label is, None where nobody asks.
+    """
+
+    image: Image.Image
+    label: str = ""
+    note: str = ""
+    truth: str = ""
+    right: bool | None = None
+
+
+class NoImages(Exception):
+    """None of the images that a plot would show can be read: there is no such plot."""
+
+
+def grid(tiles: Sequence[Tile], *, columns: int = 4, title: str = "") -> Figure:
+    """Draw images with a caption each, marked and framed by whether it is right. Raises `NoImages` without any."""
+    from matplotlib.figure import Figure
+
+    if not tiles:
+        raise NoImages
+    columns = min(columns, len(tiles))
+    lines = max((2 if tile.truth else 1 if tile.label else 0) for tile in tiles)
+    step = SIDE + GAP, SIDE + GAP + lines * LINE
+    width = max(columns * step[0] + GAP, 330)
+    above = 14 + 20 * len(textwrap.wrap(title, _line_length(width / DPI)))
+    height = above + -(-len(tiles) // columns) * step[1]
+    # No layout engine and no axes, which cost a second for as many images: one canvas holds all of them.
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    canvas = Image.new("RGB", (width, height), "white")
+    captions = []
+    for place, tile in enumerate(tiles):
+        x, y = GAP + place % columns * step[0], above + place // columns * step[1]
+        _paste(canvas, tile, x, y + lines * LINE)
+        colour = "black" if tile.right is None else RIGHT if tile.right else WRONG
+        mark = "" if tile.right is None else "✓ " if tile.right else "✗ "
+        caption = f"{mark}{spelled(tile.label, 22)} {tile.note}".rstrip()
+        truth = f"true: {spelled(tile.truth, 22)}" if tile.truth else ""
+        for line, text in enumerate(one for one in (caption, truth) if one):
+            at = x / width, 1 - (y + line * LINE) / height
+            captions.append(figure.text(*at, text, va="top", fontsize=SMALL, color=colour if not line else "black"))
+    figure.figimage(np.asarray(canvas))
+    _finished(figure, title)
+    _shrink(figure, captions, SIDE)
+    return figure
+
+
+def _paste(canvas: Image.Image, tile: Tile, x: int, y: int) -> None:
+    """Put an image into its square, whole, with a frame in the colour of its mark."""
+    small = ImageOps.contain(tile.image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    canvas.paste(small, (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2))
+    if tile.right is not None:
+        ImageDraw.Draw(canvas).rectangle(
+            (x, y, x + SIDE - 1, y + SIDE - 1), outline=RIGHT if tile.right else WRONG, width=3
+        )
+
+
+def _shrink(figure: Figure, texts: Iterable[Text], room: float) -> None:
+    """Make texts smaller that are wider than `room` pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    for text in texts:
+        width = text.get_window_extent(renderer).width
+        if width > room:
+            text.set_fontsize(SMALL * room / width)
+
+
+def _line_length(width: float) -> int:
+    """Return how many characters of a title fit into a `width` in inches."""
+    return int(width / (CHARACTER * TITLE))
 
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # half a second that most commands never need
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+    return Figure(figsize=(width, height), layout="constrained", dpi=DPI)
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
@@ -366,7 +437,10 @@ def _inches(texts: Iterable[str], size: float) -> float:
 def _finished(figure: Figure, title: str = "") -> Figure:
     """Return the figure with its title, all of it as `_plain` makes it."""
     if title:
-        figure.suptitle(textwrap.fill(title, int(figure.get_figwidth() / (CHARACTER * TITLE))), fontsize=TITLE)
+        lines = textwrap.fill(title, _line_length(figure.get_figwidth()))
+        heading = figure.suptitle(lines, fontsize=TITLE)
+        if figure.get_layout_engine() is None:  # which would put it at the border
+            heading.set_y(1 - 0.08 / figure.get_figheight())
     return _plain(figure)
 
 
@@ -477,6 +551,8 @@ def render(drawings: Mapping[str, Drawing], *, names: Iterable[str] = ()) -> Ren
     for name, draw in drawings.items():
         try:
             rendered.plots[name] = Plot(png(draw))
+        except NoImages:
+            log.info("plots/%s.png is left out: none of its images can be read", name)
         except Exception as error:  # whatever it is that a library finds wrong with a plot
             log.debug("plots/%s.png", name, exc_info=True)
             rendered.notices.append(f"plots/{name}.png could not be drawn and is left out ({_cause(error)})")

@@ -5,16 +5,17 @@ A part of a data set is scored alike whoever answers: a head after its training,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import metrics, plots
-from pipeline.plots import Drawing
+from pipeline.plots import Drawing, Tile
 from pipeline.sources import Target
 from pipeline.text import plural
 
@@ -35,6 +36,12 @@ def ranked_classes(names: Sequence[str], scores: NDArray[np.float64], count: int
 def listed_classes(names: Sequence[str]) -> int:
     """Return how many of the likeliest classes `probabilities` needs to know."""
     return len(names) if len(names) <= LISTED_CLASSES else BEST_CLASSES
+
+
+#: The image of an id, None where it cannot be had.
+Images: TypeAlias = Callable[[str], Image.Image | None]
+#: Images that a picture shows: each is read and decoded for it.
+SHOWN = 16
 
 
 def probabilities(names: Sequence[str], ranked: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -170,10 +177,14 @@ class Scored:
             found.append({"id": id, "true": true, "quality": quality[place], "suggested": suggested, **row})
         return found
 
-    def plots(self) -> dict[str, Drawing]:
-        """Return a confusion matrix, or values against the truth."""
+    def plots(self, images: Images | None = None) -> dict[str, Drawing]:
+        """Return a confusion matrix, or values against the truth; with `images` also some of them with their answer."""
         target = self.target
-        return Answers(list(self.rows()), self.part, target.name, target.names, self.coverage).drawings()
+        answers = Answers(list(self.rows()), self.part, target.name, target.names, self.coverage)
+        drawings = answers.drawings()
+        if images is not None:
+            drawings["predictions"] = lambda: answers.gallery(images)
+        return drawings
 
 
 @dataclass(frozen=True)
@@ -219,3 +230,49 @@ class Answers:
             coverage=self.coverage,
             title=self._title(f"R2 {r2} ({plural(len(truth), 'row')})"),
         )
+
+    def gallery(self, images: Images, *, mistakes: bool = False) -> Figure:
+        """Draw images with their answers: mistakes first, those that it is surest of; all of them, if `mistakes`.
+
+        Of numbers, those that are off the most come first. Raises `NoImages` where none can be read.
+        """
+        wrong, others = self._by_interest()
+        half = SHOWN if mistakes else max(SHOWN // 2, SHOWN - len(others))
+        shown = wrong[:half]
+        if not mistakes and others:
+            rest = np.linspace(0, len(others) - 1, min(SHOWN - len(shown), len(others))).astype(int)
+            shown = [*shown, *(others[place] for place in rest.tolist())]
+        read = ((row, images(str(row["id"]))) for row in shown)
+        tiles = [self._tile(row, image) for row, image in read if image is not None]
+        rows = plural(len(self.rows), "row")
+        if self.classes is None:
+            return plots.grid(tiles, title=self._title(f"{rows}, the largest errors first"))
+        found = f"{len(wrong):,} of {rows} wrong, the surest mistakes first" if wrong else f"{rows}, all right"
+        return plots.grid(tiles, title=self._title(found))
+
+    def _by_interest(self) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+        """Return mistakes, the worst first, and the other rows; of numbers any error is one, up to half of the rows."""
+        if self.classes is None:
+            rows = sorted(self.rows, key=lambda row: -abs(row["value"] - row["true"]))
+            return rows[: -(-len(rows) // 2)], sorted(rows[-(-len(rows) // 2) :], key=lambda row: float(row["true"]))
+        wrong = [row for row in self.rows if row["true"] != row["label"]]
+        return sorted(wrong, key=lambda row: -row["score"]), [row for row in self.rows if row["true"] == row["label"]]
+
+    def _tile(self, row: Mapping[str, Any], image: Image.Image) -> Tile:
+        if self.classes is not None:
+            right = row["true"] == row["label"]
+            return Tile(image, row["label"], f"{row['score']:.2f}", "" if right else row["true"], right)
+        inside = None if row["low"] is None else bool(row["low"] <= row["true"] <= row["high"])
+        return Tile(image, f"{row['value']:.4g}", "", f"{row['true']:.4g}", inside)
+
+
+def values_by_class(target: Target, targets: Mapping[str, Target]) -> dict[str, NDArray[np.float64]]:
+    """Return the known numbers of `target` by the classes of the first of `targets` that has some, else under ""."""
+    classes = next((one for one in targets.values() if one.names is not None), None)
+    if classes is None:
+        return {"": target.values[target.known]}
+    found = {
+        name: target.values[target.known & (classes.values == code)] for code, name in enumerate(classes.names or ())
+    }
+    unknown = target.values[target.known & ~classes.known]
+    return found | ({"of no known class": unknown} if len(unknown) else {})

@@ -23,6 +23,7 @@ from pipeline.config import (
     FinetuneSettings,
     FitSettings,
     LabelSettings,
+    PlotSettings,
     RerunSettings,
     Settings,
 )
@@ -44,6 +45,7 @@ TAKEN: tuple[type[Settings], ...] = (
     FetchSettings,
     LabelSettings,
     CompareSettings,
+    PlotSettings,
 )
 
 HEAD = '''"""The keyword arguments of the library's functions, for type checkers and editors, which run no code.

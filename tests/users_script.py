@@ -17,6 +17,7 @@ from pipeline.commands.fit_head import FitResult
 from pipeline.commands.info import InfoResult
 from pipeline.commands.label import LabelResult
 from pipeline.commands.merge import MergeResult
+from pipeline.commands.plot import PlotResult
 from pipeline.commands.predict import PredictResult
 from pipeline.commands.run import ExperimentResult
 from pipeline.commands.verify import VerifyResult
@@ -44,6 +45,7 @@ assert_type(pipeline.label("images", "images/n.csv", normal=["cat=40,8,10"], col
 assert_type(pipeline.export("m", "m.onnx", input="pixels"), ExportResult)
 assert_type(pipeline.compare(["m", Path("tuned")], split="val").rows, int)
 assert_type(pipeline.compare("m"), CompareResult)
+assert_type(pipeline.plot("m", "pictures", kind=("confusion", "mistakes"), source=photos), PlotResult)
 assert_type(pipeline.load_model("m", weights=Path("w.pt"), workers="auto"), Model)
 assert_type(pipeline.list_bases("vgg"), list[BaseInfo])
 assert_type(pipeline.__version__, str)

@@ -8,6 +8,7 @@ evaluate.py  a saved model's scores on labelled images or features
 export.py    a saved model as one ONNX file
 fetch.py     lists of URLs to a folder of images
 compare.py   models beside each other on the same rows
+plot.py      pictures of a model, a feature file or a source
 run.py       the steps of an experiment file, as far as they are not up to date
 experiment.py its tables, references and paths
 verify.py    a feature file checked, and rows of it recomputed

@@ -121,13 +121,17 @@ def draw_predictions(model: Path, table: Path, image: Path) -> None:
         rows = [row for row in csv.DictReader(file) if row["split"] == "val"][:SHOWN]
     files = [table.parent / row["image"] for row in rows]
     answers = predict(model, files, top=1).predictions
-    drawn = plots.png(
-        lambda: plots.grid(
-            [Image.open(file) for file in files],
-            [f"{answer['label']} ({answer['score']:.2f})" for answer in answers],
-            right=[answer["label"] == row["digit"] for answer, row in zip(answers, rows, strict=True)],
+    tiles = [
+        plots.Tile(
+            Image.open(file),
+            answer["label"],
+            f"{answer['score']:.2f}",
+            truth="" if answer["label"] == row["digit"] else row["digit"],
+            right=answer["label"] == row["digit"],
         )
-    )
+        for file, answer, row in zip(files, answers, rows, strict=True)
+    ]
+    drawn = plots.png(lambda: plots.grid(tiles, columns=6))
     _replace(image, drawn)
 
 

@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline import metrics, plots
 from pipeline.bases import Base, load_base
@@ -36,6 +37,7 @@ from pipeline.heads.calibration import interval_half_width, softmax
 from pipeline.heads.ridge import RidgeHead
 from pipeline.images import decoding
 from pipeline.images.augment import View, build_view
+from pipeline.models import pictures
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.model import load_model
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
@@ -61,6 +63,9 @@ from pipeline.training.network import (
     start_from,
     write_base,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +201,16 @@ def _finetune(
         seconds=time.perf_counter() - started,
         notices=[*examples.notices, *notices_of(parts, examples), *[metrics.BALANCED] * settings.is_balanced],
     )
-    drawn = draw_plots(result, parts["val"])
+    epochs = [epoch.to_json() for epoch in result.epochs]
+    shown_ids = {record.id: record.index for record in manifest.records}
+    drawings = parts["val"].plots(lambda id: Image.fromarray(images.preprocessed(shown_ids[id])))
+    drawings |= pictures.of_training({"epochs": epochs, "best_epoch": history.best}, task=target.task, nested="")
+    drawings["batch"] = lambda: training.draw_batch(view, target)
+    if target.task == "numbers":
+        drawings["histogram"] = lambda: pictures.histogram(target, manifest.targets)
+    drawn = plots.render(drawings, names=(target.name, *(target.names or ())))
     result.notices += drawn.notices
     put_back(network, start.base)
-    epochs = [epoch.to_json() for epoch in result.epochs]
     record = ModelRecord.of(
         head,
         target,
@@ -391,6 +402,13 @@ class Training:
                 keep=keep,
             )
 
+    def draw_batch(self, view: View, target: Target) -> Figure:
+        """Draw images of the first batch as the network saw them, with their class or number."""
+        crops = "crop" in self._settings.augment
+        seen = self.feeder.first(self._examples.train, view, 1, crops=crops, most=pictures.SHOWN)
+        tiles = [plots.Tile(Image.fromarray(pixels), pictures.written(target, row)) for row, pixels in seen]
+        return plots.grid(tiles, title=f"the first batch of epoch 1, {plural(len(tiles), 'image')} of it")
+
     def _preprocess(self, parts: list[Indices], progress: bool) -> None:
         """Keep of the rows without random crops only what the base sees of them."""
         with progress_bar(sum(map(len, parts)), "preprocessing", show=progress) as bar:
@@ -494,11 +512,3 @@ def notices_of(parts: Mapping[str, Scored], examples: Examples) -> list[str]:
     if examples.target.task == "numbers":
         found += metrics.outliers(examples.target.values[examples.train], examples.target.name)
     return found
-
-
-def draw_plots(result: FinetuneResult, held: Scored) -> plots.Rendered:
-    """Draw the plots of the model folder."""
-    epochs = [epoch.to_json() for epoch in result.epochs]
-    drawings = held.plots()
-    drawings["learning"] = lambda: plots.learning_curve(epochs, best=result.best_epoch)
-    return plots.render(drawings, names=(held.target.name, *(held.target.names or ())))

@@ -34,6 +34,7 @@ from pipeline.heads.spread import fit_interval
 from pipeline.heads.table import FeatureTable, Indices
 from pipeline.heads.twins import QUICK, Twins
 from pipeline.heads.unlikeness import Unlikeness, kept_rows
+from pipeline.models import pictures
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.models.seen import Seen
@@ -138,10 +139,10 @@ def fit_head(
         result.learning_curve = curve_of(dataset, problem)
         if settings.learning_curve and not result.learning_curve:
             result.notices.append("no learning curve: it takes held-out rows, and several parts to learn from")
-        drawn = draw_plots(trained, dataset.target, judged.scored, result.learning_curve)
-        result.notices += [*dataset.twin_notices(problem), *drawn.notices]
         curve = {"learning_curve": result.learning_curve} if result.learning_curve else {}
-        search = {"search": trained.head.search.table, "ranking": trained.ranking}
+        search = search_metrics(trained)
+        drawn = draw_plots({**search, **curve}, dataset, judged.scored)
+        result.notices += [*dataset.twin_notices(problem), *drawn.notices]
         seconds = round(time.perf_counter() - started, 3)
         record = ModelRecord.of(
             trained.head,
@@ -508,29 +509,33 @@ def measured_sets(scored: Scored, head: Head) -> dict[str, Any]:
     return {"sets": {"coverage": head.coverage, "covered": covered, "size": float(sizes.mean()), "single": single}}
 
 
-def draw_plots(
-    trained: Trained, target: Target, scored: Mapping[str, Scored], curve: list[dict[str, Any]]
-) -> plots.Rendered:
+def search_metrics(trained: Trained) -> dict[str, Any]:
+    """Return what is kept of the search: settings with their losses, the ranking, and epochs where it has some."""
+    search = trained.head.search
+    found: dict[str, Any] = {"search": search.table, "ranking": trained.ranking}
+    if trained.ranking:
+        found["compared_by"] = trained.compared_by
+    if search.epochs:
+        found |= {"epochs": search.epochs, "best_epoch": search.best_epoch}
+    return found
+
+
+def draw_plots(search: Mapping[str, Any], dataset: Dataset, scored: Mapping[str, Scored]) -> plots.Rendered:
     """Draw the plots of a model folder: of the held-out rows, where there are any, of the ranking and the search."""
-    head = trained.head
+    target, store = dataset.target, dataset.store
+    album = pictures.album_of(store)
     drawings: dict[str, plots.Drawing] = {}
     if "val" in scored:
-        drawings |= scored["val"].plots()
-    if curve:
+        drawings |= scored["val"].plots(album)
+    if curve := search.get("learning_curve"):
         drawings["learning_curve"] = lambda: plots.score_by_rows(curve, title=f"ridge head on {target.name}")
-    if trained.ranking:
-        drawings["ranking"] = lambda: plots.ranking(
-            [entry["head"] for entry in trained.ranking],
-            [entry["score"] for entry in trained.ranking],
-            [(entry["interval"][0], entry["interval"][1]) for entry in trained.ranking],
-            measure=f"{'RMSE' if target.task == 'numbers' else 'accuracy'}, {trained.compared_by}",
-            chosen=next(entry["head"] for entry in trained.ranking if entry["chosen"]),
-            title="auto: whichever is chosen without the rows that are scored" * (trained.compared_by == NESTED),
-        )
-    if head.search.epochs:
-        drawings["learning"] = lambda: plots.learning_curve(
-            head.search.epochs, best=head.search.best_epoch, held_out="out of fold"
-        )
+    if target.task == "numbers":
+        drawings["histogram"] = lambda: pictures.histogram(target, store.targets)
+    if store.recipe.views:
+        rows = pictures.some(dataset.split.train, seed=dataset.settings.seed)
+        ids, labels = [store.ids[row] for row in rows], [pictures.written(target, row) for row in rows]
+        drawings["batch"] = lambda: pictures.batch(album, ids, labels, recipe=store.recipe)
+    drawings |= pictures.of_training(search, task=target.task, nested=NESTED)
     return plots.render(drawings, names=(target.name, *(target.names or ())))
 
 

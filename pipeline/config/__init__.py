@@ -211,6 +211,19 @@ class LabelSettings(SourceSettings):
     seed: Seed = Field(13, description="Seed of everything random.")
 
 
+class PlotSettings(SourceSettings):
+    """Settings of the pictures of a model, a feature file or a source."""
+
+    kind: Names = Field((), description="predictions, mistakes, confusion, predicted, learning, ranking, batch, ...")
+    source: PathText | None = Field(None, description="Where the images are, if not where the model or file says.")
+    augment: Names = Field((), description="Random views of the batch of a source, such as crop,flip.")
+    seed: Seed = Field(13, description="Seed of everything random.")
+
+    def of_source(self) -> SourceSettings:
+        """Return the settings of the source alone."""
+        return SourceSettings.of({name: getattr(self, name) for name in SourceSettings.model_fields})
+
+
 class CompareSettings(Settings):
     """Settings of the comparison of models."""
 

@@ -181,3 +181,18 @@ class CompareOptions(TypedDict, total=False):
 
     split: Literal["auto", "val", "test"]
     seed: int
+
+
+class PlotOptions(TypedDict, total=False):
+    """The fields of `PlotSettings`."""
+
+    image_column: str | None
+    target: str | Sequence[str]
+    id_column: str | None
+    split_column: str | None
+    image_root: str | os.PathLike[str] | None
+    labels: str | os.PathLike[str] | None
+    kind: str | Sequence[str]
+    source: str | os.PathLike[str] | None
+    augment: str | Sequence[str]
+    seed: int

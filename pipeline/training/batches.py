@@ -133,14 +133,28 @@ class Feeder:
         `view` is shown the whole image where it `crops`, else what the base sees. Order and views depend on the seed
         and the `epoch` alone.
         """
-        order = np.random.default_rng([self._seed, epoch]).permutation(indices)
+        read = self._random_view(view, epoch, crops)
+        return self._batches(self._shuffled(indices, epoch), read)
+
+    def first(
+        self, indices: Indices, view: View, epoch: int, *, crops: bool, most: int
+    ) -> Iterator[tuple[int, Pixels]]:
+        """Yield index and pixels of the first images, `most` of them, of the first batch that `random` yields."""
+        read = self._random_view(view, epoch, crops)
+        for index in self._shuffled(indices, epoch)[0][:most].tolist():
+            yield index, read(index)
+
+    def _shuffled(self, indices: Indices, epoch: int) -> list[Indices]:
+        return groups(np.random.default_rng([self._seed, epoch]).permutation(indices), self._batch_size)
+
+    def _random_view(self, view: View, epoch: int, crops: bool) -> Callable[[int], Pixels]:
         read = self._images.whole if crops else self._images.preprocessed
 
         def random_view(index: int) -> Pixels:
             rng = view_rng(self._seed, self._images.sha256[index], epoch)
             return np.asarray(view(Image.fromarray(read(index)), rng))
 
-        return self._batches(groups(order, self._batch_size), random_view)
+        return random_view
 
     def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
         """Yield batches in the order of the indices, without chance."""

@@ -148,6 +148,8 @@ def test_the_folder_is_like_any_other(tuned: FinetuneResult) -> None:
         "predictions.csv",
         "plots/learning.png",
         "plots/confusion.png",
+        "plots/predictions.png",
+        "plots/batch.png",
     }
     with (tuned.model / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -41,6 +41,7 @@ def test_the_folder_holds_what_the_format_names(model: Path) -> None:
         "model.json",
         "out_of_fold.csv",
         "plots/confusion.png",
+        "plots/predictions.png",
         "predictions.csv",
         "rows.safetensors",
         "unlikeness.safetensors",

@@ -76,6 +76,15 @@ def test_an_epoch_depends_on_seed_and_number_alone(manifest: Manifest) -> None:
     assert all(second[row] != first[row] for row in first)
 
 
+def test_the_first_images_are_those_of_the_first_batch_and_their_views(manifest: Manifest) -> None:
+    images = read(manifest)
+    with Feeder(images, np.arange(10), batch_size=4, seed=13, threads=2) as feeder:
+        pixels, rows = next(feeder.random(good(images), VIEW, 3, crops=True))
+        first = list(feeder.first(good(images), VIEW, 3, crops=True, most=3))
+    assert [row for row, _ in first] == rows.tolist()[:3]
+    assert all(np.array_equal(mine, theirs) for (_, mine), theirs in zip(first, pixels, strict=False))
+
+
 def test_without_crops_a_view_is_made_of_what_the_base_sees(manifest: Manifest) -> None:
     images = read(manifest)
     found = epoch(images, 1, crops=False)
