@@ -51,9 +51,11 @@ from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Images, Indices
 from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place
 from pipeline.training.dataset import Examples, read_images, split_examples
+from pipeline.training.line import Part, Verdict, settle
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
     Network,
+    State,
     build_network,
     folded_head,
     freeze,
@@ -99,6 +101,7 @@ class FinetuneResult(Result):
     rows: dict[str, int]
     bad: dict[str, str]
     seconds: float = field(metadata={"digits": 3})
+    verdict: Verdict | None = None
     notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +121,8 @@ class FinetuneResult(Result):
             for part in ("val", "test")
             if part in self.metrics
         ]
+        if self.verdict is not None:
+            lines.append(self.verdict.summary())
         if self.bad:
             lines.append(f"{plural(len(self.bad), 'bad image')} left out:")
             lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
@@ -184,6 +189,7 @@ def _finetune(
     saved = checkpoint.read(force=force)
     with training.feeder:
         history = training.run(view, saved=saved, keep=checkpoint.write, progress=progress)
+        verdict = training.settle(history) if settings.beat_head else None
         parts = training.score(manifest, progress=progress)
     head = fitted_head(network, examples, half_width=parts["val"].median_half_width)
     result = FinetuneResult(
@@ -199,6 +205,7 @@ def _finetune(
         rows={name: len(part) for name, part in parts.items()},
         bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
         seconds=time.perf_counter() - started,
+        verdict=verdict,
         notices=[*examples.notices, *notices_of(parts, examples), *[metrics.BALANCED] * settings.is_balanced],
     )
     epochs = [epoch.to_json() for epoch in result.epochs]
@@ -211,10 +218,11 @@ def _finetune(
     drawn = plots.render(drawings, names=(target.name, *(target.names or ())))
     result.notices += drawn.notices
     put_back(network, start.base)
+    changed = start.record.fine_tuned or (start.changes_base(settings) and not (verdict and verdict.kept == "head"))
     record = ModelRecord.of(
         head,
         target,
-        base=start.record.model_copy(update={"fine_tuned": start.changes_base(settings)}),
+        base=start.record.model_copy(update={"fine_tuned": changed}),
         recipe=recipe_of(start),
         metrics={**result.metrics, "epochs": epochs, "seconds": round(result.seconds, 3)},
         data=DataRecord(
@@ -229,7 +237,7 @@ def _finetune(
         record=record,
         predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
         plots=drawn.plots,
-        save_base=(lambda path: write_base(start.base, path)) if start.changes_base(settings) else None,
+        save_base=(lambda path: write_base(start.base, path)) if changed else None,
         seen=Seen.of(images.contents(examples.train)),
         replace=force,
     )
@@ -357,6 +365,7 @@ class Training:
         self._examples = examples
         self._images = images
         self._settings = settings
+        self._beginning: State = {}
         self.feeder = Feeder(
             images,
             examples.inputs(),
@@ -380,8 +389,10 @@ class Training:
         examples, settings = self._examples, self._settings
         crops = "crop" in settings.augment
         self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
-        if saved is None:
+        if saved is None or settings.beat_head:
             self._begin(progress=progress)
+        if settings.beat_head:
+            self._beginning = snapshot(self._trainer.network)
         val = examples.held_out["val"]
         left = settings.epochs - (0 if saved is None else saved.epoch)
         total = left * (len(examples.train) + len(val)) + len(val)
@@ -408,6 +419,31 @@ class Training:
         seen = self.feeder.first(self._examples.train, view, 1, crops=crops, most=pictures.SHOWN)
         tiles = [plots.Tile(Image.fromarray(pixels), pictures.written(target, row)) for row, pixels in seen]
         return plots.grid(tiles, title=f"the first batch of epoch 1, {plural(len(tiles), 'image')} of it")
+
+    def settle(self, history: History) -> Verdict:
+        """Keep of the line from the fitted head's network to the tuned one what is worth it."""
+        examples = self._examples
+
+        def part(name: str) -> Part:
+            rows = examples.held_out[name]
+            return Part(name, lambda: self.feeder.plain(rows), examples.groups[rows])
+
+        first, *trained = history.epochs
+        rows = len(examples.train) + len(examples.held_out["val"])
+        one_pass = first.seconds * rows / len(examples.held_out["val"])
+        verdict = settle(
+            self._trainer,
+            self._beginning,
+            val=part("val"),
+            judged=part("test" if "test" in examples.held_out else "val"),
+            epochs=len(trained),
+            time_ratio=sum(epoch.seconds for epoch in trained) / one_pass,
+            scale=examples.scale,
+            seed=self._settings.seed,
+        )
+        if verdict.kept == "head":
+            history.best = 0
+        return verdict
 
     def _preprocess(self, parts: list[Indices], progress: bool) -> None:
         """Keep of the rows without random crops only what the base sees of them."""
@@ -488,7 +524,7 @@ def fitted_head(network: Network, examples: Examples, *, half_width: float | Non
 
 def chosen_settings(settings: FinetuneSettings, *, best_epoch: int) -> dict[str, Any]:
     """Return the settings that decided the training, and the epoch that was kept."""
-    names = ("train", "freeze_norm", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
+    names = ("train", "freeze_norm", "beat_head", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
     more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
     chosen = settings.model_dump(mode="json", include={*names, *more})
     return {**chosen, "lr": settings.rate, "best_epoch": best_epoch}

@@ -299,6 +299,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         examples=["head", "all"],
     )
     freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
+    beat_head: bool = Field(False, description="Keep the model of head unless training is surely better.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="Optimizer.")
@@ -338,6 +339,12 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         twice = [name for name in ("base", "size", "fit", "layer", "pool") if name in given]
         if self.head is not None and twice:
             raise ValueError(f"{twice[0]} comes from the model folder that head names; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_head_to_beat(self) -> Self:
+        if self.beat_head and self.head is None:
+            raise ValueError("beat_head needs head: a fitted head to compare with")
         return self
 
     @model_validator(mode="after")

@@ -98,6 +98,7 @@ class FinetuneOptions(TypedDict, total=False):
     pool: Literal["none", "avg", "max", "flatten"]
     train: str | Sequence[str]
     freeze_norm: bool
+    beat_head: bool
     epochs: int
     batch_size: int
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]

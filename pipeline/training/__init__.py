@@ -4,5 +4,6 @@ dataset.py     which rows train and which judge, with their targets
 batches.py     images of these rows, decoded once, as batches prepared while the step runs
 network.py     base and head as one network, and which of its parts are trained
 loop.py        the epochs: steps, measures, the best one kept
+line.py        the line from a fitted head's network to the tuned one, and the verdict
 checkpoint.py  a training on the disk after each epoch, to go on from
 """

@@ -188,6 +188,20 @@ def test_predict_and_evaluate_do_not_know_the_difference(source: Path, tuned: Fi
         assert entry["score"] == pytest.approx(score, abs=2e-3)
 
 
+def test_what_does_not_beat_its_head_is_the_head(source: Path, fitted: Path, tmp_path: Path) -> None:
+    found = finetune(source, tmp_path / "m", head=str(fitted), beat_head=True, lr=1.0, **QUICK)
+    verdict = found.to_json()["verdict"]
+    assert (verdict["kept"], verdict["gain"], verdict["rows"], verdict["split"]) == ("head", 0, 12, "val")
+    assert verdict["looks"] == 11
+    assert verdict["time_ratio"] > 0
+    assert found.best_epoch == 0
+    assert "fine-tuning does not beat the head it came from: the head is kept" in found.summary()
+    model = load_model(found.model)
+    assert not model.record.base.fine_tuned
+    assert not (found.model / "base.safetensors").exists()
+    assert found.metrics["val"]["accuracy"] == json.loads((fitted / "metrics.json").read_text())["val"]["accuracy"]
+
+
 def test_a_tuned_model_can_be_tuned_on(source: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
     again = finetune(source, tmp_path / "again", head=str(tuned.model), **{**QUICK, "train": ("head",)})
     assert again.epochs[0].val["loss"] == pytest.approx(tuned.metrics["val"]["log_loss"], rel=1e-3, abs=1e-5)
@@ -349,6 +363,7 @@ def test_an_existing_output_is_refused_before_any_work_and_replaced_by_force(fit
 WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
     ({"epoch": 3}, SettingsError, r"unknown option 'epoch' \(did you mean 'epochs'\?\)"),
     ({"epochs": 0}, SettingsError, "epochs=0"),
+    ({"beat_head": True}, SettingsError, "beat_head needs head"),
     ({"lr": -1}, SettingsError, "lr=-1"),
     ({"optimizer": "sgdm"}, SettingsError, "optimizer='sgdm'"),
     ({"augment": ("crop", "filp")}, SettingsError, r"unknown augmentation 'filp' \(did you mean 'flip'\?\)"),
