@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,6 +37,30 @@ def pick_device(name: str = "auto") -> torch.device:
     if int(number or 0) >= count:
         raise EngineError(f"no device {name!r} here: there are {count} of kind {kind}; --device cpu always works")
     return torch.device(name)
+
+
+def is_cpu(name: str) -> bool:
+    """Return True where `pick_device` would surely pick the CPU; torch is not imported to find out.
+
+    Raises nothing: a name that is none is not the CPU.
+    """
+    if name == "auto":
+        return not _may_have_gpu()
+    return name == "cpu"
+
+
+def _may_have_gpu() -> bool:
+    if "torch" in sys.modules:
+        return pick_device().type != "cpu"
+    if sys.platform != "linux":  # a Mac has one
+        return True
+    try:
+        if "rocm" in metadata.version("torch"):
+            return True
+        ctypes.CDLL("libcuda.so.1")  # NVIDIA's driver, without which CUDA has no device
+    except (metadata.PackageNotFoundError, OSError):
+        return False
+    return True
 
 
 def _has_mps() -> bool:

@@ -10,6 +10,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1] / "pipeline"
 
+#: What costs a noticeable part of a second, or of a gigabyte.
+HEAVY = (
+    *("torch", "torchvision", "sklearn", "scipy", "matplotlib", "h5py", "pandas", "pyarrow"),
+    *("onnx", "onnxruntime", "joblib", "skops", "timm", "safetensors", "jinja2", "sympy"),
+)
+
 
 @cache
 def modules(package: Path) -> dict[Path, ast.Module]:

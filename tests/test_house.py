@@ -17,6 +17,7 @@ from pathlib import Path
 
 import house
 import pytest
+from house import HEAVY
 
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 
@@ -33,11 +34,7 @@ OF_OTHERS = ("run", "demo")
 #: Package -> the only place that imports it.
 ONLY_IN = {"h5py": "store", "click": "cli"}
 
-#: What costs a noticeable part of a second, and what is imported without it.
-HEAVY = (
-    *("torch", "torchvision", "sklearn", "scipy", "matplotlib", "h5py", "pandas", "pyarrow"),
-    *("onnx", "onnxruntime", "joblib", "skops", "timm", "safetensors", "jinja2"),
-)
+#: What is imported without any of `HEAVY`.
 LIGHT = (
     "errors",
     "registry",
@@ -225,9 +222,9 @@ def test_light_modules_load_nothing_heavy() -> None:
 
 #: Stages whose work is not done in a network, and what else each of them needs.
 WITHOUT_NETWORKS = {
-    "fit_head": {"scipy", "h5py"},
-    "evaluate": {"scipy", "h5py"},
-    "info": {"scipy", "h5py"},
+    "fit_head": {"h5py"},
+    "evaluate": {"h5py"},
+    "info": {"h5py"},
     "verify": {"h5py"},
     "merge": {"h5py"},
     "compare": {"h5py"},
@@ -240,7 +237,7 @@ WITHOUT_NETWORKS = {
 @pytest.mark.parametrize(("stage", "needed"), WITHOUT_NETWORKS.items())
 def test_a_stage_imports_what_it_always_needs(stage: str, needed: set[str]) -> None:
     """Torch and torchvision are 700 MB and 2 s, which streaming a large file leaves no room for."""
-    assert modules_after(f"import pipeline.commands.{stage}") & {*HEAVY, "sympy"} == needed
+    assert modules_after(f"import pipeline.commands.{stage}") & set(HEAVY) == needed
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from house import HEAVY
+from pictures import write_photos
 
 import pipeline
 from pipeline.cli import cli
@@ -39,6 +41,62 @@ def test_a_run_reports_nothing_to_anybody(photo_folder: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "(onnxruntime on cpu)" in done.stdout
     assert not (home / ".cache" / "Microsoft").exists()
+
+
+#: Runs one command in the process, and prints the packages that were imported for it as the last line.
+IMPORTS = """
+import json, sys
+from pipeline.cli import cli
+try:
+    cli(sys.argv[1:])
+except SystemExit as left:
+    assert not left.code, left.code
+print("\\n", json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+#: Command -> what it needs of all that is `HEAVY`: torch is not among it, nor is the base loaded.
+NEEDS = {
+    "info f.h5": {"h5py"},
+    "info ridge": {"h5py", "safetensors"},
+    "verify f.h5": {"h5py"},
+    "verify f.h5 --recompute 2": {"h5py", "onnxruntime"},
+    "merge f.h5 -o g.h5": {"h5py"},
+    "label photos -o l.csv --normal ants=1,1,0 --normal bees=9,1,0": {"matplotlib"},
+    "compare ridge svm": {"h5py", "scipy"},
+    "predict ridge photos/ants/000.jpg": {"safetensors", "onnxruntime"},
+    "predict svm photos/ants/000.jpg": {"safetensors", "onnxruntime"},
+    "predict ridge photos": {"safetensors", "onnxruntime"},
+    "evaluate svm photos": {"h5py", "safetensors", "onnxruntime", "scipy"},
+    "evaluate ridge f.h5": {"h5py", "safetensors", "scipy"},
+}
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos, their features and two models, whose graph is in the cache."""
+    folder = tmp_path_factory.mktemp("worked")
+    write_photos(folder / "photos" / "ants", 6, first_seed=0, colour=(200, 60, 40))
+    write_photos(folder / "photos" / "bees", 6, first_seed=100, colour=(40, 60, 200))
+    pipeline.extract(folder / "photos", folder / "f.h5", base="squeezenet1_1", weights="embedded")
+    for head in ("ridge", "svm"):
+        pipeline.fit_head(folder / "f.h5", folder / head, head=head)
+    return folder
+
+
+def imported_by(command: str, folder: Path) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *command.split()],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(("command", "needs"), NEEDS.items())
+def test_a_command_imports_only_what_it_needs(command: str, needs: set[str], worked: Path) -> None:
+    assert imported_by(command, worked) & set(HEAVY) <= needs
 
 
 #: Runs one command after the other; their exit statuses are the last line.

@@ -258,7 +258,7 @@ def _caches() -> dict[str, Any]:
     folders = {"graphs": ours / "onnx", "batch sizes": ours / "sizes"}
     folders["checkpoints"] = Path(torch.hub.get_dir()) / "checkpoints"
     there = next(folder for folder in (ours, *ours.parents) if folder.exists())
-    room = {"memory": free(torch.device("cpu")), "caches": shutil.disk_usage(there).free}
+    room = {"memory": free("cpu"), "caches": shutil.disk_usage(there).free}
     return {"caches": {name: _measured(folder) for name, folder in folders.items()}, "free": room}
 
 

@@ -27,6 +27,7 @@ from pipeline.store.reuse import Origin, pieces
 from pipeline.store.rows import RowFile
 
 if TYPE_CHECKING:
+    from pipeline.bases import Base
     from pipeline.engines.embedder import Embedded
 
 #: How far a recomputed row may be off, relatively, by the type it is kept in and the arithmetic of the base:
@@ -196,14 +197,19 @@ class Recomputation:
     """The extraction of a store, repeated for some of its rows."""
 
     def __init__(self, store: FeatureStore, settings: RerunSettings, *, source: str | None) -> None:
-        from pipeline.bases import base_of  # torch, which the check of a file does without
-        from pipeline.engines.embedder import Embedder
+        from pipeline.engines.embedder import Embedder  # which the check of a file does without
 
         recipe, (weights, seed) = store.recipe, store.base_origin
         self._source = _source_of(store, source)
-        base = base_of(recipe, settings.weights or weights, seed=seed)
         self._store = store
-        self._embedder = Embedder(base, recipe, settings)
+
+        def load() -> Base:
+            from pipeline.bases import base_of  # torch, which a graph at hand does without
+
+            return base_of(recipe, settings.weights or weights, seed=seed)
+
+        # Weights that are named now are compared with those of the file.
+        self._embedder = Embedder(load() if settings.weights else load, recipe, settings)
         self._batch_size = settings.batch_or(BATCH)
         self._manifest = read_manifest(self._source, SourceSettings.of(store.environment.source))
 

@@ -18,31 +18,30 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
 
-from pipeline.bases import Base, feature_network
 from pipeline.config import EngineSettings, Recipe
-from pipeline.devices import CoreThreads, pick_device
+from pipeline.devices import CoreThreads, is_cpu, pick_device
 from pipeline.engines.batch_size import Features, Pixels, fastest_size, in_halves
-from pipeline.engines.cache import keep_size, read_size
+from pipeline.engines.cache import graph_key, keep_cached, keep_size, read_cached, read_size
 from pipeline.engines.memory import budget, taken
-from pipeline.engines.onnx_graph import graph_key
-from pipeline.engines.onnx_runner import OnnxRunner
-from pipeline.engines.torch_runner import CompiledRunner, TorchRunner
 from pipeline.errors import EngineError
 from pipeline.images.transform import InputTransform
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.bases import Base, FeatureNetwork
+    from pipeline.engines.onnx_runner import OnnxRunner
+    from pipeline.engines.torch_runner import TorchRunner
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Images that one core is given at once, at the most: the search for the fastest number ends here.
 LARGEST_STEP = 16
@@ -72,13 +71,41 @@ class Engine(Protocol):
         """Compute one float32 array (B, ...) a layer from uint8 (B, H, W, 3), any B."""
 
 
-def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
+def make_engine(
+    base: Base | Callable[[], Base], recipe: Recipe, settings: EngineSettings, threads: CoreThreads
+) -> Engine:
     """Make the engine that runs `base` up to the layers of `recipe`, pooled and in its precision.
 
+    `base` may be what loads it: it is called, and torch is imported, only where the recipe's ONNX graph is not at hand.
     `threads` are the cores to share with whoever decodes. Where `settings` leave the batch size to us it is measured,
     within their memory. Raises `EngineError` where engine, device, precision and compile do not go together, or where
     ONNX Runtime is asked for and cannot run this base.
     """
+    at_hand = _engine_at_hand(recipe, settings, threads)
+    return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads)
+
+
+def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> CpuEngine | None:
+    """Make the engine of a recipe whose graph is in the cache; None where there is none, or another engine is asked."""
+    if settings.engine == "torch" or settings.compile or recipe.precision != "fp32" or not is_cpu(settings.device):
+        return None
+    graph = read_cached(graph_key(recipe))
+    if graph is None:
+        return None
+    from pipeline.engines.onnx_runner import OnnxRunner
+
+    try:
+        runner = OnnxRunner(graph, cores=threads.count)
+    except EngineError:  # which is told where it is made anew
+        return None
+    transform = InputTransform.from_description(recipe.transform)
+    return _cpu_engine(runner, runner.shapes, transform, recipe, settings, threads)
+
+
+def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
+    from pipeline.bases import feature_network
+    from pipeline.engines.torch_runner import PRECISIONS, CompiledRunner, TorchRunner
+
     place, precision = pick_device(settings.device), recipe.precision
     if settings.engine == "onnxruntime" and (place.type != "cpu" or precision != "fp32"):
         raise EngineError(
@@ -87,22 +114,47 @@ def make_engine(base: Base, recipe: Recipe, settings: EngineSettings, threads: C
     if settings.compile and place.type == "cpu":
         raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
     network = feature_network(base, recipe.layers, recipe.pool)
-    room, batch_size = budget(place, settings.memory), settings.batch_size
     if place.type != "cpu":
         kind = CompiledRunner if settings.compile else TorchRunner
-        runner = kind(network, base.transform, place, PRECISIONS[precision])
-        return GpuEngine(runner, network.shapes, base.transform, place, batch_size=batch_size, room=room)
-    cpu: OnnxRunner | TorchRunner | None = None
+        gpu = kind(network, base.transform, place, PRECISIONS[precision])
+        room, batch_size = budget(str(place), settings.memory), settings.batch_size
+        return GpuEngine(gpu, network.shapes, base.transform, place, batch_size=batch_size, room=room)
+    runner: OnnxRunner | TorchRunner | None = None
     if settings.engine != "torch" and precision == "fp32":
         try:
-            cpu = OnnxRunner(base, network, cores=threads.count)
+            runner = _onnx_runner(base, network, recipe, cores=threads.count)
         except EngineError as error:
             if settings.engine == "onnxruntime":
                 raise EngineError(f"{base.name} cannot run in onnxruntime: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
-    key = f"{graph_key(base, network)}-{cpu.name if cpu else 'torch'}-{precision}-{threads.count}"
-    cpu = cpu or TorchRunner(network, base.transform, place, PRECISIONS[precision])
-    return CpuEngine(cpu, network.shapes, base.transform, threads, batch_size=batch_size, room=room, key=key)
+    runner = runner or TorchRunner(network, base.transform, place, PRECISIONS[precision])
+    return _cpu_engine(runner, network.shapes, base.transform, recipe, settings, threads)
+
+
+def _onnx_runner(base: Base, network: FeatureNetwork, recipe: Recipe, *, cores: int) -> OnnxRunner:
+    """Return the runner of a graph from the cache; one that is not there is made and kept."""
+    from pipeline.engines.onnx_graph import make_graph
+    from pipeline.engines.onnx_runner import OnnxRunner
+
+    key = graph_key(recipe)
+    graph = read_cached(key)
+    if graph is None:
+        graph = make_graph(network, base.transform)
+        keep_cached(key, graph)
+    return OnnxRunner(graph, cores=cores)
+
+
+def _cpu_engine(
+    runner: OnnxRunner | TorchRunner,
+    shapes: Sequence[tuple[int, ...]],
+    transform: InputTransform,
+    recipe: Recipe,
+    settings: EngineSettings,
+    threads: CoreThreads,
+) -> CpuEngine:
+    key = f"{graph_key(recipe)}-{runner.name}-{recipe.precision}-{threads.count}"
+    room = budget("cpu", settings.memory)
+    return CpuEngine(runner, shapes, transform, threads, batch_size=settings.batch_size, room=room, key=key)
 
 
 def forward(engine: Engine, images: Sequence[Pixels]) -> Features:
@@ -148,7 +200,7 @@ class CpuEngine:
             return features
         step = max(1, min(self._step, len(pixels) // self._cores))
         chunks = [pixels[start : start + step] for start in range(0, len(pixels), step)]
-        with _torch_threads_kept():
+        with self._runner.threads_kept():
             parts = list(self._threads.map(self._on_one_core, chunks))
         self.seconds += sum(seconds for _, seconds in parts) / self._cores
         return [np.concatenate(layer) for layer in zip(*(features for features, _ in parts), strict=True)]
@@ -164,9 +216,9 @@ class CpuEngine:
         if size is None:
 
             def trial(count: int) -> int:
-                with _torch_threads_kept():
+                with self._runner.threads_kept():
                     work = [blank(count)] * self._cores
-                    return taken(torch.device("cpu"), lambda: list(self._threads.map(self._runner.on_one_core, work)))
+                    return taken("cpu", lambda: list(self._threads.map(self._runner.on_one_core, work)))
 
             size = fastest_size(trial, smallest=1, largest=LARGEST_STEP, budget=room)
             if 2 * size.bytes <= room:  # else it says more of this moment's memory than of the base
@@ -200,7 +252,7 @@ class GpuEngine:
 
             def trial(count: int) -> int:
                 # Uncompiled also where it will be compiled: every size that is tried would cost its compilation.
-                return taken(device, lambda: TorchRunner.on_all_cores(runner, _blank(transform, count)))
+                return taken(str(device), lambda: runner.uncompiled(_blank(transform, count)))
 
             size = fastest_size(trial, smallest=SMALLEST_BATCH, largest=LARGEST_BATCH, budget=room)
             batch_size = size.images
@@ -229,13 +281,3 @@ def _timed(run: Callable[[Pixels], Result], pixels: Pixels) -> tuple[Result, flo
     started = time.perf_counter()
     result = run(pixels)
     return result, time.perf_counter() - started
-
-
-@contextmanager
-def _torch_threads_kept() -> Iterator[None]:
-    """Restore torch's number of threads: set on a core's thread, torch takes it for the whole process, too."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

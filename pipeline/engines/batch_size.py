@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError
@@ -45,7 +45,9 @@ class Size:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return True where `error` says that memory ran out; on a CPU only its words say so."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in _NO_MEMORY)
+    torch = sys.modules.get("torch")  # where it was not imported, no error is of it
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(word in str(error) for word in _NO_MEMORY)
 
 
 def in_halves(forward: Callable[[Pixels], Features], pixels: Pixels, size: int) -> tuple[int, Features]:
@@ -114,5 +116,6 @@ def _rate(trial: Callable[[int], int], size: int) -> float:
 def release_memory() -> None:
     """Give back what is cached and not used."""
     gc.collect()
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -12,11 +12,18 @@ from pathlib import Path
 
 import platformdirs
 
+from pipeline.config import Recipe
 from pipeline.engines.batch_size import Size
 from pipeline.files import atomic_write
+from pipeline.versions import versions
 
 log = logging.getLogger(__name__)
 
+#: Raise it when a graph made by the same recipe would be another one.
+EXPORT_VERSION = 2
+OPSET = 18
+#: What makes a graph, runs it, or holds the code of its network.
+_MAKERS = ("torch", "torchvision", "timm", "onnxruntime")
 #: Bytes of graphs that are kept; those used longest ago go first.
 KEPT_BYTES = 4_000_000_000
 
@@ -31,6 +38,16 @@ def cache_folder() -> Path:
     if folder is None or not folder.is_absolute():  # which of the two depends on the version of platformdirs
         raise FileNotFoundError("this user has no home folder; name a folder with PIPELINE_CACHE")
     return folder
+
+
+def graph_key(recipe: Recipe) -> str:
+    """Return a name for the graph of a recipe that no other has, made without its base: sha256 of what decides it.
+
+    Which modules its layers are follows from the base's name and the versions.
+    """
+    parts = recipe.model_dump(mode="json", include={"base", "weights", "layers", "pool", "transform"})
+    parts["versions"] = [EXPORT_VERSION, OPSET, versions(_MAKERS)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read_cached(key: str) -> bytes | None:

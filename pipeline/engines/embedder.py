@@ -10,19 +10,22 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bases import Base
 from pipeline.config import Recipe, RunSettings
 from pipeline.devices import CoreThreads
 from pipeline.engines import forward, make_engine
 from pipeline.errors import ImageError
 from pipeline.images.loading import Loaded, Timings, load
 from pipeline.images.preprocess import make_preprocess
+from pipeline.images.transform import InputTransform
 from pipeline.sources import Record
+
+if TYPE_CHECKING:
+    from pipeline.bases import Base
 
 
 @dataclass
@@ -67,11 +70,15 @@ class Embedder:
     ...         print(batch.indices, batch.layers[0].shape)
     """
 
-    def __init__(self, base: Base, recipe: Recipe, settings: RunSettings) -> None:
-        """Make the engine for `base`, which is the one of `recipe`; raises `EngineError` as `make_engine` does."""
+    def __init__(self, base: Base | Callable[[], Base], recipe: Recipe, settings: RunSettings) -> None:
+        """Make the engine for `base`, which is the one of `recipe`, or is loaded by a call where it is needed.
+
+        Raises `EngineError` as `make_engine` does.
+        """
+        transform = InputTransform.from_description(recipe.transform)
         self._threads = CoreThreads(settings.workers)
         self._engine = make_engine(base, recipe, settings, self._threads)
-        self._preprocess = make_preprocess(recipe, base.transform, max_pixels=settings.max_pixels)
+        self._preprocess = make_preprocess(recipe, transform, max_pixels=settings.max_pixels)
         self._views = recipe.views + 1
         self.timings = Timings()
         self.name = self._engine.name

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from pipeline.errors import SettingsError
 
 MEMINFO = Path("/proc/meminfo")
@@ -23,7 +21,7 @@ MOST = 1_000_000  # GB; more is a slip of the pen, or no number
 UNKNOWN = (OSError, KeyError)
 
 
-def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> int:
+def budget(device: str, memory: float | Literal["auto"] = "auto") -> int:
     """Return the bytes that forward passes on `device` may take: `memory` GB, or half of what is free there.
 
     Raises `SettingsError` for a `memory` that no machine has.
@@ -35,11 +33,15 @@ def budget(device: torch.device, memory: float | Literal["auto"] = "auto") -> in
     return int(memory * 1e9)
 
 
-def free(device: torch.device) -> int:
+def free(device: str) -> int:
     """Return the bytes that nobody uses on `device`."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    if device == "mps":
+        import torch
+
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return min(_free_here(), _free_in_container())
 
@@ -58,17 +60,10 @@ def _free_in_container(cgroup: Path = CGROUP) -> int:
         return sys.maxsize
 
 
-def taken(device: torch.device, work: Callable[[], object]) -> int:
+def taken(device: str, work: Callable[[], object]) -> int:
     """Run `work` and return the bytes by which memory in use rose at its peak; 0 where that cannot be known."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) - before
-    if device.type == "mps":
-        before = torch.mps.driver_allocated_memory()
-        work()
-        return max(torch.mps.driver_allocated_memory() - before, 0)
+    if device != "cpu":
+        return _taken_of_gpu(device, work)
     try:
         PEAK_RESET.write_text("5")
         resident = _kilobytes(STATUS, "VmRSS")
@@ -80,6 +75,20 @@ def taken(device: torch.device, work: Callable[[], object]) -> int:
         return max(_kilobytes(STATUS, "VmHWM") - resident, 0)
     except UNKNOWN:  # some sandboxes have what is resident, and not its peak
         return 0
+
+
+def _taken_of_gpu(device: str, work: Callable[[], object]) -> int:
+    import torch  # which the CPU's memory is known without
+
+    if device == "mps":
+        before = torch.mps.driver_allocated_memory()
+        work()
+        return max(torch.mps.driver_allocated_memory() - before, 0)
+    place = torch.device(device)
+    torch.cuda.reset_peak_memory_stats(place)
+    before = torch.cuda.memory_allocated(place)
+    work()
+    return torch.cuda.max_memory_allocated(place) - before
 
 
 def _kilobytes(file: Path, name: str) -> int:

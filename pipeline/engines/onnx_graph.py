@@ -1,31 +1,23 @@
-"""Feature networks as ONNX graphs, made once and kept in the user's cache folder under the digest of all they hold."""
+"""Feature networks as ONNX graphs, compared with torch before they are used."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import Any
 
-import onnxruntime
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.bases import Base
 from pipeline.bases.taps import FeatureNetwork
+from pipeline.engines.cache import OPSET
+from pipeline.engines.onnx_runner import run, session
 from pipeline.errors import EngineError
 from pipeline.images.transform import InputTransform
 
-log = logging.getLogger(__name__)
-
-#: Raise it when a graph made from the same network would be another one.
-EXPORT_VERSION = 1
-OPSET = 18
 #: One protocol buffer holds 2 GiB; larger networks run in torch.
 LARGEST_BYTES = 1_900_000_000
 
@@ -40,6 +32,19 @@ class _FromBytes(nn.Module):
 
     def forward(self, pixels: Tensor) -> Any:
         return self.network(self.transform.normalize(pixels))
+
+
+def make_graph(network: FeatureNetwork, transform: InputTransform) -> bytes:
+    """Export `network`, as `export` says, and compare; raises `EngineError` where it gives other numbers than torch."""
+    graph = export(network, transform)
+    # Three images, as it was exported with two: a graph into which tracing wrote its batch size fails here.
+    noise = np.random.default_rng(13).integers(0, 256, (3, *transform.size, 3), dtype=np.uint8)
+    given = [torch.from_numpy(layer) for layer in run(session(graph, threads=1), noise)]
+    with torch.inference_mode():
+        wanted = network(transform.normalize(torch.from_numpy(noise)))
+    if not matches(given, wanted):
+        raise EngineError("its ONNX graph gives other numbers than torch")
+    return graph
 
 
 def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
@@ -87,19 +92,6 @@ def _without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-def graph_key(base: Base, network: FeatureNetwork) -> str:
-    """Return a name for the graph of `network` that no other has: sha256 of weights, layers, transform and versions."""
-    parts: dict[str, Any] = {
-        "digest": base.digest,
-        "name": base.name,
-        "taps": [astuple(tap) for tap in network.taps],
-        "pool": network.pool,
-        "transform": base.transform.describe(),
-        "versions": [EXPORT_VERSION, OPSET, torch.__version__, onnxruntime.__version__],
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def matches(given: Sequence[Tensor], wanted: Sequence[Tensor], *, tolerance: float = 1e-4) -> bool:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnxruntime
-import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_state
 
-from pipeline.bases import Base, FeatureNetwork
 from pipeline.engines.batch_size import Features, Pixels
-from pipeline.engines.cache import keep_cached, read_cached
-from pipeline.engines.onnx_graph import export, graph_key, matches
 from pipeline.errors import EngineError
-from pipeline.images.transform import InputTransform
 
 _ONNX_ERRORS = (
     onnx_state.Fail,
@@ -27,47 +23,42 @@ _ONNX_ERRORS = (
 
 
 class OnnxRunner:
-    """Runner of ONNX Runtime on a CPU; its graph comes from the cache, or is exported, compared with torch, and kept.
-
-    Raises `EngineError` where the network does not export, or gives other numbers than torch.
-    """
+    """Runner of ONNX Runtime on a CPU, of a graph that `onnx_graph` made; raises `EngineError` where it is refused."""
 
     name = "onnxruntime"
 
-    def __init__(self, base: Base, network: FeatureNetwork, *, cores: int) -> None:
-        self._cores = cores
-        key = graph_key(base, network)
-        graph = read_cached(key)
-        if graph is None:
-            graph = export(network, base.transform)
-            _compare(graph, network, base.transform)
-            keep_cached(key, graph)
+    def __init__(self, graph: bytes, *, cores: int) -> None:
         self._graph = graph
+        self._cores = cores
         self._session = session(graph, threads=1)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of one image's features, one a layer."""
+        shapes = [tuple(output.shape[1:]) for output in self._session.get_outputs()]
+        if all(isinstance(side, int) for shape in shapes for side in shape):
+            return shapes
+        # Some are known only when it runs: tracing computed them from the input.
+        (pixels,) = self._session.get_inputs()
+        blank = np.zeros((1, *pixels.shape[1:]), dtype=np.uint8)
+        return [layer.shape[1:] for layer in run(self._session, blank)]
 
     def on_one_core(self, pixels: Pixels) -> Features:
         """Compute one float32 array (B, ...) a layer of uint8 (B, H, W, 3), on any thread, on several at once."""
-        return _run(self._session, pixels)
+        return run(self._session, pixels)
 
     def on_all_cores(self, pixels: Pixels) -> Features:
         """Compute the same with all cores for one call."""
-        return _run(self._wide_session, pixels)
+        return run(self._wide_session, pixels)
+
+    def threads_kept(self) -> AbstractContextManager[None]:
+        """Nothing to restore: a session has threads of its own."""
+        return nullcontext()
 
     @cached_property
     def _wide_session(self) -> Any:
         """The session for fewer images than cores, as in predict: a second copy of the weights, made when needed."""
         return session(self._graph, threads=self._cores)
-
-
-def _compare(graph: bytes, network: FeatureNetwork, transform: InputTransform) -> None:
-    """Raise `EngineError` unless `graph` gives what `network` gives."""
-    # Three images, as it was exported with two: a graph into which tracing wrote its batch size fails here.
-    noise = np.random.default_rng(13).integers(0, 256, (3, *transform.size, 3), dtype=np.uint8)
-    given = [torch.from_numpy(layer) for layer in _run(session(graph, threads=1), noise)]
-    with torch.inference_mode():
-        wanted = network(transform.normalize(torch.from_numpy(noise)))
-    if not matches(given, wanted):
-        raise EngineError("its ONNX graph gives other numbers than torch")
 
 
 def session(graph: bytes, *, threads: int) -> Any:
@@ -84,6 +75,7 @@ def session(graph: bytes, *, threads: int) -> Any:
         raise EngineError(f"onnxruntime refuses its graph: {str(error).splitlines()[0]}") from None
 
 
-def _run(session: Any, pixels: Pixels) -> Features:
+def run(session: Any, pixels: Pixels) -> Features:
+    """Compute the features of uint8 (B, H, W, 3)."""
     features: Features = session.run(None, {"pixels": pixels})
     return features

@@ -18,6 +18,8 @@ from pipeline.engines.batch_size import Features, Pixels
 from pipeline.errors import EngineError
 from pipeline.images.transform import InputTransform
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class TorchRunner:
     """Runner of PyTorch on any device: channels last, no gradients, pixels normalised where the base is."""
@@ -43,6 +45,20 @@ class TorchRunner:
     def on_all_cores(self, pixels: Pixels) -> Features:
         """Compute the same with all cores, or with the whole of a GPU, for one call."""
         return self._features(self._network, pixels)
+
+    def uncompiled(self, pixels: Pixels) -> Features:
+        """Compute the same as it stands, also where it is compiled for `on_all_cores`."""
+        return self._features(self._network, pixels)
+
+    @staticmethod
+    @contextmanager
+    def threads_kept() -> Iterator[None]:
+        """Restore torch's number of threads: set on a core's thread, torch takes it for the whole process, too."""
+        before = torch.get_num_threads()
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _features(self, network: Callable[[Tensor], tuple[Tensor, ...]], pixels: Pixels) -> Features:
         batch = torch.from_numpy(np.ascontiguousarray(pixels))

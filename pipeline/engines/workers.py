@@ -18,15 +18,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.bases import base_of
 from pipeline.config import ExtractSettings, Recipe
 from pipeline.devices import cores, devices_of_kind, pick_device
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
 from pipeline.images.loading import BATCHES_AHEAD, Timings
 from pipeline.sources import Record
+
+if TYPE_CHECKING:
+    from pipeline.bases import Base
 
 #: Loading ahead and computing ahead need so many chunks at hand before the first is reported, and one on its way.
 CHUNKS_OUT = BATCHES_AHEAD + 3
@@ -220,7 +222,11 @@ def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
 
 
 def _compute(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
-    base = base_of(recipe, settings.weights, seed=settings.seed)
+    def base() -> Base:
+        from pipeline.bases import base_of
+
+        return base_of(recipe, settings.weights, seed=settings.seed)
+
     with Embedder(base, recipe, settings) as embedder:
         pipe.send(_Ready(embedder.name, embedder.shapes, embedder.batch_size))
         for done in embedder.run(_records(pipe), batch_size=pipe.recv(), seen=_Met()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 Scores = NDArray[np.float64]
 
@@ -44,6 +43,8 @@ def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], 
         return float(np.exp(high))
     if slope(low) >= 0:
         return float(np.exp(low))
+    from scipy.optimize import brentq  # which answers do without
+
     return float(np.exp(brentq(slope, low, high, xtol=1e-8)))
 
 

@@ -26,6 +26,9 @@ from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
 from pipeline.sources import Record, from_paths
 
+#: The weights of a base that was trained too.
+TUNED = "base.safetensors"
+
 if TYPE_CHECKING:
     from pipeline.bases import Base
     from pipeline.engines.embedder import Embedded, Embedder
@@ -112,7 +115,7 @@ class Model:
 
         known = self.record.base
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
-        fine_tuned = self.folder / "base.safetensors" if known.fine_tuned else None
+        fine_tuned = self.folder / TUNED if known.fine_tuned else None
         try:
             return base_of(self.record.recipe, weights, seed=known.seed, fine_tuned=fine_tuned)
         except (BaseError, RecipeMismatchError) as error:
@@ -123,13 +126,22 @@ class Model:
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The embedder of the features that the head takes. Raises `ModelError` where they do not fit."""
+        """The embedder of the features that the head takes. Raises `ModelError` where they do not fit.
+
+        The base is loaded only where the graph of its recipe is not at hand.
+        """
         from pipeline.engines.embedder import Embedder
 
         recipe = self.record.recipe
         if self.views == 1:
             recipe = recipe.model_copy(update={"views": 0, "augment": ()})
-        embedder = Embedder(self.base, recipe, self._settings)
+        named = self._settings.weights is not None  # these are compared with those of the training
+        lost = self.record.base.fine_tuned and not (self.folder / TUNED).is_file()
+        base = self.base if named or lost else lambda: self.base
+        try:
+            embedder = Embedder(base, recipe, self._settings)
+        except BaseError as error:
+            raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
         if embedder.dimensions != self.head.dimensions:
             raise ModelError(
                 f"{self.folder}: a head of {self.head.dimensions} features does not fit its base, which gives "

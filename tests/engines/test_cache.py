@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cheap import recipe_for
 from networks import engine_of, largest_difference, noise
 
 from pipeline import engines
@@ -40,6 +41,34 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME")
     caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
     assert cache.cache_folder() == Path.home() / caches / "cached-feature-pipeline"
+
+
+def test_every_part_of_the_recipe_that_a_graph_holds_has_its_own_name(base: Base) -> None:
+    plain = recipe_for(base)
+    others: list[dict[str, Any]] = [
+        {"base": "resnet18"},
+        {"weights": "1" * 64},
+        {"layers": ("pool5",)},
+        {"layers": ("pool5", "avgpool")},
+        {"pool": "avg"},
+        {"transform": {**plain.transform, "mean": [0.5, 0.5, 0.5]}},
+        {"transform": {**plain.transform, "crop": [128, 128]}},
+    ]
+    keys = {cache.graph_key(one) for one in (plain, *(plain.model_copy(update=change) for change in others))}
+    assert len(keys) == 1 + len(others)
+    views = plain.model_copy(update={"views": 2, "augment": ("flip",), "seed": 1, "dtype": "float16"})
+    assert cache.graph_key(views) == cache.graph_key(plain)
+
+
+def test_a_graph_of_another_version_has_another_name(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache.graph_key(recipe_for(base))
+    for package in ("torch", "torchvision", "onnxruntime"):
+        found = {name: "0.0" if name == package else version for name, version in cache.versions().items()}
+        with monkeypatch.context() as patched:
+            patched.setattr(cache, "versions", lambda _, found=found: found)
+            assert cache.graph_key(recipe_for(base)) != before
+    monkeypatch.setattr(cache, "EXPORT_VERSION", 0)
+    assert cache.graph_key(recipe_for(base)) != before
 
 
 def test_a_user_without_a_home_keeps_nothing_and_works(monkeypatch: pytest.MonkeyPatch) -> None:

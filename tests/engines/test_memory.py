@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.engines import memory
 from pipeline.errors import SettingsError
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 def kernel_tells() -> bool:

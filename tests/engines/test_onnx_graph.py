@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.bases import Base, feature_network, load_base
+from pipeline.bases import Base, feature_network
 from pipeline.engines import onnx_graph
 from pipeline.errors import EngineError
 
@@ -20,16 +20,3 @@ def test_an_operation_that_onnx_does_not_have(base: Base, monkeypatch: pytest.Mo
     with pytest.raises(EngineError, match="does not export to ONNX: ") as caught:
         onnx_graph.export(network, base.transform)
     assert "\n" not in str(caught.value)
-
-
-def test_every_part_of_the_recipe_has_its_own_graph(base: Base) -> None:
-    random = load_base("squeezenet1_1", "none")
-    keys = [
-        onnx_graph.graph_key(base, feature_network(base, ["avgpool"])),
-        onnx_graph.graph_key(base, feature_network(base, ["pool5"])),
-        onnx_graph.graph_key(base, feature_network(base, ["pool5"], "avg")),
-        onnx_graph.graph_key(base, feature_network(base, ["pool5", "avgpool"])),
-        onnx_graph.graph_key(random, feature_network(random, ["avgpool"])),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert onnx_graph.graph_key(base, feature_network(base, ["avgpool"])) == keys[0]

@@ -40,7 +40,9 @@ def test_the_wrong_weights_are_an_error_and_the_right_ones_are_accepted(
         predict(model, tmp_path / "nothing", weights=str(wrong))
 
 
-def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path) -> None:
+def test_weights_that_have_moved_are_asked_for_where_the_graph_is_not_at_hand(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = load_base("squeezenet1_1", "embedded").module.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
     store = extract(
@@ -50,6 +52,8 @@ def test_weights_that_have_moved_are_asked_for(trained: Trained, tmp_path: Path)
     image = [trained.photos / "val/ants/001.jpg"]
     before = predict(model, image).predictions
     (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
+    assert predict(model, image).predictions == before
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match=r"its base cannot be loaded: .*w\.safetensors.*give --weights FILE"):
         predict(model, image)
     assert predict(model, image, weights=str(tmp_path / "moved.safetensors")).predictions == before
