@@ -143,6 +143,7 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "best_epoch": 1,
             "cached": False,
             "resumed": 0,
+            "verdict": None,
             "rows": {"train": 2, "val": 1},
             "bad": 1,
             "bad_images": {"b.jpg": "corrupt"},
