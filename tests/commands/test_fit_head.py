@@ -469,10 +469,10 @@ def test_names_like_formulas_cost_neither_the_model_nor_its_plots(tmp_path):
     made = write_store(
         tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, names=names, **{"$k^$": y, "cost_$_^$": length}
     )
-    result = fit_head(made, tmp_path / "model", head="linear")
+    result = fit_head(made, tmp_path / "model", head="linear", near="off")
     assert result.notices == []
     assert (tmp_path / "model" / "plots" / "confusion.png").is_file()
-    assert fit_head(made, tmp_path / "numbers", head="ridge", target="cost_$_^$").notices == []
+    assert fit_head(made, tmp_path / "numbers", head="ridge", target="cost_$_^$", near="off").notices == []
     assert (tmp_path / "numbers" / "plots" / "predicted.png").is_file()
 
 
@@ -480,7 +480,7 @@ def test_names_that_no_font_has_are_said_and_no_warning_of_a_library(tmp_path, m
     monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans",))
     X, y = clouds()
     made = write_store(tmp_path / "f.h5", {"avgpool": X}, splits=SPLITS, names=("蚂蚁", "蜜蜂", "🧪"), kind=y)
-    result = fit_head(made, tmp_path / "model")
+    result = fit_head(made, tmp_path / "model", near="off")
     assert [notice[:35] for notice in result.notices] == ["no font here has 5 characters of th"]
     assert result.to_json()["notices"] == result.notices
     assert (tmp_path / "model" / "plots" / "confusion.png").is_file()
@@ -491,7 +491,7 @@ def test_a_plot_that_fails_is_a_note_and_the_model_is_saved(store, tmp_path, mon
         raise RuntimeError("the canvas\nis torn")
 
     monkeypatch.setattr(plots, "confusion", fails)
-    result = fit_head(store, tmp_path / "model", target="kind")
+    result = fit_head(store, tmp_path / "model", target="kind", near="off")
     assert result.notices == [
         "plots/confusion.png could not be drawn and is left out (RuntimeError: the canvas is torn)"
     ]
