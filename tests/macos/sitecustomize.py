@@ -36,7 +36,7 @@ ABSENT = {
 ABSENT_FROM_C = ("renameat2", "malloc_trim", "prctl", "fallocate", "statx", "sync_file_range")
 LINUX_FOLDERS = ("/proc/", "/sys/")
 #: Whom they are hidden from. Other packages look for them where ``sys.platform`` is what it is here.
-OURS = ("pipeline", "test_")
+OURS = ("pipeline", "test_", "tests.")
 
 #: Descriptors that were synced through the disk's own cache, in order.
 full_syncs: list[int] = []
