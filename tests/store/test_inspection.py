@@ -32,4 +32,4 @@ def forge(path: Path, change: Callable[[h5py.File], None]) -> None:
 def test_what_another_program_changed_is_named_though_the_checksum_is_right(path: Path) -> None:
     forge(path, lambda file: file.attrs.modify("environment", '{"by": "other"}'))
     with RowFile.open(path) as file:
-        assert list(hdf5_differences(file)) == ["HDF5 attribute environment is not what the header says"]
+        assert list(hdf5_differences(file)) == ["HDF5 attribute environment differs from the header"]
