@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def make_engine(
     return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads)
 
 
-def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> CpuEngine | None:
+def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine | None:
     """Make the engine of a recipe whose graph is in the cache; None where there is none, or another engine is asked."""
     if settings.engine == "torch" or settings.compile or recipe.precision != "fp32" or not is_cpu(settings.device):
         return None
@@ -99,7 +99,7 @@ def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThrea
     except EngineError:  # which is told where it is made anew
         return None
     transform = InputTransform.from_description(recipe.transform)
-    return _cpu_engine(runner, runner.shapes, transform, recipe, settings, threads)
+    return _started(runner, runner.shapes, transform, recipe, settings, threads)
 
 
 def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
@@ -117,8 +117,7 @@ def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: Co
     if place.type != "cpu":
         kind = CompiledRunner if settings.compile else TorchRunner
         gpu = kind(network, base.transform, place, PRECISIONS[precision])
-        room, batch_size = budget(str(place), settings.memory), settings.batch_size
-        return GpuEngine(gpu, network.shapes, base.transform, place, batch_size=batch_size, room=room)
+        return _started(gpu, network.shapes, base.transform, recipe, settings, place)
     runner: OnnxRunner | TorchRunner | None = None
     if settings.engine != "torch" and precision == "fp32":
         try:
@@ -128,7 +127,7 @@ def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: Co
                 raise EngineError(f"{base.name} cannot run in onnxruntime: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
     runner = runner or TorchRunner(network, base.transform, place, PRECISIONS[precision])
-    return _cpu_engine(runner, network.shapes, base.transform, recipe, settings, threads)
+    return _started(runner, network.shapes, base.transform, recipe, settings, threads)
 
 
 def _onnx_runner(base: Base, network: FeatureNetwork, recipe: Recipe, *, cores: int) -> OnnxRunner:
@@ -144,17 +143,22 @@ def _onnx_runner(base: Base, network: FeatureNetwork, recipe: Recipe, *, cores: 
     return OnnxRunner(graph, cores=cores)
 
 
-def _cpu_engine(
+def _started(
     runner: OnnxRunner | TorchRunner,
     shapes: Sequence[tuple[int, ...]],
     transform: InputTransform,
     recipe: Recipe,
     settings: EngineSettings,
-    threads: CoreThreads,
-) -> CpuEngine:
-    key = f"{graph_key(recipe)}-{runner.name}-{recipe.precision}-{threads.count}"
-    room = budget("cpu", settings.memory)
-    return CpuEngine(runner, shapes, transform, threads, batch_size=settings.batch_size, room=room, key=key)
+    place: CoreThreads | torch.device,
+) -> Engine:
+    """Start the engine of a runner on the cores of a CPU, or on another device."""
+    size = settings.batch_size
+    if isinstance(place, CoreThreads):
+        room = budget("cpu", settings.memory)
+        key = f"{graph_key(recipe)}-{runner.name}-{recipe.precision}-{place.count}"
+        return CpuEngine(runner, shapes, transform, place, batch_size=size, room=room, key=key)
+    room = budget(str(place), settings.memory)
+    return GpuEngine(cast("TorchRunner", runner), shapes, transform, place, batch_size=size, room=room)
 
 
 def forward(engine: Engine, images: Sequence[Pixels]) -> Features:

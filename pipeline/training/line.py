@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What fine-tuning gained over the head on the same `rows`, with its 95 % interval, and what is kept for that.
+    """Gain of fine-tuning over the head on the same `rows`, with its 95 % interval, and what is kept for that.
 
     `gain` is of accuracy, or of the mean absolute error in the target's unit. `alpha` is the point of the line that was
     compared, kept or not. `looks` at the same rows chose it; 0 where the rows chose nothing. `time_ratio` is the time
