@@ -120,6 +120,7 @@ class StoreWriter:
     def _start(cls, path: Path, request: Request, earlier: Earlier, seen: Seen, *, force: bool, rehash: bool) -> Self:
         start = Start.of(request, earlier, seen, rehash=rehash)
         if start.own:
+            path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # of a run that was killed as it began
             return cls(path, start.own, start.origins, settled=start.settled)
         if not force:
             start.refuse_to_drop(request, seen)

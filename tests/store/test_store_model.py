@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -180,7 +182,8 @@ def _kill_after(patch: pytest.MonkeyPatch, calls: int) -> None:
         patch.setattr(files, name, mortal(getattr(files, name)))
 
 
-def test_a_store_is_what_the_model_says() -> None:
+def run_histories() -> None:
+    """Run the machine."""
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
@@ -191,3 +194,13 @@ def test_a_store_is_what_the_model_says() -> None:
             derandomize="PIPELINE_HISTORIES" not in os.environ,
         ),
     )
+
+
+def test_a_store_is_what_the_model_says() -> None:
+    """In a process of its own: Hypothesis draws from constants of the modules that are loaded, here always the same."""
+    here = Path(__file__)
+    paths = os.pathsep.join(str(folder) for folder in (here.parents[2], here.parents[1], here.parent))
+    code = f"import {here.stem}; {here.stem}.run_histories()"
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
