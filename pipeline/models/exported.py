@@ -16,7 +16,8 @@ from pipeline.images import decoding
 from pipeline.sources import Record
 
 SUFFIX = ".onnx"
-FORMAT_VERSION = 1
+#: What the metadata of a file says that it is.
+FORMAT, FORMAT_VERSION = "pipeline-onnx", 1
 #: Bytes of the largest file that is opened: one protocol buffer holds no more.
 LARGEST = 2**31
 
@@ -41,7 +42,7 @@ class ExportedModel:
         self._described(self._session.get_modelmeta().custom_metadata_map)
 
     def _described(self, metadata: dict[str, str]) -> None:
-        if metadata.get("format") != "pipeline-onnx":
+        if metadata.get("format") != FORMAT:
             raise ModelError(f"{self.path} is no model of this program; pipeline export MODEL -o FILE.onnx makes one")
         if metadata.get("format_version") != str(FORMAT_VERSION):
             raise ModelError(

@@ -31,10 +31,10 @@ from pipeline.engines.onnx_runner import session
 from pipeline.errors import EngineError, ModelError
 from pipeline.heads.modules import HeadModule
 from pipeline.images.onnx_resize import preprocess_graph
+from pipeline.models.exported import FORMAT, FORMAT_VERSION
 from pipeline.models.model import Model
 from pipeline.versions import versions
 
-FORMAT_VERSION = 1
 #: Largest difference of a probability, or of a number as a share of itself, between the graph and the model.
 TOLERANCE = 1e-3
 #: Sides of the images on which graph and model are compared: upright, lying, square, thin, small, large.
@@ -119,7 +119,7 @@ def _noise() -> list[NDArray[np.uint8]]:
 def _described(graph: onnx.ModelProto, model: Model) -> bytes:
     record = model.record
     metadata: dict[str, Any] = {
-        "format": "pipeline-onnx",
+        "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         "task": record.task,
         "target": record.target,
