@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from listing import make_torchvision
 from pictures import write_photos
+from steps import EXTRACT, HEAD, TUNED
 from torchvision import datasets
 
 from pipeline.commands.experiment import read_experiment
@@ -18,27 +19,6 @@ from pipeline.commands.run import run
 from pipeline.errors import SettingsError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
-EXTRACT = """
-[extract]
-source = "splits"
-output = "f.h5"
-base = "squeezenet1_1"
-weights = "embedded"
-"""
-HEAD = """
-[[fit-head]]
-store = "f.h5"
-output = "{head}"
-head = "{head}"
-"""
-TUNED = """
-[finetune]
-source = "splits"
-output = "tuned"
-head = "linear"
-train = "head"
-epochs = 1
-"""
 
 
 @pytest.fixture

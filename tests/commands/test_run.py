@@ -11,33 +11,11 @@ from pathlib import Path
 
 import pytest
 from pictures import write_photos
+from steps import EXTRACT, HEAD, TUNED
 
 from pipeline.commands.fit_head import fit_head
 from pipeline.commands.run import ExperimentResult, read_experiment, run
 from pipeline.errors import OutputExistsError, PipelineError, SettingsError
-
-EXTRACT = """
-[extract]
-source = "splits"
-output = "f.h5"
-base = "squeezenet1_1"
-weights = "embedded"
-"""
-HEAD = """
-[[fit-head]]
-store = "f.h5"
-output = "{head}"
-head = "{head}"
-"""
-TUNED = """
-[finetune]
-source = "splits"
-output = "tuned"
-head = "linear"
-train = "head"
-epochs = 1
-"""
-
 
 COMPARE = """
 [compare]
