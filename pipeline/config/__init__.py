@@ -87,7 +87,8 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 class Settings(BaseModel):
     """Base of all settings: an unknown key is an error that names the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # A command builds the validator of its own settings only: `--help` needs the fields of all and no validator.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
