@@ -173,16 +173,17 @@ class Downloader:
         raise Refused("too many redirects", f"more than {REDIRECTS}")
 
     async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
-        cap = int(self._settings.max_mb * 1e6)
-        too_large = Refused("too large", f"over {self._settings.max_mb:g} MB; --max-mb lets more in")
-        if (answer.content_length or 0) > cap:
-            raise too_large
+        self._refuse_larger(answer.content_length or 0)
         body = bytearray()
         async for chunk in answer.content.iter_chunked(CHUNK):
             body += chunk
-            if len(body) > cap:
-                raise too_large
+            self._refuse_larger(len(body))
         return bytes(body)
+
+    def _refuse_larger(self, size: int) -> None:
+        # Raised where it is made: an error that a local name of its own frame holds keeps the body until a collection.
+        if size > int(self._settings.max_mb * 1e6):
+            raise Refused("too large", f"over {self._settings.max_mb:g} MB; --max-mb lets more in")
 
 
 def _refuse_status(answer: aiohttp.ClientResponse) -> None:

@@ -416,23 +416,30 @@ with open("/proc/self/status") as file:
 """
 
 
+def peak(server: Server, folder: Path, kinds: list[str], count: int) -> int:
+    """Fetch `count` URLs of `kinds` by turns in a process of its own, with each accounted for; its peak in bytes."""
+    folder.mkdir()
+    listed(folder / "urls.txt", *(server.url(f"{kinds[number % len(kinds)]}/{number}") for number in range(count)))
+    words = command(folder, "--timeout", "2", "--retries", "1", "--max-mb", "1")
+    words = [sys.executable, "-P", "-c", PEAK, *words[words.index("fetch") :]]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    for number, row in enumerate(rows_of(folder / "d")):
+        kind = kinds[number % len(kinds)]
+        assert row["reason"].partition(":")[0] == REASONS.get(kind, ""), kind
+    return int(done.stdout.splitlines()[-1]) * 1024
+
+
+own_peak = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say its own peak")
+
+
+@own_peak
+def test_bodies_that_are_too_large_are_let_go_at_once(server: Server, tmp_path: Path) -> None:
+    assert peak(server, tmp_path / "many", ["endless"], 200) < peak(server, tmp_path / "few", ["good"], 20) + 20e6
+
+
+@own_peak
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not say its own peak")
 def test_a_thousand_urls_of_every_kind_in_flat_memory(server: Server, tmp_path: Path) -> None:
     kinds = ["good"] * 8 + ["png", "shaky", "moved", *REASONS]
-    few = [server.url(f"{kinds[number % len(kinds)]}/{number}") for number in range(100)]
-    many = [server.url(f"{kinds[number % len(kinds)]}/{number}") for number in range(1000)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    peaks = []
-    for name, urls in (("few", few), ("many", many)):
-        folder = tmp_path / name
-        folder.mkdir()
-        listed(folder / "urls.txt", *urls)
-        words = command(folder, "--timeout", "2", "--retries", "1", "--max-mb", "1")
-        words = [sys.executable, "-P", "-c", PEAK, *words[words.index("fetch") :]]
-        done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
-        peaks.append(int(done.stdout.splitlines()[-1]) * 1024)
-        for number, row in enumerate(rows_of(folder / "d")):
-            kind = kinds[number % len(kinds)]
-            assert row["reason"].partition(":")[0] == REASONS.get(kind, ""), kind
-    assert peaks[1] < peaks[0] + 30e6
+    assert peak(server, tmp_path / "many", kinds, 1000) < peak(server, tmp_path / "few", kinds, 100) + 15e6
