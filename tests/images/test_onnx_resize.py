@@ -54,10 +54,11 @@ def test_bytes_are_those_of_pillow(
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
         wanted = transform.preprocess(Image.fromarray(image))
         found = session.run(None, {"image": image})[0][0]
-        difference = np.abs(found.astype(int) - wanted).max()
-        # Which pass comes first was another thing in older releases, for tall images: one byte in some hundreds.
-        tolerated = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 10
-        assert difference <= tolerated, (height, width)
+        difference = np.abs(found.astype(int) - wanted)
+        # Which pass comes first was another thing in older releases, for tall images: other roundings between the two,
+        # which is one grey level, but where bicubic weights overshoot 0 or 255: in noise up to 2.3 % of the values.
+        older = int(PIL.__version__.split(".")[0]) < 13
+        assert (difference > 1).mean() <= 0.03 if older else not difference.any(), (height, width)
 
 
 def test_an_interpolation_that_is_not_written_is_refused() -> None:

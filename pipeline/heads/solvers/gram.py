@@ -30,5 +30,6 @@ def eigen(matrix: Matrix) -> tuple[Matrix, Matrix]:
     """
     from scipy.linalg import eigh
 
-    values, vectors = eigh(matrix, lower=True, overwrite_a=True, check_finite=False, driver="evd")
+    driver = "evd" if len(matrix) > 1 else "evr"  # SciPy 1.13 gives the first too little room for one number
+    values, vectors = eigh(matrix, lower=True, overwrite_a=True, check_finite=False, driver=driver)
     return np.maximum(values, 0), vectors
