@@ -17,6 +17,7 @@ from pipeline.registry import unknown
 if TYPE_CHECKING:
     import torch
 
+CPUINFO = Path("/proc/cpuinfo")
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 KINDS = ("cpu", "cuda", "mps")
 
@@ -67,6 +68,15 @@ def _has_mps() -> bool:
     import torch
 
     return torch.backends.mps.is_available()
+
+
+def has_bf16(cpuinfo: Path = CPUINFO) -> bool:
+    """Return False where the system says that the CPU has no instructions for bf16; macOS is not asked."""
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        return True
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def devices_of_kind(kind: str) -> list[str]:

@@ -53,7 +53,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         size: int | None = None,
         layer: str | Sequence[str] = "avgpool",
         pool: Pool = "none",
-        engine: Literal["auto", "torch", "onnxruntime"] = "auto",
+        engine: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
         device: str = "auto",
         batch_size: int = 16,
         seed: int = 13,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterable
 from importlib import metadata
 
-_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "Pillow", "timm")
+_PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "scikit-learn", "numpy", "Pillow", "timm")
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:

@@ -322,7 +322,7 @@ def test_a_shell_gets_its_script(console_script: Path, shell: str) -> None:
         ("pipeline extract --weights e", ["plain,embedded", "file,e"]),
         ("pipeline extract --labels l", ["file,l"]),
         ("pipeline extract phot", ["file,phot"]),
-        ("pipeline extract --engine o", ["plain,onnxruntime"]),
+        ("pipeline extract --engine o", ["plain,onnxruntime", "plain,openvino"]),
     ],
 )
 def test_tab_offers_what_fits(console_script: Path, words: str, offered: list[str]) -> None:

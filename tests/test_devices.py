@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.devices import CoreThreads, cores, devices_of_kind, pick_device
+from pipeline.devices import CoreThreads, cores, devices_of_kind, has_bf16, pick_device
 from pipeline.errors import EngineError, PipelineError, SettingsError
 
 
@@ -74,3 +74,11 @@ def test_threads_are_one_a_core() -> None:
         assert sorted(threads.map(lambda number: (together.wait(timeout=10), number)[1], range(3))) == [0, 1, 2]
     with pytest.raises(SettingsError, match="workers=0: at least one thread is needed"):
         CoreThreads(0)
+
+
+def test_bf16_is_told_by_the_flags_of_the_cpu(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    for flags, has in (("fpu avx2 avx512_bf16", True), ("fpu avx2 avx512_vnni", False), ("asimd bf16", True)):
+        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+        assert has_bf16(cpuinfo) is has
+    assert has_bf16(tmp_path / "none")

@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.commands.results import Result
 from pipeline.devices import cores
+from pipeline.engines import openvino_runner
 from pipeline.text import plural
 from pipeline.versions import versions
 
@@ -86,7 +87,8 @@ def doctor() -> DoctorResult:
     True
     """
     result = DoctorResult()
-    replies = {name: _reply(check) for name, check in CHECKS.items()} | _replies_of_processes(tuple(PROBES))
+    probes = [name for name in PROBES if name != "openvino" or openvino_runner.is_installed()]
+    replies = {name: _reply(check) for name, check in CHECKS.items()} | _replies_of_processes(probes)
     for name, reply in _without_home(replies).items():
         if name in ENGINES:
             result.engines[name] = reply.get("failed", WORKS)
@@ -222,6 +224,22 @@ def _onnxruntime() -> dict[str, Any]:
     """Run the same convolution, as a graph."""
     import numpy as np
     import onnxruntime
+
+    session = onnxruntime.InferenceSession(_convolution(), providers=["CPUExecutionProvider"])
+    _require_right(session.run(None, {"x": np.ones((1, 3, 8, 8), dtype=np.float32)})[0])
+    return {}
+
+
+def _openvino() -> dict[str, Any]:
+    """Run the same graph."""
+    import numpy as np
+
+    request = openvino_runner.compiled(_convolution(), cores=1, streams=1, precision="fp32").create_infer_request()
+    _require_right(request.infer([np.ones((1, 3, 8, 8), dtype=np.float32)])[0])
+    return {}
+
+
+def _convolution() -> bytes:
     from onnx import TensorProto, helper
 
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
@@ -229,9 +247,8 @@ def _onnxruntime() -> dict[str, Any]:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [1.0] * 108)
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "check", [given], [made], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    _require_right(session.run(None, {"x": np.ones((1, 3, 8, 8), dtype=np.float32)})[0])
-    return {}
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _require_right(found: Any) -> None:
@@ -278,5 +295,5 @@ def _cache_line(cache: Mapping[str, Any]) -> str:
 
 
 CHECKS = {"versions": _installed, "system": _system, "folder": _folder}
-PROBES = {"torch": _torch, "onnxruntime": _onnxruntime, "blas": _blas, "caches": _caches}
-ENGINES = ("torch", "onnxruntime")
+PROBES = {"torch": _torch, "onnxruntime": _onnxruntime, "openvino": _openvino, "blas": _blas, "caches": _caches}
+ENGINES = ("torch", "onnxruntime", "openvino")

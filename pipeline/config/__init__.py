@@ -158,7 +158,9 @@ class ImageSettings(Settings):
 class EngineSettings(Settings):
     """Engine, device and share of the machine that run a base; features are the same within rounding with any."""
 
-    engine: Literal["auto", "torch", "onnxruntime"] = Field("auto", description="Engine that runs the base.")
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        "auto", description="Engine that runs the base."
+    )
     device: Device = Field("auto", description=f"{_DEVICES}.")
     compile: bool = Field(False, description="Compile the base with torch, on a GPU: slower to start, faster to run.")
     batch_size: Literal["auto"] | Images = Field("auto", description="Images a forward pass; auto: measured.")

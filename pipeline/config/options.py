@@ -25,7 +25,7 @@ class ExtractOptions(TypedDict, total=False):
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
     max_pixels: int
-    engine: Literal["auto", "torch", "onnxruntime"]
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"]
     device: str
     compile: bool
     batch_size: Literal["auto"] | int
@@ -129,7 +129,7 @@ class EvaluateOptions(TypedDict, total=False):
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
     max_pixels: int
-    engine: Literal["auto", "torch", "onnxruntime"]
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"]
     device: str
     compile: bool
     batch_size: Literal["auto"] | int
@@ -143,7 +143,7 @@ class RerunOptions(TypedDict, total=False):
     """The fields of `RerunSettings`."""
 
     max_pixels: int
-    engine: Literal["auto", "torch", "onnxruntime"]
+    engine: Literal["auto", "torch", "onnxruntime", "openvino"]
     device: str
     compile: bool
     batch_size: Literal["auto"] | int

@@ -1,16 +1,18 @@
 """Engines: a frozen base on a device, pixels in, features out.
 
-ONNX Runtime is the fastest on a CPU; torch runs everything everywhere. Which one ran is in a store's environment
-and not in its recipe: they agree within 1e-4 of a layer's largest value.
+ONNX Runtime and OpenVINO are the fastest on a CPU, equally so in single precision; OpenVINO alone gains by less of
+it. torch runs everything everywhere. Which one ran is in a store's environment and not in its recipe: they agree
+within 1e-4 of a layer's largest value.
 
-embedder.py      `Embedder`: images to features by a recipe, on one device
-workers.py       `Crew`: the same on several devices, a process each
-batch_size.py    how many images go through a base at once
-memory.py        bytes that are free on a device, bytes that a piece of work takes
-torch_runner.py  one forward pass in torch, compiled or not
-onnx_runner.py   one forward pass in ONNX Runtime
-onnx_graph.py    a network as an ONNX graph
-cache.py         graphs and batch sizes, kept in the user's cache folder
+embedder.py         `Embedder`: images to features by a recipe, on one device
+workers.py          `Crew`: the same on several devices, a process each
+batch_size.py       how many images go through a base at once
+memory.py           bytes that are free on a device, bytes that a piece of work takes
+torch_runner.py     one forward pass in torch, compiled or not
+onnx_runner.py      one forward pass in ONNX Runtime
+openvino_runner.py  one forward pass in OpenVINO
+onnx_graph.py       a network as an ONNX graph
+cache.py            graphs and batch sizes, kept in the user's cache folder
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 import numpy as np
 
 from pipeline.config import EngineSettings, Recipe
-from pipeline.devices import CoreThreads, is_cpu, pick_device
+from pipeline.devices import CoreThreads, has_bf16, is_cpu, pick_device
+from pipeline.engines import openvino_runner
 from pipeline.engines.batch_size import Features, Pixels, fastest_size, in_halves
 from pipeline.engines.cache import graph_key, keep_cached, keep_size, read_cached, read_size
 from pipeline.engines.memory import budget, taken
@@ -37,7 +40,11 @@ if TYPE_CHECKING:
 
     from pipeline.bases import Base, FeatureNetwork
     from pipeline.engines.onnx_runner import OnnxRunner
+    from pipeline.engines.openvino_runner import OpenvinoRunner
     from pipeline.engines.torch_runner import TorchRunner
+
+    GraphRunner = OnnxRunner | OpenvinoRunner
+    Runner = GraphRunner | TorchRunner
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +86,7 @@ def make_engine(
     `base` may be what loads it: it is called, and torch is imported, only where the recipe's ONNX graph is not at hand.
     `threads` are the cores to share with whoever decodes. Where `settings` leave the batch size to us it is measured,
     within their memory. Raises `EngineError` where engine, device, precision and compile do not go together, or where
-    ONNX Runtime is asked for and cannot run this base.
+    ONNX Runtime or OpenVINO is asked for and cannot run this base.
     """
     at_hand = _engine_at_hand(recipe, settings, threads)
     return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads)
@@ -87,19 +94,47 @@ def make_engine(
 
 def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine | None:
     """Make the engine of a recipe whose graph is in the cache; None where there is none, or another engine is asked."""
-    if settings.engine == "torch" or settings.compile or recipe.precision != "fp32" or not is_cpu(settings.device):
+    if settings.engine == "torch" or settings.compile or not is_cpu(settings.device):
         return None
     graph = read_cached(graph_key(recipe))
-    if graph is None:
+    name = None if graph is None else _graph_engine(recipe.precision, settings.engine)
+    if graph is None or name is None:
         return None
-    from pipeline.engines.onnx_runner import OnnxRunner
-
     try:
-        runner = OnnxRunner(graph, cores=threads.count)
+        runner = _graph_runner(name, graph, recipe, cores=threads.count)
     except EngineError:  # which is told where it is made anew
         return None
     transform = InputTransform.from_description(recipe.transform)
     return _started(runner, runner.shapes, transform, recipe, settings, threads)
+
+
+def _graph_engine(precision: str, asked: str) -> str | None:
+    """Name the engine that runs a graph in `precision` on this CPU where `asked` is wanted; None where torch has to.
+
+    Raises `EngineError` where the one that is asked for cannot do it.
+    """
+    if asked == "torch":
+        return None
+    if asked == "onnxruntime" and precision != "fp32":
+        raise EngineError(f"engine onnxruntime runs on the CPU in fp32, not on cpu in {precision}; use --engine torch")
+    if asked == "openvino":
+        return _openvino_in(precision)
+    if precision == "fp32":
+        return "onnxruntime"
+    if precision == "bf16" and openvino_runner.is_installed() and openvino_runner.computes_bf16():
+        return "openvino"
+    return None
+
+
+def _openvino_in(precision: str) -> str:
+    """Return the name of OpenVINO; raise `EngineError` where it does not compute in `precision` here."""
+    if not openvino_runner.is_installed():
+        raise EngineError(openvino_runner.MISSING)
+    if precision == "fp16":
+        raise EngineError("engine openvino runs on the CPU in fp32 and bf16, not in fp16; use --engine torch")
+    if precision == "bf16" and not openvino_runner.computes_bf16():
+        raise EngineError("this CPU has no instructions for bf16, without which it is slower than fp32; use fp32")
+    return "openvino"
 
 
 def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
@@ -107,10 +142,8 @@ def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: Co
     from pipeline.engines.torch_runner import PRECISIONS, CompiledRunner, TorchRunner
 
     place, precision = pick_device(settings.device), recipe.precision
-    if settings.engine == "onnxruntime" and (place.type != "cpu" or precision != "fp32"):
-        raise EngineError(
-            f"engine onnxruntime runs on the CPU in fp32, not on {place} in {precision}; use --engine torch"
-        )
+    if settings.engine in ("onnxruntime", "openvino") and place.type != "cpu":
+        raise EngineError(f"engine {settings.engine} runs on the CPU, not on {place}; use --engine torch")
     if settings.compile and place.type == "cpu":
         raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
     network = feature_network(base, recipe.layers, recipe.pool)
@@ -118,33 +151,43 @@ def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: Co
         kind = CompiledRunner if settings.compile else TorchRunner
         gpu = kind(network, base.transform, place, PRECISIONS[precision])
         return _started(gpu, network.shapes, base.transform, recipe, settings, place)
-    runner: OnnxRunner | TorchRunner | None = None
-    if settings.engine != "torch" and precision == "fp32":
+    runner: Runner | None = None
+    if name := _graph_engine(precision, settings.engine):
         try:
-            runner = _onnx_runner(base, network, recipe, cores=threads.count)
+            runner = _graph_runner(name, _graph_of(base, network, recipe), recipe, cores=threads.count)
         except EngineError as error:
-            if settings.engine == "onnxruntime":
-                raise EngineError(f"{base.name} cannot run in onnxruntime: {error}; use --engine torch") from None
+            if settings.engine == name:
+                raise EngineError(f"{base.name} cannot run in {name}: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
+    elif precision == "bf16" and not has_bf16():
+        log.warning("bf16 is slower than fp32 on this CPU, which has no instructions for it")
     runner = runner or TorchRunner(network, base.transform, place, PRECISIONS[precision])
     return _started(runner, network.shapes, base.transform, recipe, settings, threads)
 
 
-def _onnx_runner(base: Base, network: FeatureNetwork, recipe: Recipe, *, cores: int) -> OnnxRunner:
-    """Return the runner of a graph from the cache; one that is not there is made and kept."""
-    from pipeline.engines.onnx_graph import make_graph
+def _graph_runner(name: str, graph: bytes, recipe: Recipe, *, cores: int) -> GraphRunner:
+    """Return the runner called `name`; raises `EngineError` where it refuses the graph."""
+    if name == "openvino":
+        return openvino_runner.OpenvinoRunner(graph, cores=cores, precision=recipe.precision)
     from pipeline.engines.onnx_runner import OnnxRunner
+
+    return OnnxRunner(graph, cores=cores)
+
+
+def _graph_of(base: Base, network: FeatureNetwork, recipe: Recipe) -> bytes:
+    """Return the graph from the cache; one that is not there is made and kept."""
+    from pipeline.engines.onnx_graph import make_graph
 
     key = graph_key(recipe)
     graph = read_cached(key)
     if graph is None:
         graph = make_graph(network, base.transform)
         keep_cached(key, graph)
-    return OnnxRunner(graph, cores=cores)
+    return graph
 
 
 def _started(
-    runner: OnnxRunner | TorchRunner,
+    runner: Runner,
     shapes: Sequence[tuple[int, ...]],
     transform: InputTransform,
     recipe: Recipe,
@@ -175,7 +218,7 @@ class CpuEngine:
 
     def __init__(
         self,
-        runner: OnnxRunner | TorchRunner,
+        runner: Runner,
         shapes: Sequence[tuple[int, ...]],
         transform: InputTransform,
         threads: CoreThreads,

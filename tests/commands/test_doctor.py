@@ -39,7 +39,7 @@ def test_a_machine_in_order(home: Path) -> None:
     found = json.loads(done.stdout)
     assert found["ok"]
     assert found["failed"] == {}
-    assert found["engines"] == {"torch": "works", "onnxruntime": "works"}
+    assert found["engines"] == {"torch": "works", "onnxruntime": "works", "openvino": "works"}
     assert found["devices"]["cpu"] == "works"
     assert found["versions"]["torch"] == metadata.version("torch")
     assert {"python", "h5py", "numpy", "Pillow", "torchvision"} <= set(found["versions"])
@@ -57,12 +57,14 @@ def test_what_does_not_work_is_told_with_its_reason_and_stops_nothing_else(home:
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    (broken / "openvino.py").write_text("raise ImportError('no libtbb')")
     (broken / "onnxruntime.py").write_text(f"raise ImportError({str(home / 'libonnx.so')!r} + ' cannot be opened')")
     done = examined(home, packages=broken)
     assert done.returncode == 1, done.stderr
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["engines"] == (
-        "torch: its process ended with SIGILL; onnxruntime: ImportError: ~/libonnx.so cannot be opened"
+        "torch: its process ended with SIGILL; onnxruntime: ImportError: ~/libonnx.so cannot be opened;"
+        " openvino: ImportError: no libtbb"
     )
     assert "no caches    its process ended with SIGILL" in done.stdout.splitlines()
     assert {"versions", "system", "cpu", "blas", "free"} <= set(lines)

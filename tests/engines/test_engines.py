@@ -29,7 +29,7 @@ MEMBERS = (
 # --- the contract
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("count", [1, 2, 3, 13])
 def test_any_number_of_images_in_order(base: Base, engine: str, count: int) -> None:
     running = engine_of(base, "avgpool", "pool5", engine=engine, batch_size=4)
@@ -59,9 +59,10 @@ def test_engines_agree_for_every_family(name: str) -> None:
 def assert_engines_agree(name: str) -> None:
     base = load_base(name, "none")
     pixels = noise(base, 5)
-    (given,) = engine_of(base, engine="onnxruntime")(pixels)
     (wanted,) = engine_of(base, engine="torch")(pixels)
-    assert largest_difference(given, wanted) <= 1e-4
+    for engine in ("onnxruntime", "openvino"):
+        (given,) = engine_of(base, engine=engine)(pixels)
+        assert largest_difference(given, wanted) <= 1e-4
 
 
 def test_auto_on_a_cpu_is_onnxruntime_and_shares_its_threads(base: Base) -> None:
@@ -77,7 +78,7 @@ def test_auto_on_a_cpu_is_onnxruntime_and_shares_its_threads(base: Base) -> None
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_on_a_cpu_runs_in_torch(base: Base, precision: str) -> None:
     pixels = noise(base, 2)
-    engine = engine_of(base, precision=precision)
+    engine = engine_of(base, precision=precision, engine="torch")
     assert engine.name == "torch"
     (given,) = engine(pixels)
     (wanted,) = engine_of(base, engine="torch")(pixels)
@@ -88,9 +89,14 @@ def test_lower_precision_on_a_cpu_runs_in_torch(base: Base, precision: str) -> N
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"engine": "torhc"}, SettingsError, "engine='torhc': give auto or torch or onnxruntime"),
+        ({"engine": "torhc"}, SettingsError, "engine='torhc': give auto or torch or onnxruntime or openvino"),
         ({"precision": "fp8"}, SettingsError, "precision='fp8': give fp32 or bf16 or fp16"),
         ({"engine": "onnxruntime", "precision": "bf16"}, EngineError, "runs on the CPU in fp32, not on cpu in bf16"),
+        (
+            {"engine": "openvino", "precision": "fp16"},
+            EngineError,
+            "runs on the CPU in fp32 and bf16, not in fp16; use",
+        ),
         ({"compile": True}, EngineError, "--compile is for a GPU; leave it out"),
         ({"memory": 0.0}, SettingsError, "memory=0.0: give auto, or a finite number, above 0 and"),
         ({"device": "cuda:7"}, EngineError, "no device 'cuda:7' here"),
@@ -106,7 +112,7 @@ def test_what_does_not_go_together(
 # --- threads, batch sizes and memory
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_a_core_that_runs_out_of_memory_takes_fewer_images_from_then_on(
     base: Base, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,7 +74,7 @@ def test_where_the_graph_is_at_hand_the_base_is_not_loaded(base: Base) -> None:
         with pytest.raises(Asked):
             make_engine(refuse, recipe, settings.model_copy(update=other), threads)
     with pytest.raises(Asked):
-        make_engine(refuse, recipe.model_copy(update={"precision": "bf16"}), settings, threads)
+        make_engine(refuse, recipe.model_copy(update={"precision": "fp16"}), settings, threads)
 
 
 class Asked(Exception):
