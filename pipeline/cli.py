@@ -222,17 +222,19 @@ def extract(
 
 
 @cli.command("fit-head")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="STORE...")
 @output_option()
 @settings_options(FitSettings)
 @force_option
 @reporting
-def fit_head(store: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Stage 2: train a head on the cached features of STORE."""
+def fit_head(
+    stores: tuple[Path, ...], output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Stage 2: train a head on the cached features of STORE; of several, the same images through several bases."""
     from pipeline.commands.fit_head import fit_head as stage
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(store, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
+    tell(stage(stores, output, force=force, progress=not quiet, **given(options)), as_json=as_json)
 
 
 @cli.command()
@@ -310,7 +312,7 @@ def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool,
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source", type=click.Path())
+@click.argument("sources", nargs=-1, required=True, type=click.Path(), metavar="SOURCE...")
 @click.option(
     "--split",
     type=click.Choice(["auto", "train", "val", "test", "all"]),
@@ -325,12 +327,12 @@ def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool,
 @running
 @force_option
 @reporting
-def evaluate(model: Path, source: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Score MODEL on SOURCE: a feature file, or labelled images as extract takes them."""
+def evaluate(model: Path, sources: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Score MODEL on SOURCE: a feature file (one of each base), or labelled images as extract takes them."""
     from pipeline.commands.evaluate import evaluate as stage
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(model, source, progress=not quiet, **given(options)), as_json=as_json)
+    tell(stage(model, sources, progress=not quiet, **given(options)), as_json=as_json)
 
 
 @cli.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,9 +28,9 @@ from pipeline.progress import progress as progress_bar
 from pipeline.scores import Scored
 from pipeline.sources import Record, Target, choose_target, log_notices, read_manifest
 from pipeline.sources.groups import find_groups
-from pipeline.store import FeatureStore, is_store
+from pipeline.store import is_store, open_stores
 from pipeline.store.header import GOOD
-from pipeline.text import plural
+from pipeline.text import plural, shown
 
 AUTO, ALL = "auto", "all"
 #: Rows that did not train the model, in a source that has no splits.
@@ -69,7 +69,7 @@ class EvaluateResult(Result):
 @takes(EvaluateSettings)
 def evaluate(
     model: str | Path,
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     output: str | Path | None = None,
     force: bool = False,
@@ -79,6 +79,9 @@ def evaluate(
     **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
     """Score the model folder `model` on `source`: a feature file, or labelled images as `extract` takes them.
+
+    A model of several bases takes a list of feature files of the same images, one of each base in their order, or
+    images.
 
     `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits; else
     those whose content did not train the model, or all where there are no others. `threshold`, CLASS=P or CLASS,
@@ -92,10 +95,13 @@ def evaluate(
     settings = EvaluateSettings.of(options)
     loaded = open_model(model, settings)
     at = None if threshold is None else Threshold.of(threshold, loaded.classes, loaded.seen, where=loaded.folder)
-    if is_store(source):
-        labelled = _from_store(loaded, source, settings, split)
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if all(map(is_store, sources)):
+        labelled = _from_stores(loaded, sources, settings, split)
+    elif len(sources) > 1:
+        raise SourceError(f"{shown(sources[0])} and more: several sources have to be feature files of the same images")
     else:
-        labelled = _from_images(loaded.open(), source, settings, split, progress)
+        labelled = _from_images(loaded.open(), sources[0], settings, split, progress)
     scored = score(loaded, labelled)
     if at is not None:
         scored = replace(scored, decided=at.decide(scored.scores))
@@ -184,9 +190,9 @@ def _save(result: EvaluateResult, scored: Scored, *, replace: bool) -> None:
         (draft / "metrics.json").write_text(json.dumps(result.metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _from_store(model: Model, path: str | Path, settings: EvaluateSettings, split: str) -> Labelled:
-    with FeatureStore.open(path) as store:
-        model.check_recipe(store.recipe, path)
+def _from_stores(model: Model, paths: list[str | Path], settings: EvaluateSettings, split: str) -> Labelled:
+    with open_stores(paths) as store:
+        path, layers = store.path, model.layers_of(store)
         target = _predicted(store.targets, model, path)
         split = _split_to_score(store.splits, split, path)
         asked = _labelled(target, store.splits, split, path)
@@ -196,7 +202,7 @@ def _from_store(model: Model, path: str | Path, settings: EvaluateSettings, spli
         good = asked[store.statuses[asked] == GOOD]
         if not len(good):
             raise SourceError(f"{path}: not one of {plural(len(asked), 'labelled row')} has features")
-        table = FeatureTable(store, model.record.recipe.layers)
+        table = FeatureTable(store, layers)
         length = max(block_length(table.dimensions) // table.views, 1)
         answers = _Answers()
         for start in range(0, len(good), length):

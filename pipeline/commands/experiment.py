@@ -112,14 +112,14 @@ STAGES.add("label", Stage("source", LabelSettings))
 STAGES.add("extract", Stage("source", ExtractSettings, replaces=False))
 STAGES.add("merge", Stage("parts", MergeStep, several=True))
 STAGES.add("verify", Stage("store", VerifyStep, output=None, replaces=False))
-STAGES.add("fit-head", Stage("store", FitSettings))
+STAGES.add("fit-head", Stage("store", FitSettings, several=True))
 STAGES.add("finetune", Stage("source", FinetuneSettings))
 STAGES.add(
     "predict",
     Stage("model", PredictStep, output=None, may_write="csv", also="images", several=True, replaces=False),
 )
 STAGES.add("export", Stage("model", ExportStep))
-STAGES.add("evaluate", Stage("model", EvaluateStep, output=None, may_write="output", also="source"))
+STAGES.add("evaluate", Stage("model", EvaluateStep, output=None, may_write="output", also="source", several=True))
 STAGES.add("compare", Stage("models", CompareSettings, output=None, may_write="output", several=True))
 
 

@@ -279,6 +279,8 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
     weights = settings.weights if "weights" in settings.model_fields_set else None
     model = load_model(folder, weights=weights, device="cpu")
     head, recipe = model.head, model.record.recipe
+    if model.record.beside:
+        raise HeadError(f"{folder} asks several bases, and one is trained; fit a head on one feature file")
     if not isinstance(head, AffineHead):
         raise HeadError(
             f"{folder} holds a head {head.name!r}, and only a linear layer can be trained on together with its base; "

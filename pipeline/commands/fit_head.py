@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -35,7 +35,7 @@ from pipeline.heads.table import FeatureTable, Indices
 from pipeline.heads.twins import QUICK, Twins
 from pipeline.heads.unlikeness import Unlikeness, kept_rows
 from pipeline.models import pictures
-from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
+from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, SideRecord, save_model
 from pipeline.models.provenance import request_of
 from pipeline.models.seen import Seen
 from pipeline.progress import progress as progress_bar
@@ -44,7 +44,7 @@ from pipeline.scores import Scored
 from pipeline.sources import Target, choose_target
 from pipeline.sources.groups import Groups, find_groups, without_group
 from pipeline.splits import Codes, Split, group_codes, split_rows
-from pipeline.store import FeatureStore
+from pipeline.store import FeatureStore, SideBySide, open_stores
 from pipeline.text import plural, shown
 
 log = logging.getLogger(__name__)
@@ -108,9 +108,17 @@ class FitResult(Result):
 
 @takes(FitSettings)
 def fit_head(
-    store: str | Path, output: str | Path, *, force: bool = False, progress: bool = False, **options: Unpack[FitOptions]
+    store: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    force: bool = False,
+    progress: bool = False,
+    **options: Unpack[FitOptions],
 ) -> FitResult:
     """Train a head on the feature file `store` and save it as the model folder `output`.
+
+    Several files of the same images are joined by id, and the features of their bases stand side by side; labels and
+    splits are those of the first.
 
     `options` are the fields of `FitSettings`. Nothing is written before the head is trained, and an interrupted search
     begins anew; `progress` says on stderr what is searched and how far it is. Raises `HeadError` where the file has
@@ -120,7 +128,7 @@ def fit_head(
     settings = FitSettings.of(options)
     output = Path(output)
     refuse_existing(output, last="model.json", replace=force)
-    with FeatureStore.open(store) as opened:
+    with open_stores(store) as opened:
         base = base_record(opened)
         dataset = Dataset.of(opened, settings)
         with progress_bar(100, "searching", show=progress) as bar:
@@ -143,14 +151,16 @@ def fit_head(
         search = search_metrics(trained)
         drawn = draw_plots({**search, **curve}, dataset, judged.scored)
         result.notices += [*dataset.twin_notices(problem), *drawn.notices]
+        own_layers, beside = side_records(opened, dataset.layers)
         seconds = round(time.perf_counter() - started, 3)
         record = ModelRecord.of(
             trained.head,
             dataset.target,
             base=base,
-            recipe=opened.recipe.model_copy(update={"layers": dataset.layers}),
+            recipe=opened.recipe.model_copy(update={"layers": own_layers}),
+            beside=beside,
             metrics={**result.metrics, **search, "unknown": result.unknown, "seconds": seconds, **curve},
-            data=DataRecord(source=shown(store), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
+            data=DataRecord(source=shown(opened.path), rows=len(dataset.split.train), fingerprint=opened.fingerprint),
             chosen=result.chosen,
             request=request_of("fit-head", settings, opened.fingerprint),
             score_views=settings.score_views,
@@ -197,6 +207,17 @@ def base_record(store: FeatureStore) -> BaseRecord:
     return BaseRecord(name=store.recipe.base, weights=weights, seed=seed)
 
 
+def side_records(store: FeatureStore, layers: tuple[str, ...]) -> tuple[tuple[str, ...], list[SideRecord]]:
+    """Return the layers of the first file that are among `layers`, and the records of the files beside it."""
+    if not isinstance(store, SideBySide):
+        return layers, []
+    own, *others = store.by_store(layers)
+    return own, [
+        SideRecord(base=base_record(one), recipe=one.recipe.model_copy(update={"layers": some}), source=shown(one.path))
+        for one, some in zip(store.stores[1:], others, strict=True)
+    ]
+
+
 # --- what is learned from what
 
 
@@ -224,6 +245,9 @@ class Dataset:
         layers = settings.layer or tuple(store.layers)
         for layer in layers:
             refuse_unknown("layer", layer, store.layers, where=store.path)
+        if isinstance(store, SideBySide):
+            store.by_store(layers)
+            layers = tuple(layer for layer in store.layers if layer in layers)
         table = FeatureTable(store, layers)
         groups = group_store(store, target, settings)
         twins = near_twins(table, groups, settings)
@@ -232,6 +256,8 @@ class Dataset:
         split = split_store(store, target, groups, settings)
         refuse_unlearnable(target, split.train, where=str(store.path))
         refuse_unscorable(target, split, where=str(store.path))
+        if isinstance(store, SideBySide):
+            split = replace(split, notices=[*store.notices, *split.notices])
         return cls(store, settings, target, layers, split, groups.codes, table, twins)
 
     def problem(self) -> Problem:

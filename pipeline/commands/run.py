@@ -43,7 +43,7 @@ from pipeline.models.provenance import (
     start_files,
 )
 from pipeline.sources import read_manifest
-from pipeline.store import FeatureStore, is_store
+from pipeline.store import FeatureStore, is_store, open_stores
 from pipeline.text import plural, shown
 from pipeline.versions import versions
 
@@ -328,9 +328,9 @@ class Experiment:
         """Return the fingerprint of the content of an argument."""
         if name == "images":
             return journals.fingerprint_files(listed(value), self._journal.contents)
-        if name == "source" and not is_store(value):
+        if name == "source" and not all(map(is_store, listed(value))):
             assert isinstance(step.settings, SourceSettings)
-            return journals.fingerprint_source(str(value), step.settings, self._journal.contents)
+            return journals.fingerprint_source(str(listed(value)[0]), step.settings, self._journal.contents)
         paths = [Path(one) for one in listed(value)]
         if name == "lists":
             paths = [path if path.exists() else Path(str(path).partition("=")[2]) for path in paths]
@@ -373,7 +373,7 @@ def _request(step: Planned) -> dict[str, Any] | None:
     """Return the request that a model is recorded with; None for commands that make none."""
     settings = step.settings
     if step.command == "fit-head":
-        with FeatureStore.open(step.options["store"]) as store:
+        with open_stores(listed(step.options["store"])) as store:
             return request_of(step.command, settings, store.fingerprint)
     if isinstance(settings, FinetuneSettings):
         manifest = read_manifest(str(step.options["source"]), settings)

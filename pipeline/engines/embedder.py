@@ -6,10 +6,11 @@ records --load--> batches of pixels --engine--> batches of features
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -58,6 +59,16 @@ class Embedded:
             if not is_right:
                 image.error = ImageError("non-finite", "the base gives NaN or infinity for it")
         return Embedded(self.images, [layer[finite] for layer in self.layers])
+
+    def beside(self, other: Embedded) -> Embedded:
+        """Put the layers of the `other` beside these, of the images that are good in both."""
+        both = {image.index for image in self.good} & set(other.indices)
+        layers = [
+            layer[[image.index in both for image in batch.good]] for batch in (self, other) for layer in batch.layers
+        ]
+        for mine, theirs in zip(self.images, other.images, strict=True):
+            mine.error = mine.error or theirs.error
+        return Embedded(self.images, layers if both else [])
 
 
 class Embedder:
@@ -145,3 +156,23 @@ class Embedder:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown()
+
+
+class EmbeddersBeside:
+    """Embedders of several bases that are asked about the same images: their layers side by side."""
+
+    def __init__(self, embedders: Sequence[Embedder]) -> None:
+        self._embedders = embedders
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers that all layers of all bases give of one view of an image."""
+        return sum(one.dimensions for one in self._embedders)
+
+    def run(
+        self, records: Sequence[Record], *, batch_size: int, seen: Callable[[bytes], bool] | None = None
+    ) -> Iterator[Embedded]:
+        """Embed every record with every base; an image that is bad for one of them is bad."""
+        running = [one.run(records, batch_size=batch_size, seen=seen) for one in self._embedders]
+        for first, *others in zip(*running, strict=True):
+            yield reduce(Embedded.beside, others, first)

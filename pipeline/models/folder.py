@@ -69,6 +69,16 @@ class BaseRecord(BaseModel):
     fine_tuned: bool = False
 
 
+class SideRecord(BaseModel):
+    """Another base whose features stand beside those of the first, with their recipe and the source of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: BaseRecord
+    recipe: Recipe
+    source: str
+
+
 class DataRecord(BaseModel):
     """The data that a model was trained on: source, number of training rows, fingerprint."""
 
@@ -105,6 +115,7 @@ class ModelRecord(BaseModel):
     head: dict[str, Any]
     base: BaseRecord
     recipe: Recipe
+    beside: tuple[SideRecord, ...] = ()
     score_views: Literal["plain", "mean"] = "plain"
     metrics: dict[str, Any]
     chosen: dict[str, Any]
@@ -123,6 +134,11 @@ class ModelRecord(BaseModel):
             raise ValueError("classes are named twice, or none is")
         return self
 
+    @property
+    def bases(self) -> list[tuple[BaseRecord, Recipe]]:
+        """Every base with the recipe of its features, in the order in which they stand side by side."""
+        return [(self.base, self.recipe), *((one.base, one.recipe) for one in self.beside)]
+
     @classmethod
     def of(
         cls,
@@ -136,12 +152,13 @@ class ModelRecord(BaseModel):
         chosen: Mapping[str, Any] | None = None,
         request: Mapping[str, Any] | None = None,
         score_views: Literal["plain", "mean"] = "plain",
+        beside: Sequence[SideRecord] = (),
     ) -> Self:
         """Describe a model of `head` that is not saved yet.
 
         `recipe` is the one whose features `head` takes; its `layers` are the ones the head was trained on. `request` is
         made by `request_of`. `score_views` says whether images are answered by their plain view, or by the mean over
-        the views of the recipe.
+        the views of the recipe. `beside` are the other bases, whose features follow those of `base`.
         """
         return cls(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -151,6 +168,7 @@ class ModelRecord(BaseModel):
             head={"name": head.name},
             base=base,
             recipe=recipe,
+            beside=tuple(beside),
             score_views=score_views,
             metrics=dict(metrics),
             chosen=dict(chosen or {}),
@@ -274,11 +292,12 @@ def _load(folder: Path, text: bytes) -> tuple[ModelRecord, Head]:
         where = "".join(f"{part}: " for part in (".".join(str(part) for part in first["loc"]),) if part)
         raise ModelError(f"{path} is damaged: {where}{first['msg']}") from None
     _check_files(folder, record, content)
-    if record.recipe.pixels != decoding.POLICY_VERSION:
-        raise ModelError(
-            f"{folder} was trained under pixel policy {record.recipe.pixels}, this version reads pixels under "
-            f"policy {decoding.POLICY_VERSION}; extract and train again"
-        )
+    for _, recipe in record.bases:
+        if recipe.pixels != decoding.POLICY_VERSION:
+            raise ModelError(
+                f"{folder} was trained under pixel policy {recipe.pixels}, this version reads pixels under "
+                f"policy {decoding.POLICY_VERSION}; extract and train again"
+            )
     head = load_head(folder, record.head)
     outputs = 1 if record.classes is None else len(record.classes)
     if (head.task, head.outputs) != (record.task, outputs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -15,23 +15,25 @@ from numpy.typing import NDArray
 from pipeline.config import Recipe, RerunSettings
 from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
-from pipeline.errors import BaseError, ModelError, RecipeMismatchError
+from pipeline.errors import BaseError, ModelError, RecipeMismatchError, SettingsError
 from pipeline.heads import Head
 from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
 from pipeline.heads.unlikeness import Unlikeness
 from pipeline.images.loading import BATCH
 from pipeline.models.exported import number, ranked
-from pipeline.models.folder import ModelRecord, read_folder
+from pipeline.models.folder import BaseRecord, ModelRecord, read_folder
 from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
 from pipeline.sources import Record, from_paths
+from pipeline.text import plural
 
 #: The weights of a base that was trained too.
 TUNED = "base.safetensors"
 
 if TYPE_CHECKING:
     from pipeline.bases import Base
-    from pipeline.engines.embedder import Embedded, Embedder
+    from pipeline.engines.embedder import Embedded, Embedder, EmbeddersBeside
+    from pipeline.store import FeatureStore
 
 
 @takes(RerunSettings)
@@ -72,7 +74,9 @@ class Model:
             answered = f"classes {named}"
         base = self.record.base
         weights = "fine-tuned" if base.fine_tuned else f"weights {base.weights}"
-        return f"Model({str(self.folder)!r}: head {self.head.name}, {answered}, base {base.name} with {weights})"
+        beside = "".join(f" beside {one.base.name}" for one in self.record.beside)
+        told = f"head {self.head.name}, {answered}, base {base.name} with {weights}{beside}"
+        return f"Model({str(self.folder)!r}: {told})"
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -110,14 +114,16 @@ class Model:
 
     @cached_property
     def base(self) -> Base:
-        """The base with the very weights of the training; any others are an error."""
+        """The base with the very weights of the training; any others are an error. The first, where there are more."""
+        return self._load_base(self.record.base, self.record.recipe)
+
+    def _load_base(self, known: BaseRecord, recipe: Recipe) -> Base:
         from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
 
-        known = self.record.base
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
         fine_tuned = self.folder / TUNED if known.fine_tuned else None
         try:
-            return base_of(self.record.recipe, weights, seed=known.seed, fine_tuned=fine_tuned)
+            return base_of(recipe, weights, seed=known.seed, fine_tuned=fine_tuned)
         except (BaseError, RecipeMismatchError) as error:
             way_out = ""
             if not known.fine_tuned and "/" in weights and not Path(weights).is_file():
@@ -125,29 +131,43 @@ class Model:
             raise ModelError(f"{self.folder}: its base cannot be loaded: {error}{way_out}") from error
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> Embedder | EmbeddersBeside:
         """The embedder of the features that the head takes. Raises `ModelError` where they do not fit.
 
-        The base is loaded only where the graph of its recipe is not at hand.
+        A base is loaded only where the graph of its recipe is not at hand.
         """
-        from pipeline.engines.embedder import Embedder
+        from pipeline.engines.embedder import EmbeddersBeside
 
-        recipe = self.record.recipe
-        if self.views == 1:
-            recipe = recipe.model_copy(update={"views": 0, "augment": ()})
-        named = self._settings.weights is not None  # these are compared with those of the training
-        lost = self.record.base.fine_tuned and not (self.folder / TUNED).is_file()
-        base = self.base if named or lost else lambda: self.base
-        try:
-            embedder = Embedder(base, recipe, self._settings)
-        except BaseError as error:
-            raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
+        if not self.record.beside:
+            embedder: Embedder | EmbeddersBeside = self._embedder(lambda: self.base, *self.record.bases[0])
+        elif self._settings.weights is not None:
+            raise SettingsError(f"{self.folder} has {len(self.record.bases)} bases, and weights=... names one file")
+        else:
+            embedder = EmbeddersBeside(
+                [
+                    self._embedder(partial(self._load_base, known, recipe), known, recipe)
+                    for known, recipe in self.record.bases
+                ]
+            )
         if embedder.dimensions != self.head.dimensions:
             raise ModelError(
                 f"{self.folder}: a head of {self.head.dimensions} features does not fit its base, which gives "
                 f"{embedder.dimensions}; train it again"
             )
         return embedder
+
+    def _embedder(self, load: Callable[[], Base], known: BaseRecord, recipe: Recipe) -> Embedder:
+        """Make the embedder of one base."""
+        from pipeline.engines.embedder import Embedder
+
+        if self.views == 1:
+            recipe = recipe.model_copy(update={"views": 0, "augment": ()})
+        named = self._settings.weights is not None  # these are compared with those of the training
+        lost = known.fine_tuned and not (self.folder / TUNED).is_file()
+        try:
+            return Embedder(load() if named or lost else load, recipe, self._settings)
+        except BaseError as error:
+            raise ModelError(f"{self.folder}: its base cannot be loaded: {error}") from error
 
     def open(self) -> Self:
         """Load the base, and all else, now, where the first image would do so; raises `ModelError` for another base."""
@@ -197,10 +217,28 @@ class Model:
             by_index |= {image.index: {"error": str(image.error)} for image in batch.images if image.error is not None}
             yield [{"id": record.id, **by_index[record.index]} for record in islice(waiting, len(batch))]
 
-    def check_recipe(self, other: Recipe, where: str | Path) -> None:
-        """Raise `RecipeMismatchError` unless features made by `other` are those that the head knows."""
+    def layers_of(self, store: FeatureStore) -> list[str]:
+        """Return the layers of `store` that the head takes, side by side.
+
+        Raises `RecipeMismatchError` unless they are made by the recipes that the head knows, in their order.
+        """
+        from pipeline.store import SideBySide, layer_names  # HDF5, which images do without
+
+        stores = store.stores if isinstance(store, SideBySide) else (store,)
+        bases = self.record.bases
+        if len(stores) != len(bases):
+            listed = ", ".join(base.name for base, _ in bases)
+            raise RecipeMismatchError(
+                f"{self.folder} takes the features of {plural(len(bases), 'base')}, {listed}, and "
+                f"{plural(len(stores), 'feature file')} is given; give one of each, in this order"
+            )
         way_out = f"extract again with the recipe of {self.folder}, or train on this file"
-        self.record.recipe.refuse_without(other, where=where, way_out=way_out, views=self.views > 1)
+        for one, (_, recipe) in zip(stores, bases, strict=True):
+            recipe.refuse_without(one.recipe, where=one.path, way_out=way_out, views=self.views > 1)
+        if len(bases) == 1:
+            return list(self.record.recipe.layers)
+        named = layer_names([base.name for base, _ in bases], [recipe.layers for _, recipe in bases])
+        return [name for names in named for name in names]
 
     def answers(self, features: NDArray[np.float32], *, top: int = 5, no_unknown: bool = False) -> Answers:
         """Answer for `features` (B, D) or (B, V, D): `top` classes with scores and the set, or value and interval.

@@ -67,6 +67,8 @@ def export_model(model: Model, *, takes: Input = "image") -> tuple[bytes, float]
         raise ModelError(
             f"{model.folder} answers by the mean over random views, which no file can draw; train it again"
         )
+    if model.record.beside:
+        raise ModelError(f"{model.folder} asks several bases, and a file holds one; train on one feature file")
     try:
         graph = _graph(model, takes)
     except EngineError as error:

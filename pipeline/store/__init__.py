@@ -9,9 +9,11 @@ reuse.py      which rows of earlier files may be kept
 writer.py     `StoreWriter`: crash-safe, resumable, incremental
 parts.py      which ranges of rows make one store
 reader.py     `FeatureStore`: one file, or a folder of parts
+beside.py     several files of the same images, joined by id
 dataset.py    rows as a PyTorch dataset
 """
 
+from pipeline.store.beside import SideBySide, layer_names, open_stores
 from pipeline.store.header import Environment, Part
 from pipeline.store.layout import LayerSpec
 from pipeline.store.parts import part_range
@@ -24,9 +26,12 @@ __all__ = [
     "FeatureStore",
     "LayerSpec",
     "Part",
+    "SideBySide",
     "Source",
     "StoreWriter",
     "is_store",
+    "layer_names",
+    "open_stores",
     "part_range",
     "waiting_rows",
 ]

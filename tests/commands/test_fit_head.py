@@ -12,8 +12,9 @@ import pytest
 from cheap import write_store
 
 from pipeline import plots
+from pipeline.commands.evaluate import evaluate
 from pipeline.commands.fit_head import fit_head
-from pipeline.errors import HeadError, OutputExistsError, SettingsError
+from pipeline.errors import HeadError, OutputExistsError, RecipeMismatchError, SettingsError
 from pipeline.heads import LinearHead, load_head
 
 NAMES = ("ants", "bees", "wasps")
@@ -656,3 +657,37 @@ def test_a_learning_curve_is_kept_and_drawn(store, tmp_path):
     assert curve[-1]["rows"] == 160
     assert "too few rows" in result.summary()
     assert (tmp_path / "model" / "plots" / "learning_curve.png").is_file()
+
+
+# --- several feature files
+
+
+def test_a_head_on_two_files_is_the_head_on_their_layers_in_one(store, tmp_path):
+    X, y = clouds()
+    length = X[:, 0].astype(np.float64) * 3 + 20
+    more = {"kind": y, "length": length}
+    half = [
+        write_store(tmp_path / f"{name}.h5", {"avgpool": part}, splits=SPLITS, **more)
+        for name, part in (("a", X[:, :5]), ("b", X[:, 5:]))
+    ]
+    whole = write_store(tmp_path / "w.h5", {"one": X[:, :5], "two": X[:, 5:]}, splits=SPLITS, **more)
+    together = fit_head(whole, tmp_path / "whole", target="kind")
+    for options in ({}, {"memory": 1e-5}):
+        apart = fit_head(half, tmp_path / "two", target="kind", force=True, **options)
+        assert apart.layers == ("cheap:avgpool", "cheap#2:avgpool")
+        assert apart.metrics["val"]["log_loss"] == pytest.approx(together.metrics["val"]["log_loss"], rel=1e-4)
+    found = evaluate(apart.model, half)
+    assert found.metrics["accuracy"] == apart.metrics["val"]["accuracy"]
+    with pytest.raises(RecipeMismatchError, match="takes the features of 2 bases, cheap, cheap, and 1 feature file"):
+        evaluate(apart.model, half[0])
+    with pytest.raises(SettingsError, match=r"no layer of .*a\.h5 is asked for"):
+        fit_head(half, tmp_path / "one", target="kind", layer=("cheap#2:avgpool",))
+
+
+def test_images_that_only_one_file_has_are_told(tmp_path):
+    X, y = clouds()
+    first = write_store(tmp_path / "a.h5", {"avgpool": X}, kind=y)
+    other = write_store(tmp_path / "b.h5", {"avgpool": X[:200]}, kind=y[:200])
+    found = fit_head([first, other], tmp_path / "m", head="ridge")
+    assert f"40 images of {first} alone, and left out" in found.notices
+    assert sum(found.metrics[part]["n"] for part in ("train", "val")) == 200

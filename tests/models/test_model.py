@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ from conftest import Trained
 from safetensors.torch import save_file
 
 from pipeline.bases import load_base
+from pipeline.commands.evaluate import evaluate
+from pipeline.commands.export import export
 from pipeline.commands.extract import extract
+from pipeline.commands.finetune import finetune
 from pipeline.commands.fit_head import fit_head
 from pipeline.commands.predict import predict
-from pipeline.errors import ModelError
+from pipeline.errors import HeadError, ModelError, SettingsError
 from pipeline.models.model import load_model
 from pipeline.sources import from_paths
 
@@ -90,3 +94,29 @@ def test_a_model_answers_for_paths_and_says_what_it_is(trained: Trained) -> None
         f"Model('{trained.linear}': head linear, classes ants, bees, base squeezenet1_1 with weights embedded)"
     )
     assert "head ridge, numbers of 'length'" in repr(load_model(trained.ridge))
+
+
+def test_a_model_of_two_bases_runs_both(trained: Trained, tmp_path: Path) -> None:
+    base = {"base": "squeezenet1_1", "weights": "embedded"}
+    other = extract(trained.photos, tmp_path / "o.h5", size=96, **base).store
+    found = fit_head([trained.store, other], tmp_path / "m", head="linear")
+    photos = trained.photos / "val"
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    *answers, refused = load_model(found.model).predict([*sorted(photos.rglob("*.jpg")), bad], top=2)
+    assert "error" in refused
+    with (tmp_path / "m" / "predictions.csv").open(newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert [answer["label"] for answer in answers] == [row["label"] for row in kept]
+    for answer, row in zip(answers, kept, strict=True):
+        assert answer["score"] == pytest.approx(float(row["score"]), abs=1e-5)
+    assert all(answer["unlikeness"] > 0 for answer in answers)
+    by_images = evaluate(found.model, trained.photos)
+    assert by_images.metrics["accuracy"] == found.metrics["val"]["accuracy"]
+    assert by_images.rows == evaluate(found.model, [trained.store, other]).rows == 12
+    with pytest.raises(SettingsError, match="has 2 bases, and weights"):
+        predict(found.model, bad, weights="DEFAULT")
+    with pytest.raises(HeadError, match="asks several bases"):
+        finetune(trained.photos, tmp_path / "tuned", head=str(found.model))
+    with pytest.raises(ModelError, match="asks several bases"):
+        export(found.model, tmp_path / "m.onnx")
