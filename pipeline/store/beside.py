@@ -79,7 +79,7 @@ class SideBySide(FeatureStore):
 
     @property
     def paths(self) -> list[Path]:
-        """Where the files are."""
+        """Paths of the files."""
         return [store.path for store in self.stores]
 
     @property
@@ -103,7 +103,7 @@ class SideBySide(FeatureStore):
 
     @property
     def notices(self) -> list[str]:
-        """How many images are left out, and why."""
+        """Counts of the images that are left out, and why."""
         found = []
         for store, places in zip(self.stores[1:], self._places[1:], strict=True):
             missing, more = int((places < 0).sum()), len(store) - int((places >= 0).sum())
