@@ -337,12 +337,25 @@ def evaluate(model: Path, sources: tuple[str, ...], as_json: bool, quiet: bool, 
 
 @cli.command()
 @click.argument("filter", default="")
+@click.option("--modules", is_flag=True, help="The modules of the base FILTER: the names for --layer and --train.")
+@settings_options(FinetuneSettings, "train", "layer")
 @reporting
-def bases(filter: str, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """List the bases whose name holds FILTER: layers, dimensions, parameters, weights."""
-    from pipeline.commands.bases import BaseInfo, find_bases
+def bases(filter: str, modules: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """List the bases whose name holds FILTER: layers, dimensions, parameters, weights.
+
+    With --modules, FILTER is the name of one base, and its modules are listed with the shapes of their outputs and
+    their parameters; --train says which of them a fine-tuning would train, --layer which layers its head would take.
+    """
+    from pipeline.commands.bases import BaseInfo, describe_modules, find_bases
 
     begin(quiet=quiet, verbose=verbose)
+    if modules and not filter:
+        raise click.UsageError("--modules is about one base: give its name")
+    if modules:
+        tell(describe_modules(filter, **given(options)), as_json=as_json)
+        return
+    if given(options):
+        raise click.UsageError("--train and --layer are about the modules of one base: give --modules too")
     found = []
     for base in find_bases(filter):
         found.append(base)

@@ -82,6 +82,10 @@ def test_people_get_lines_and_programs_get_json(run: Run, trained: Trained) -> N
     listed = run("bases", "vgg16").out.splitlines()
     assert [line.split()[0] for line in listed] == ["vgg16", "vgg16_bn"]
     assert {base["name"] for base in json.loads(run("bases", "vgg16", "--json").out)["bases"]} == {"vgg16", "vgg16_bn"}
+    tree = run("bases", "resnet18", "--modules", "--train", "layer4").out.splitlines()
+    assert next(line for line in tree if line.startswith("layer4 ")).endswith("trained")
+    assert json.loads(run("bases", "scratch:cnn", "--modules", "--json").out)["layers"]["pool5"] == [32, 56, 56]
+    assert [run("bases", *words).status for words in (["--modules"], ["resnet18", "--train", "layer4"])] == [2, 2]
 
 
 def test_parts_are_merged(run: Run, split_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.bases.taps import FeatureNetwork, check_pool, find_taps, run_on_me
 from pipeline.bases.timm import TimmZoo
 from pipeline.bases.torchvision import TorchvisionZoo
 from pipeline.bases.weights import State, digest, read_embedded, read_state
-from pipeline.bases.zoo import Family, Plan, Zoo, fitted
+from pipeline.bases.zoo import Family, Plan, Zoo, built, fitted
 from pipeline.config import Recipe
 from pipeline.errors import BaseError, RecipeMismatchError
 from pipeline.images.transform import Fit, InputTransform
@@ -38,6 +38,7 @@ __all__ = [
     "FeatureNetwork",
     "InputTransform",
     "base_of",
+    "blank_base",
     "feature_network",
     "find_zoo",
     "load_base",
@@ -136,6 +137,18 @@ def load_base(
         family=plan.family,
         missing=missing,
     )
+
+
+def blank_base(name: str) -> Base:
+    """Return the base `name` without the numbers of its weights, where it can be built so: its layers and shapes.
+
+    Raises `BaseError` where the name is unknown or the network cannot be built.
+    """
+    zoo, short = find_zoo(name)
+    plan = zoo.plan(short, None)
+    module: nn.Module = built(lambda: plan.build(plan.classes), name)
+    module.eval().requires_grad_(False)
+    return Base(name, "none", "", module, plan.transform, None, plan.family)
 
 
 def base_of(recipe: Recipe, weights: str, *, seed: int, fine_tuned: Path | None = None) -> Base:
