@@ -127,8 +127,12 @@ class ModulesResult(Result):
             indented = "  " * one.module.depth + shown(one.module.name)
             count = f"{one.module.parameters:,}" if one.module.parameters else ""
             rows.append((indented, one.module.kind, _times(one.module.shape), count, one.state))
-        name, kind, output, count = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:4])
-        lines = [f"{a:<{name}}  {b:<{kind}}  {c:<{output}}  {d:>{count}}  {e}".rstrip() for a, b, c, d, e in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        signs = "<<<><"
+        lines = [
+            "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         return "\n".join([*lines, self._total()])
 
     def _total(self) -> str:
