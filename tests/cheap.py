@@ -34,7 +34,7 @@ CLASSES = ("even", "odd")
 def recipe(**changes: Any) -> Recipe:
     """Some recipe."""
     fields = {"base": "cheap", "weights": "0" * 64, "layers": ("avgpool", "conv"), "pool": "none"}
-    fields |= {"transform": {"crop": 64}, "pixels": 1, "decode": "exact", "views": 0, "augment": ()}
+    fields |= {"transform": {"crop": [64, 64]}, "pixels": 1, "decode": "exact", "views": 0, "augment": ()}
     fields |= {"seed": None, "precision": "fp32", "dtype": "float32"}
     return Recipe.of({**fields, **changes})
 

@@ -5,12 +5,12 @@
     base.safetensors    only where the base was fine-tuned
     rows.safetensors    digests of the images that were trained on
     unlikeness.safetensors  a sample of their features, which tells how unlike them an image is
-    metrics.json  predictions.csv  out_of_fold.csv  plots/*.png
+    README.md  metrics.json  predictions.csv  out_of_fold.csv  plots/*.png
 
 model.json has the sha256 of every file of the head and of these two, the digest of the base's tensors, and a
 checksum of itself, all of which are checked before anything is answered. Version 0.1.0 wrote none (format 1): such
-folders open, with a note. The metrics, predictions and plots are there to be read, and nothing is answered from them. A
-file may be a link to one.
+folders open, with a note. The card, metrics, predictions and plots are there to be read, and nothing is answered from
+them. A file may be a link to one.
 
 A fine-tuned base is a weights file like any other, so a fine-tuned model and a head on frozen features load alike.
 """
@@ -35,6 +35,7 @@ from pipeline.heads import Head, load_head, save_head
 from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
 from pipeline.heads.unlikeness import Unlikeness
 from pipeline.images import decoding
+from pipeline.models import card
 from pipeline.models.predictions import write_rows
 from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
@@ -219,6 +220,7 @@ def save_model(
         write_rows(draft / "predictions.csv", predictions)
         if out_of_fold:
             write_rows(draft / "out_of_fold.csv", out_of_fold)
+        (draft / card.FILE).write_text(card.card(record), encoding="utf-8")
         _write_json(draft / "metrics.json", record.metrics)
         if plots:
             (draft / "plots").mkdir()

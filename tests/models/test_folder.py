@@ -36,6 +36,7 @@ def change(model: Path, **changes: Any) -> None:
 def test_the_folder_holds_what_the_format_names(model: Path) -> None:
     files = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
     assert files == [
+        "README.md",
         "head.safetensors",
         "metrics.json",
         "model.json",
