@@ -39,6 +39,8 @@ RESAMPLES, SETTLED = 1000, 2000
 #: Groups from which the spread of an error can be told, and the largest logarithm that a bound has.
 FEWEST, LARGEST_LOGARITHM = 10, 50.0
 NORMAL = 1.959964
+#: Groups by whose number it is divided how much larger than the largest error seen the next one may be: measured.
+UNSEEN = 14
 #: What is to be known of the probabilities of a model that was trained under class_weight=balanced.
 BALANCED = (
     "class_weight=balanced: probabilities are those of classes that occur equally often, not of classes as they occur "
@@ -193,8 +195,8 @@ def regression(
     squared, spread = np.square(errors), np.square(truth - truth.mean())
     ones = np.ones(len(truth))
     varies = float(spread.sum()) > 0
-    squares = ratio_interval(squared, ones, groups)
-    unexplained = ratio_interval(squared, spread, groups) if varies else None
+    squares = ratio_interval(squared, ones, groups, power=2)
+    unexplained = ratio_interval(squared, spread, groups, power=2) if varies else None
     return {
         "n": len(truth),
         "groups": len(np.unique(groups)),
@@ -208,31 +210,50 @@ def regression(
 
 
 def ratio_interval(
-    above: NDArray[np.float64], below: NDArray[np.float64], groups: NDArray[np.int64]
+    above: NDArray[np.float64], below: NDArray[np.float64], groups: NDArray[np.int64], *, power: int = 1
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of the ratio of two sums over rows that are not negative, as a mean error is one.
 
     The bootstrap-t of its logarithm (Efron and Tibshirani, 1993, 12.5) over `groups` (n,): the few large errors that
-    most of a sum comes from make percentiles of plain resampling too narrow. From `SETTLED` groups on the normal
-    distribution says the same. None where there are fewer than `FEWEST`, or all is zero.
+    most of a sum comes from make percentiles of plain resampling too narrow. Few rows rarely hold one of them at all:
+    the upper end is that of the same rows and one more, whose error is larger than the largest by the share
+    `UNSEEN` / groups. `power` is 2 for squares of errors. From `SETTLED` groups on the normal distribution says the
+    same. None where there are fewer than `FEWEST`, or all is zero.
     """
     _, of_row = np.unique(groups, return_inverse=True)
     count = int(of_row.max()) + 1
-    a, b = (np.bincount(of_row, weights=values) for values in (above, below))
+    a, b = (np.bincount(of_row, weights=values).astype(np.float64) for values in (above, below))
     if count < FEWEST or not a.sum() > 0:
         return None
-    ratio = float(a.sum() / b.sum())
-    sums = np.stack([a, b, a * a, a * b, b * b])
-    spread = float(_log_ratio(sums.sum(axis=1))[1])
-    low, high = -NORMAL, NORMAL
-    if count < SETTLED:
-        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-        logarithms, spreads = _log_ratio(sums @ drawn.T)
-        known = np.isfinite(logarithms) & (spreads > 0)
-        if not known.any():
-            return ratio, ratio
-        low, high = np.quantile((logarithms[known] - math.log(ratio)) / spreads[known], (0.025, 0.975))
-    return ratio * math.exp(-high * spread), ratio * math.exp(min(-low * spread, LARGEST_LOGARITHM))
+    if count >= SETTLED:
+        return _around(a, b, (-NORMAL, NORMAL))
+    unseen = a.max() * (1 + UNSEEN / count) ** power
+    more = np.append(a, unseen), np.append(b, b.mean())
+    return _around(a, b, _resampled(a, b))[0], _around(*more, _resampled(*more))[1]
+
+
+def _around(a: NDArray[np.float64], b: NDArray[np.float64], errors: tuple[float, float]) -> tuple[float, float]:
+    """Return the interval of sum(a) / sum(b) whose logarithm is off by so many standard `errors`, least and most."""
+    logarithm, spread = map(float, _log_ratio(_sums(a, b).sum(axis=1)))
+    low, high = errors
+    return math.exp(logarithm - high * spread), math.exp(min(logarithm - low * spread, LARGEST_LOGARITHM))
+
+
+def _resampled(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the central 95 % of how many standard errors the logarithm of the ratio is off, over resamples."""
+    count, sums = len(a), _sums(a, b)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    logarithms, spreads = _log_ratio(sums @ drawn.T)
+    known = np.isfinite(logarithms) & (spreads > 0)
+    if not known.any():
+        return 0.0, 0.0
+    off = (logarithms[known] - math.log(a.sum() / b.sum())) / spreads[known]
+    low, high = np.quantile(off, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _sums(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([a, b, a * a, a * b, b * b])
 
 
 def _log_ratio(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -250,3 +250,13 @@ def test_one_class_alone_ranks_nothing():
     found = metrics.classification(np.zeros(40, dtype=int), np.eye(2)[np.zeros(40, dtype=int)], ("a", "b"))
     assert (found["roc_auc"], found["average_precision"]) == (None, None)
     assert "ROC" not in metrics.table(found)
+
+
+def test_the_interval_of_few_errors_holds_what_the_largest_ones_would_make_of_it():
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(100):
+        errors = random.exponential(size=20) - 1  # the root of whose mean square is 1
+        low, high = metrics.regression(np.arange(20.0), np.arange(20.0) + errors)["rmse_interval"]
+        hits += low <= 1 <= high
+    assert hits >= 90  # 76 by the bootstrap-t alone

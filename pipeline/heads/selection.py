@@ -302,7 +302,7 @@ def _score_interval(problem: Problem, quality: NDArray[np.float64], samples: NDA
     """Return the 95 % interval of an accuracy, or of an RMSE, from the `quality` (n,) of each image."""
     if problem.classes is not None:
         return list(accuracy_interval(quality, problem.groups, problem.weights))
-    squares: Sequence[float] | None = ratio_interval(-quality, problem.weights, problem.groups)
+    squares: Sequence[float] | None = ratio_interval(-quality, problem.weights, problem.groups, power=2)
     if squares is None:  # too few rows for more than their own spread
         squares = sorted(-bound for bound in _interval(samples, quality))
     return [max(bound, 0.0) ** 0.5 for bound in squares]
