@@ -22,6 +22,7 @@ from pipeline.config import (
     FitSettings,
     LabelSettings,
     PathText,
+    PlotSettings,
     RerunSettings,
     Settings,
 )
@@ -121,6 +122,7 @@ STAGES.add(
 STAGES.add("export", Stage("model", ExportStep))
 STAGES.add("evaluate", Stage("model", EvaluateStep, output=None, may_write="output", also="source", several=True))
 STAGES.add("compare", Stage("models", CompareSettings, output=None, may_write="output", several=True))
+STAGES.add("plot", Stage("path", PlotSettings))
 
 
 @dataclass(frozen=True)

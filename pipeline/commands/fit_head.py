@@ -553,8 +553,6 @@ def draw_plots(search: Mapping[str, Any], dataset: Dataset, scored: Mapping[str,
     drawings: dict[str, plots.Drawing] = {}
     if "val" in scored:
         drawings |= scored["val"].plots(album)
-    if curve := search.get("learning_curve"):
-        drawings["learning_curve"] = lambda: plots.score_by_rows(curve, title=f"ridge head on {target.name}")
     if target.task == "numbers":
         drawings["histogram"] = lambda: pictures.histogram(target, store.targets)
     if store.recipe.views:

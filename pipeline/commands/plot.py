@@ -32,7 +32,17 @@ from pipeline.store import FeatureStore, is_store
 from pipeline.text import plural, shown
 
 #: All there are, whatever they are of.
-KINDS = ("predictions", "mistakes", "confusion", "predicted", "learning", "ranking", "batch", "histogram")
+KINDS = (
+    "predictions",
+    "mistakes",
+    "confusion",
+    "predicted",
+    "learning",
+    "learning_curve",
+    "ranking",
+    "batch",
+    "histogram",
+)
 #: Columns of predictions.csv that are numbers; an empty cell is None.
 NUMBERS = ("score", "value", "low", "high")
 #: What a base sees of an image, where no base is asked.

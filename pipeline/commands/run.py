@@ -30,7 +30,7 @@ from typing import Any
 from pipeline.commands.experiment import Planned, listed
 from pipeline.commands.experiment import read_experiment as read_experiment
 from pipeline.commands.results import Result
-from pipeline.config import FinetuneSettings, SourceSettings
+from pipeline.config import FinetuneSettings, PlotSettings, SourceSettings
 from pipeline.errors import ModelError, OutputExistsError, PipelineError, RecipeMismatchError, StoreDamagedError
 from pipeline.files import rename
 from pipeline.models import journal as journals
@@ -54,7 +54,7 @@ ABSENT = "it was not there"
 #: Commands that go on from what is there, and so never have to be told to replace it.
 GO_ON = ("extract", "fetch", "predict")
 #: Commands that show no progress.
-SILENT = ("verify", "merge", "label", "compare", "export")
+SILENT = ("verify", "merge", "label", "compare", "export", "plot")
 #: Settings that name files whose content is an input by itself; that of labels is read with the images.
 READ = ("head", "weights")
 
@@ -147,6 +147,8 @@ def figures(result: dict[str, Any]) -> str:
         return f"{result['kept']} of {plural(result['urls'], 'image')}"
     if "predictions" in result:
         return plural(len(result["predictions"]), "image")
+    if "pictures" in result:
+        return plural(len(result["pictures"]), "picture")
     return plural(result["rows"], "row") if isinstance(result.get("rows"), int) else "-"
 
 
@@ -320,6 +322,8 @@ class Experiment:
         for name in step.stage.paths:
             if name in settings and (path := Path(str(step.options[name]))).exists():
                 del settings[name]
+                if name == "source":  # the images of a picture
+                    inputs[name] = self._fingerprint(step, name, str(path))
                 if name in READ:
                     inputs[name] = journals.fingerprint_path(path)
         return Entry(step.command, settings, inputs, versions().get("cached-feature-pipeline", ""))
@@ -328,9 +332,10 @@ class Experiment:
         """Return the fingerprint of the content of an argument."""
         if name == "images":
             return journals.fingerprint_files(listed(value), self._journal.contents)
-        if name == "source" and not all(map(is_store, listed(value))):
+        if name in ("source", "path") and not all(map(_is_made, listed(value))):
             assert isinstance(step.settings, SourceSettings)
-            return journals.fingerprint_source(str(listed(value)[0]), step.settings, self._journal.contents)
+            settings = step.settings.of_source() if isinstance(step.settings, PlotSettings) else step.settings
+            return journals.fingerprint_source(str(listed(value)[0]), settings, self._journal.contents)
         paths = [Path(one) for one in listed(value)]
         if name == "lists":
             paths = [path if path.exists() else Path(str(path).partition("=")[2]) for path in paths]
@@ -350,6 +355,11 @@ class Experiment:
         self._journal.entries[_key(step)] = entry
         if not self._dry:
             self._journal.write()
+
+
+def _is_made(path: str) -> bool:
+    """Tell whether a path is what a command made, and no source of images."""
+    return is_store(path) or (Path(path) / "model.json").is_file()
 
 
 def _kept(output: Path, settings: dict[str, Any]) -> Path:

@@ -160,13 +160,16 @@ def fingerprint_files(paths: Sequence[str], contents: Contents) -> str:
 
 
 def fingerprint_path(path: Path) -> str:
-    """Compute a fingerprint of a feature file, a model folder, an evaluation, or any other file; empty for none."""
+    """Compute a fingerprint of a feature file, a model, an evaluation, pictures, or any other file; empty for none."""
     if is_store(path):
         with FeatureStore.open(path) as store:
             return store.fingerprint
     if path.is_dir():
         return _digest(
-            [_decisive(path / "model.json"), *map(_bytes, (path / "predictions.csv", path / "metrics.json"))]
+            [
+                _decisive(path / "model.json"),
+                *map(_bytes, (path / "predictions.csv", path / "metrics.json", *sorted(path.glob("*.png")))),
+            ]
         )
     if not path.is_file():
         return ""

@@ -82,12 +82,14 @@ def some(rows: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
 
 
 def of_training(metrics: Mapping[str, Any], *, task: str, nested: str) -> dict[str, Drawing]:
-    """Return pictures of the ranking of heads and of the epochs, as far as `metrics` of a model hold them."""
+    """Return pictures of the ranking, the epochs and the number of rows, as far as `metrics` of a model hold them."""
     drawings: dict[str, Drawing] = {}
     if metrics.get("ranking"):
         drawings["ranking"] = lambda: _ranking(metrics, task, nested)
     if metrics.get("epochs"):
         drawings["learning"] = lambda: _learning(metrics)
+    if metrics.get("learning_curve"):
+        drawings["learning_curve"] = lambda: plots.score_by_rows(metrics["learning_curve"], title="a ridge head")
     return drawings
 
 

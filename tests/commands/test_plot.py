@@ -12,6 +12,7 @@ from PIL import Image
 
 import pipeline
 from pipeline.cli import cli
+from pipeline.commands.fit_head import fit_head
 from pipeline.commands.plot import plot, read_answers, usual_recipe
 from pipeline.config import PlotSettings
 from pipeline.errors import ModelError, OutputExistsError, SettingsError, SourceError
@@ -113,3 +114,9 @@ def test_the_command_prints_the_pictures(trained: Trained, tmp_path: Path, capsy
     cli.main(arguments, standalone_mode=False)
     found = json.loads(capsys.readouterr().out)
     assert found["pictures"] == [str(tmp_path / "two" / f"{kind}.png") for kind in ("confusion", "batch")]
+
+
+def test_the_learning_curve_is_drawn_again(trained: Trained, tmp_path: Path) -> None:
+    fit_head(trained.store, tmp_path / "model", head="ridge", learning_curve=True)
+    again = plot(tmp_path / "model", tmp_path / "again.png", kind="learning_curve").pictures[0]
+    assert again.read_bytes() == (tmp_path / "model/plots/learning_curve.png").read_bytes()

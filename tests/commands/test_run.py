@@ -250,12 +250,28 @@ output = "c.png"
 [export]
 model = "@a"
 output = "a.onnx"
+
+[[plot]]
+name = "seen"
+path = "@first"
+kind = "batch"
+output = "seen.png"
+
+[[plot]]
+name = "answered"
+path = "@a"
+output = "pictures"
+
+[[plot]]
+name = "given"
+path = "splits"
+output = "given.png"
 """
     config.write_text(EVERY.replace("[extract]\n", "").rstrip() + more)
     first = run(config)
-    assert ran(first) == [True] * 11
+    assert ran(first) == [True] * 14
     again = run(config)
-    assert ran(again) == [False, False, False, True, False, False, False, False, False, False, False]
+    assert ran(again) == [False, False, False, True, *[False] * 10]
     assert again.steps[3].why == "a check is of the day"
     table = again.table().splitlines()
     assert table[1].split()[:3] == ["first", "up", "to"]
@@ -275,7 +291,16 @@ output = "a.onnx"
         "evaluate": True,
         "compare": True,
         "export": True,
+        "seen": False,  # of the first part, which has the rows that it had
+        "answered": True,
+        "given": True,
     }
+    (tmp_path / "seen.png").unlink()
+    drawn = run(config, set=["given.seed=3"])
+    assert [step.name for step in drawn.steps if step.result is not None] == ["verify", "seen", "given"]
+    (tmp_path / "pictures/confusion.png").unlink()
+    with pytest.raises(PipelineError, match=r"\[13/14 plot answered\].*--force"):
+        run(config)
 
 
 def test_a_damaged_model_is_not_called_current(config: Path, tmp_path: Path) -> None:
