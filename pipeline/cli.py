@@ -303,11 +303,14 @@ def predict(
 @force_option
 @reporting
 def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Write MODEL as one ONNX file, from the pixels of an image to its answer, for any runtime and language."""
+    """Write MODEL as one ONNX file, from the pixels of an image to its answer, for any runtime and language.
+
+    A feature file F.h5 is written as a Parquet table for viewers of embeddings: ids, labels, thumbnails, a map.
+    """
     from pipeline.commands.export import export as stage
 
     begin(quiet=quiet, verbose=verbose)
-    tell(stage(model, output, **given(options)), as_json=as_json)
+    tell(stage(model, output, progress=not quiet, **given(options)), as_json=as_json)
 
 
 @cli.command()
