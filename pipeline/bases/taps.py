@@ -50,7 +50,7 @@ class _Finished(Exception):
 class FeatureNetwork(nn.Module):
     """A network cut after the last of its `taps`; forward gives one tensor a tap, in their order.
 
-    The modules that come after the last tap are not in it. Its weights are its own: it can be moved and cast.
+    `events` is how often taps are passed on the way. The modules that come after the last tap are not in it. Its weights are its own: it can be moved and cast.
     """
 
     def __init__(self, network: nn.Module, taps: Sequence[Tap], pool: Pool, *, input_size: tuple[int, int]) -> None:
@@ -58,7 +58,7 @@ class FeatureNetwork(nn.Module):
         self.taps = tuple(taps)
         self.pool = pool
         trace = _trace(network, self.taps, input_size)
-        self._events = len(trace.events)
+        self.events = len(trace.events)
         self.unused = trace.unused
         modules = dict(network.named_modules())
         stand_ins: dict[int, Any] = {id(modules[name]): nn.Identity() for name in self.unused}
@@ -82,7 +82,7 @@ class FeatureNetwork(nn.Module):
         def keep(number: int, value: Tensor) -> None:
             nonlocal passed
             passed += 1
-            finished = passed == self._events
+            finished = passed == self.events
             values[number] = value if finished else value.clone()
             if finished:
                 raise _Finished
@@ -169,6 +169,11 @@ def _tensor(value: Any, tap: Tap) -> Tensor:
     if not isinstance(value, Tensor):
         raise BaseError(f"module {tap.module!r} gives a {type(value).__name__}, not a tensor")
     return value
+
+
+def pooled_tap(value: Any, tap: Tap, pool: Pool) -> Tensor:
+    """Return what a network gives for `tap`, of what passed there."""
+    return _pooled(_part(_tensor(value, tap), tap), pool, tap)
 
 
 def _part(value: Tensor, tap: Tap) -> Tensor:
