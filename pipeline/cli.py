@@ -511,13 +511,14 @@ def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 
 @cli.command()
+@click.option("--clean", is_flag=True, help="Remove the activations that finetune has cached.")
 @reporting
-def doctor(as_json: bool, quiet: bool, verbose: bool) -> None:
+def doctor(clean: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Look at this machine and what is installed, for a bug report: versions, CPU, engines, devices, caches, room."""
     from pipeline.commands.doctor import doctor as stage
 
     begin(quiet=quiet, verbose=verbose)
-    result = stage()
+    result = stage(clean=clean)
     tell(result, as_json=as_json)
     if not result.ok:
         raise SystemExit(1)

@@ -47,10 +47,21 @@ class _Finished(Exception):
     """A signal that the last tap has been passed, to leave the forward pass there."""
 
 
-class FeatureNetwork(nn.Module):
+class FeatureModule(nn.Module):
+    """A network of normalised images (B, 3, H, W) to one tensor (B, ...) a layer; `shapes` are those of one image."""
+
+    shapes: list[tuple[int, ...]]
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run it."""
+        return cast(tuple[Tensor, ...], super().__call__(*inputs))
+
+
+class FeatureNetwork(FeatureModule):
     """A network cut after the last of its `taps`; forward gives one tensor a tap, in their order.
 
-    `events` is how often taps are passed on the way. The modules that come after the last tap are not in it. Its weights are its own: it can be moved and cast.
+    `events` is how often taps are passed on the way. The modules that come after the last tap are not in it. Its
+    weights are its own: it can be moved and cast.
     """
 
     def __init__(self, network: nn.Module, taps: Sequence[Tap], pool: Pool, *, input_size: tuple[int, int]) -> None:

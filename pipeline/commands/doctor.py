@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -24,6 +24,8 @@ from typing import Any
 from pipeline.commands.results import Result
 from pipeline.devices import cores
 from pipeline.engines import openvino_runner
+from pipeline.errors import StoreLockedError
+from pipeline.files import refuse_locked
 from pipeline.text import plural
 from pipeline.versions import versions
 
@@ -40,7 +42,7 @@ SECONDS_TO_ANSWER = 120
 
 @dataclass
 class DoctorResult(Result):
-    """The findings; `failed` has the reason for each check that was not possible.
+    """The findings; `failed` has the reason for each check that was not possible, `cleaned` the bytes removed.
 
     `engines` and `devices` map a name to "works", or to what went wrong. Sizes are bytes. The home folder is ``~``.
     """
@@ -53,6 +55,7 @@ class DoctorResult(Result):
     caches: dict[str, dict[str, Any]] = field(default_factory=dict)
     free: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    cleaned: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -77,16 +80,20 @@ class DoctorResult(Result):
         lines |= {name: _cache_line(cache) for name, cache in self.caches.items()}
         lines["free"] = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in self.free.items())
         lines |= {f"no {name}": reason for name, reason in self.failed.items()}
+        if self.cleaned is not None:
+            lines["cleaned"] = f"{self.cleaned / 1e6:.1f} MB of activations that finetune had cached"
         return "\n".join(f"{name:<12} {line}" for name, line in lines.items() if line)
 
 
-def doctor() -> DoctorResult:
+def doctor(*, clean: bool = False) -> DoctorResult:
     """Look at the machine and at what is installed, and run each engine once; nothing is downloaded or kept.
+
+    `clean` removes the activations that `finetune` has cached, but for those that are being written.
 
     >>> doctor().ok  # doctest: +SKIP
     True
     """
-    result = DoctorResult()
+    result = DoctorResult(cleaned=remove_cuts() if clean else None)
     probes = [name for name in PROBES if name != "openvino" or openvino_runner.is_installed()]
     replies = {name: _reply(check) for name, check in CHECKS.items()} | _replies_of_processes(probes)
     for name, reply in _without_home(replies).items():
@@ -268,15 +275,29 @@ def _blas() -> dict[str, Any]:
 def _caches() -> dict[str, Any]:
     import torch
 
-    from pipeline.engines.cache import cache_folder
+    from pipeline.engines.cache import CUTS, cache_folder
     from pipeline.engines.memory import free
 
     ours = cache_folder()
-    folders = {"graphs": ours / "onnx", "batch sizes": ours / "sizes"}
+    folders = {"graphs": ours / "onnx", "batch sizes": ours / "sizes", "cuts": ours / CUTS}
     folders["checkpoints"] = Path(torch.hub.get_dir()) / "checkpoints"
     there = next(folder for folder in (ours, *ours.parents) if folder.exists())
     room = {"memory": free("cpu"), "caches": shutil.disk_usage(there).free}
     return {"caches": {name: _measured(folder) for name, folder in folders.items()}, "free": room}
+
+
+def remove_cuts() -> int:
+    """Remove the cut files that nobody writes; return their bytes."""
+    from pipeline.engines.cache import CUTS, cache_folder
+
+    removed = 0
+    for path in sorted((cache_folder() / CUTS).glob("*.h5*")):
+        with suppress(StoreLockedError, OSError):
+            refuse_locked(path.with_name(path.name.partition(".h5")[0] + ".h5"))
+            size = path.stat().st_size
+            path.unlink()
+            removed += size
+    return removed
 
 
 def _measured(folder: Path) -> dict[str, Any]:

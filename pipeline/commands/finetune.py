@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -49,7 +50,9 @@ from pipeline.sources import Manifest, Target, Task, choose_target, log_notices,
 from pipeline.sources.groups import without_group
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Images, Indices
-from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place
+from pipeline.training.cached import Choice, CutFeeder, CutRows, choose
+from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place, stopped_request
+from pipeline.training.cut import find_cut
 from pipeline.training.dataset import Examples, read_images, split_examples
 from pipeline.training.line import Part, Verdict, settle
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
@@ -73,11 +76,15 @@ log = logging.getLogger(__name__)
 
 #: Training rows whose features decide how the head's inputs are standardised, and numbers of them at most.
 SAMPLE, SAMPLE_FLOATS = 1024, 2**26
+#: Images that tell what rounding changes.
+DRIFT = 16
 #: A calibrated start, with logits times the head's inverse temperature, has the right loss from the first step. The fit
 #: is unbounded for a head without a mistake, and logits that are too large leave no gradients: at most so much.
 LARGEST_INVERSE_TEMPERATURE = 10.0
 #: Share of new numbers that a prediction interval covers.
 COVERAGE = 0.9
+#: What a training's request calls the places where what is frozen ends, if they are cached.
+CACHED = "cached activations"
 #: What is to be known of the rows that judge the epochs.
 SELECTED = " (which the epoch was chosen by)"
 
@@ -86,7 +93,8 @@ SELECTED = " (which the epoch was chosen by)"
 class FinetuneResult(Result):
     """A fine-tuned model and its epochs. `metrics` are of the best epoch; `bad` maps an id to its reason.
 
-    The first `resumed` epochs were taken by a run that was stopped.
+    The first `resumed` epochs were taken by a run that was stopped. `cached` is True where the frozen part was computed
+    once, and `cache` says why, or why not.
     """
 
     model: Path
@@ -102,16 +110,20 @@ class FinetuneResult(Result):
     bad: dict[str, str]
     seconds: float = field(metadata={"digits": 3})
     verdict: Verdict | None = None
+    cached: bool = False
+    cache: str = ""
     notices: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises."""
-        return {**super().to_json(), "cached": False, "bad": len(self.bad), "bad_images": self.bad}
+        return {**super().to_json(), "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
         """Summarise every epoch, the best one's metrics, and every bad image."""
         counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
+        if self.cache:
+            lines.append(self.cache)
         if self.resumed:
             lines.append(f"went on after epoch {self.resumed} of a training that was stopped")
         for epoch in self.epochs:
@@ -174,20 +186,37 @@ def _finetune(
     if start.changes_base(settings):
         require_room(output, sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
     refuse_no_place(output, size=checkpoint_bytes(network, settings))
-    images = read_images(
+    choice = choose(
+        settings,
+        lambda: find_cut(network.features, start.base.transform.size),
+        start.base,
+        start.pool,
         manifest,
         target,
-        start.base.transform,
-        workers=threads(settings),
-        max_bad=settings.max_bad,
-        max_pixels=settings.max_pixels,
-        progress=progress,
+        before=None if force else cached_before(output),
     )
-    examples = split_examples(manifest, target, images, settings)
-    training = Training(start, network, examples, images, settings)
-    checkpoint = Checkpoint(output, training_request(request, start, examples, images))
-    saved = checkpoint.read(force=force)
-    with training.feeder:
+    with ExitStack() as opened:
+        cut_rows = None if choice.cut is None else CutRows(choice.cut, start.base, start.pool, manifest, settings)
+        if cut_rows is None:
+            images = read_images(
+                manifest,
+                target,
+                start.base.transform,
+                workers=threads(settings),
+                max_bad=settings.max_bad,
+                max_pixels=settings.max_pixels,
+                progress=progress,
+            )
+        else:
+            network.cut_before(cut_rows.cut.suffix)
+            images = opened.enter_context(cut_rows).read_images(target, progress=progress)
+        examples = split_examples(manifest, target, images, settings)
+        if cut_rows is not None:
+            cut_rows.draw_views(examples.train, progress=progress)
+        training = Training(start, network, examples, images, settings, choice, cut_rows)
+        checkpoint = Checkpoint(output, training_request(request, start, examples, images, choice))
+        saved = checkpoint.read(force=force)
+        opened.enter_context(training.feeder)
         history = training.run(view, saved=saved, keep=checkpoint.write, progress=progress)
         verdict = training.settle(history) if settings.beat_head else None
         parts = training.score(manifest, progress=progress)
@@ -206,7 +235,14 @@ def _finetune(
         bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
         seconds=time.perf_counter() - started,
         verdict=verdict,
-        notices=[*examples.notices, *notices_of(parts, examples), *[metrics.BALANCED] * settings.is_balanced],
+        cached=choice.cut is not None,
+        cache=choice.line,
+        notices=[
+            *examples.notices,
+            *notices_of(parts, examples),
+            *[metrics.BALANCED] * settings.is_balanced,
+            *training.notices,
+        ],
     )
     epochs = [epoch.to_json() for epoch in result.epochs]
     shown_ids = {record.id: record.index for record in manifest.records}
@@ -332,7 +368,9 @@ def checkpoint_bytes(network: Network, settings: FinetuneSettings) -> int:
     return copies * sum(tensor.nbytes for tensor in snapshot(network).values())
 
 
-def training_request(request: Mapping[str, Any], start: Start, examples: Examples, images: Images) -> dict[str, Any]:
+def training_request(
+    request: Mapping[str, Any], start: Start, examples: Examples, images: Images, choice: Choice
+) -> dict[str, Any]:
     """Make the request of a training from that of its model: two are equal where all steps are the same.
 
     It is of the content of the images, not of the times of their files: a copy of a folder goes on.
@@ -346,7 +384,17 @@ def training_request(request: Mapping[str, Any], start: Start, examples: Example
         "settings": request["settings"],
         "images, labels or splits": digest_json(labels),
         "weights to start from": digest_json(origin),
+        CACHED: None if choice.cut is None else choice.cut.prefix.names,
     }
+
+
+def cached_before(output: Path) -> bool | None:
+    """Return whether the training of `output` that was stopped computes what is frozen once; None where there is none.
+
+    It is gone on with in the way that it was begun: an estimate may come out otherwise at another time.
+    """
+    request = stopped_request(output)
+    return None if request is None or CACHED not in request else request[CACHED] is not None
 
 
 def threads(settings: FinetuneSettings) -> int:
@@ -361,19 +409,28 @@ class Training:
     """The training of one network: its feeder of batches and its trainer; the ``with`` block is the feeder's."""
 
     def __init__(
-        self, start: Start, network: Network, examples: Examples, images: Images, settings: FinetuneSettings
+        self,
+        start: Start,
+        network: Network,
+        examples: Examples,
+        images: Images,
+        settings: FinetuneSettings,
+        choice: Choice,
+        rows: CutRows | None,
     ) -> None:
+        self.notices: list[str] = []
+        self._choice = choice
+        self._rows = rows
         self._start = start
         self._examples = examples
         self._images = images
         self._settings = settings
         self._beginning: State = {}
-        self.feeder = Feeder(
-            images,
-            examples.inputs(),
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            threads=threads(settings),
+        feeding = {"batch_size": settings.batch_size, "seed": settings.seed, "threads": threads(settings)}
+        self.feeder = (
+            Feeder(images, examples.inputs(), **feeding)
+            if rows is None
+            else CutFeeder(rows, images, examples.inputs(), **feeding)
         )
         self._trainer = Trainer(
             network,
@@ -390,7 +447,8 @@ class Training:
         """
         examples, settings = self._examples, self._settings
         crops = "crop" in settings.augment
-        self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
+        if self._rows is None:
+            self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
         if saved is None or settings.beat_head:
             self._begin(progress=progress)
         if settings.beat_head:
@@ -399,6 +457,8 @@ class Training:
         left = settings.epochs - (0 if saved is None else saved.epoch)
         total = left * (len(examples.train) + len(val)) + len(val)
         with progress_bar(total, "fine-tuning", show=progress) as bar:
+            if self._choice.line:
+                bar.say(self._choice.line)
             bar.say(
                 f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
                 f"{len(val)}: {plural(settings.epochs, 'epoch')}; epoch 0 is before the first step"
@@ -433,13 +493,16 @@ class Training:
         first, *trained = history.epochs
         rows = len(examples.train) + len(examples.held_out["val"])
         one_pass = first.seconds * rows / len(examples.held_out["val"])
+        spent = sum(epoch.seconds for epoch in trained)
+        if self._rows is not None:
+            one_pass, spent = one_pass + rows * self._choice.seconds, spent + self._rows.seconds
         verdict = settle(
             self._trainer,
             self._beginning,
             val=part("val"),
             judged=part("test" if "test" in examples.held_out else "val"),
             epochs=len(trained),
-            time_ratio=sum(epoch.seconds for epoch in trained) / one_pass,
+            time_ratio=spent / one_pass,
             scale=examples.scale,
             seed=self._settings.seed,
         )
@@ -463,6 +526,19 @@ class Training:
         if start.weight is not None and start.bias is not None:
             bias = (start.bias - examples.centre) / examples.scale
             start_from(network, start.weight / examples.scale, bias)
+        if self._rows is not None and self._settings.cache_dtype != "float32":
+            self._tell_drift(sample[:DRIFT])
+
+    def _tell_drift(self, rows: Indices) -> None:
+        """Note what rounding what is cached changes."""
+        pixels = np.stack([self._images.preprocessed(row) for row in rows.tolist()])
+        exact, _ = self._trainer.outputs([(pixels, self._examples.inputs()[rows])])
+        rounded, _ = self._trainer.outputs(self.feeder.plain(rows, batch_size=len(rows)))
+        drift = float((exact - rounded).abs().max() / exact.abs().max().clamp(min=1e-12))
+        self.notices.append(
+            f"{self._settings.cache_dtype} activations change the network's outputs by at most {drift:.1e} of the "
+            f"largest ({plural(len(rows), 'image')})"
+        )
 
     def score(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
         """Score all rows, without random views, part by part."""

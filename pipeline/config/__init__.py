@@ -319,6 +319,11 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         description=f"Augmentations of training rows: {','.join(AUGMENTATIONS)}; or none.",
         examples=[*AUGMENTATIONS, "none"],
     )
+    cache: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compute what is frozen once, and train the rest from there; auto: where that is faster."
+    )
+    cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of what is cached.")
+    views: int = Field(4, ge=1, le=64, description="Random views of a training image that are cached for the epochs.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     group: GroupText | None = Field(None, description=_GROUP)
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")

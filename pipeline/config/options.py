@@ -111,6 +111,9 @@ class FinetuneOptions(TypedDict, total=False):
     class_weight: Literal["none", "balanced"]
     clip: float
     augment: str | Sequence[str]
+    cache: Literal["auto", "always", "never"]
+    cache_dtype: Literal["float32", "float16"]
+    views: int
     val: float
     group: str | None
     max_bad: float

@@ -38,7 +38,8 @@ from pipeline.images.transform import InputTransform
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.bases import Base, FeatureNetwork
+    from pipeline.bases import Base
+    from pipeline.bases.taps import FeatureModule
     from pipeline.engines.onnx_runner import OnnxRunner
     from pipeline.engines.openvino_runner import OpenvinoRunner
     from pipeline.engines.torch_runner import TorchRunner
@@ -79,9 +80,15 @@ class Engine(Protocol):
 
 
 def make_engine(
-    base: Base | Callable[[], Base], recipe: Recipe, settings: EngineSettings, threads: CoreThreads
+    base: Base | Callable[[], Base],
+    recipe: Recipe,
+    settings: EngineSettings,
+    threads: CoreThreads,
+    network: FeatureModule | None = None,
 ) -> Engine:
     """Make the engine that runs `base` up to the layers of `recipe`, pooled and in its precision.
+
+    `network` is what is run where the recipe names no layers of the base, but places in its graph.
 
     `base` may be what loads it: it is called, and torch is imported, only where the recipe's ONNX graph is not at hand.
     `threads` are the cores to share with whoever decodes. Where `settings` leave the batch size to us it is measured,
@@ -89,7 +96,7 @@ def make_engine(
     ONNX Runtime or OpenVINO is asked for and cannot run this base.
     """
     at_hand = _engine_at_hand(recipe, settings, threads)
-    return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads)
+    return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads, network)
 
 
 def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine | None:
@@ -137,7 +144,9 @@ def _openvino_in(precision: str) -> str:
     return "openvino"
 
 
-def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine:
+def _engine_of(
+    base: Base, recipe: Recipe, settings: EngineSettings, threads: CoreThreads, network: FeatureModule | None
+) -> Engine:
     from pipeline.bases import feature_network
     from pipeline.engines.torch_runner import PRECISIONS, CompiledRunner, TorchRunner
 
@@ -146,7 +155,7 @@ def _engine_of(base: Base, recipe: Recipe, settings: EngineSettings, threads: Co
         raise EngineError(f"engine {settings.engine} runs on the CPU, not on {place}; use --engine torch")
     if settings.compile and place.type == "cpu":
         raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
-    network = feature_network(base, recipe.layers, recipe.pool)
+    network = feature_network(base, recipe.layers, recipe.pool) if network is None else network
     if place.type != "cpu":
         kind = CompiledRunner if settings.compile else TorchRunner
         gpu = kind(network, base.transform, place, PRECISIONS[precision])
@@ -174,7 +183,7 @@ def _graph_runner(name: str, graph: bytes, recipe: Recipe, *, cores: int) -> Gra
     return OnnxRunner(graph, cores=cores)
 
 
-def _graph_of(base: Base, network: FeatureNetwork, recipe: Recipe) -> bytes:
+def _graph_of(base: Base, network: FeatureModule, recipe: Recipe) -> bytes:
     """Return the graph from the cache; one that is not there is made and kept."""
     from pipeline.engines.onnx_graph import make_graph
 

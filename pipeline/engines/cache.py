@@ -24,6 +24,8 @@ EXPORT_VERSION = 2
 OPSET = 18
 #: What makes a graph, runs it, or holds the code of its network.
 _MAKERS = ("torch", "torchvision", "timm", "onnxruntime")
+#: Folder in the cache folder of what passes the cuts of networks that are fine-tuned.
+CUTS = "cuts"
 #: Bytes of graphs that are kept; those used longest ago go first.
 KEPT_BYTES = 4_000_000_000
 

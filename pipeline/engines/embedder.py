@@ -27,6 +27,7 @@ from pipeline.sources import Record
 
 if TYPE_CHECKING:
     from pipeline.bases import Base
+    from pipeline.bases.taps import FeatureModule
 
 
 @dataclass
@@ -81,14 +82,23 @@ class Embedder:
     ...         print(batch.indices, batch.layers[0].shape)
     """
 
-    def __init__(self, base: Base | Callable[[], Base], recipe: Recipe, settings: RunSettings) -> None:
+    def __init__(
+        self,
+        base: Base | Callable[[], Base],
+        recipe: Recipe,
+        settings: RunSettings,
+        *,
+        network: FeatureModule | None = None,
+    ) -> None:
         """Make the engine for `base`, which is the one of `recipe`, or is loaded by a call where it is needed.
+
+        `network` is as `make_engine` says.
 
         Raises `EngineError` as `make_engine` does.
         """
         transform = InputTransform.from_description(recipe.transform)
         self._threads = CoreThreads(settings.workers)
-        self._engine = make_engine(base, recipe, settings, self._threads)
+        self._engine = make_engine(base, recipe, settings, self._threads, network)
         self._preprocess = make_preprocess(recipe, transform, max_pixels=settings.max_pixels)
         self._views = recipe.views + 1
         self.timings = Timings()

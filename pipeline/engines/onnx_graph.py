@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.bases.taps import FeatureNetwork
+from pipeline.bases.taps import FeatureModule
 from pipeline.engines.cache import OPSET
 from pipeline.engines.onnx_runner import run, session
 from pipeline.errors import EngineError
@@ -34,7 +34,7 @@ class _FromBytes(nn.Module):
         return self.network(self.transform.normalize(pixels))
 
 
-def make_graph(network: FeatureNetwork, transform: InputTransform) -> bytes:
+def make_graph(network: FeatureModule, transform: InputTransform) -> bytes:
     """Export `network`, as `export` says, and compare; raises `EngineError` where it gives other numbers than torch."""
     graph = export(network, transform)
     # Three images, as it was exported with two: a graph into which tracing wrote its batch size fails here.
@@ -47,7 +47,7 @@ def make_graph(network: FeatureNetwork, transform: InputTransform) -> bytes:
     return graph
 
 
-def export(network: FeatureNetwork, transform: InputTransform) -> bytes:
+def export(network: FeatureModule, transform: InputTransform) -> bytes:
     """Export `network` as an ONNX graph: input ``pixels`` uint8 (B, H, W, 3) with any B, one output a layer.
 
     Raises `EngineError` where it cannot be expressed as a graph or would be too large for one.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pipeline.bases import FeatureNetwork
+from pipeline.bases.taps import FeatureModule
 from pipeline.engines.batch_size import Features, Pixels
 from pipeline.errors import EngineError
 from pipeline.images.transform import InputTransform
@@ -27,7 +27,7 @@ class TorchRunner:
     name = "torch"
 
     def __init__(
-        self, network: FeatureNetwork, transform: InputTransform, device: torch.device, precision: torch.dtype
+        self, network: FeatureModule, transform: InputTransform, device: torch.device, precision: torch.dtype
     ) -> None:
         self._network = network.to(device).to(memory_format=torch.channels_last)
         self._transform = transform
@@ -74,10 +74,10 @@ class TorchRunner:
         return torch.autocast(self._device.type, dtype=self._precision)
 
 
-def _twin(network: FeatureNetwork) -> FeatureNetwork:
+def _twin(network: FeatureModule) -> FeatureModule:
     """Copy the modules over the same weights, for another thread: a forward pass hangs its hooks on its modules."""
     shared = [*network.parameters(), *network.buffers()]
-    twin: FeatureNetwork = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+    twin: FeatureModule = copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
     return twin
 
 
@@ -100,7 +100,7 @@ class CompiledRunner(TorchRunner):
     backend = "inductor"
 
     def __init__(
-        self, network: FeatureNetwork, transform: InputTransform, device: torch.device, precision: torch.dtype
+        self, network: FeatureModule, transform: InputTransform, device: torch.device, precision: torch.dtype
     ) -> None:
         super().__init__(network, transform, device, precision)
         self._compiled: dict[int, Callable[[Tensor], tuple[Tensor, ...]]] = {}

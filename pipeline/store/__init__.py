@@ -7,6 +7,7 @@ rows.py       rows of one file at the level of bytes, with their checksums
 plan.py       what a run asks of a file
 reuse.py      which rows of earlier files may be kept
 writer.py     `StoreWriter`: crash-safe, resumable, incremental
+extraction.py the loop that fills a file
 parts.py      which ranges of rows make one store
 reader.py     `FeatureStore`: one file, or a folder of parts
 beside.py     several files of the same images, joined by id

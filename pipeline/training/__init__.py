@@ -3,6 +3,8 @@
 dataset.py     which rows train and which judge, with their targets
 batches.py     images of these rows, decoded once, as batches prepared while the step runs
 network.py     base and head as one network, and which of its parts are trained
+cut.py         where what is frozen ends, and the network behind it
+cached.py      what passes the cut, computed once
 loop.py        the epochs: steps, measures, the best one kept
 line.py        the line from a fitted head's network to the tuned one, and the verdict
 checkpoint.py  a training on the disk after each epoch, to go on from

@@ -8,9 +8,9 @@ a number.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,11 @@ from pipeline.sources import Record
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
-#: Preprocessed images, uint8 (B, H, W, 3), and their targets, (B,).
-Batch = tuple[Pixels, NDArray[Any]]
+#: Preprocessed images, uint8 (B, H, W, 3), or what passes a cut, (B, ...) for each place of it.
+Inputs = Pixels | tuple[NDArray[Any], ...]
+#: The inputs and their targets, (B,).
+Batch = tuple[Inputs, NDArray[Any]]
+Prepared = TypeVar("Prepared")
 
 #: Bytes of pixels that are kept in memory.
 ROOM = 2 * 2**30
@@ -65,6 +68,11 @@ class Images:
                     self.sha256[loaded.index] = loaded.sha256
                     self._keep(self._whole, loaded.index, loaded.pixels[0])
             bar.advance(len(batch))
+
+    def know(self, sha256: Mapping[int, bytes], bad: Mapping[int, ImageError]) -> None:
+        """Take over what is known of the images, in place of reading them."""
+        self.sha256.update(sha256)
+        self.bad.update(bad)
 
     def contents(self, indices: Indices) -> NDArray[np.uint8]:
         """sha256 (n, 32) of these images."""
@@ -160,6 +168,20 @@ class Feeder:
         """Yield batches in the order of the indices, without chance."""
         return self._batches(groups(indices, batch_size), self._images.preprocessed)
 
+    def _ahead(
+        self, parts: Iterable[Indices], read: Callable[[Indices], Prepared]
+    ) -> Iterator[tuple[Indices, Prepared]]:
+        """Yield each part with what is read of it, read ahead of its use."""
+        waiting: deque[tuple[Indices, Future[Prepared]]] = deque()
+        for part in parts:
+            waiting.append((part, self._threads.submit(read, part)))
+            if len(waiting) > AHEAD:
+                first, prepared = waiting.popleft()
+                yield first, prepared.result()
+        while waiting:
+            first, prepared = waiting.popleft()
+            yield first, prepared.result()
+
     def _batches(self, parts: Iterable[Indices], read: Callable[[int], Pixels]) -> Iterator[Batch]:
         waiting: deque[tuple[Indices, list[Future[Pixels]]]] = deque()
         for part in parts:
@@ -169,7 +191,7 @@ class Feeder:
         while waiting:
             yield self._stack(*waiting.popleft())
 
-    def _stack(self, part: Indices, futures: Sequence[Future[Pixels]]) -> Batch:
+    def _stack(self, part: Indices, futures: Sequence[Future[Pixels]]) -> tuple[Pixels, NDArray[Any]]:
         return np.stack([future.result() for future in futures]), self._targets[part]
 
 

@@ -135,6 +135,16 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.training")
 
 
+def stopped_request(output: Path) -> dict[str, Any] | None:
+    """Return the request of the training of `output` that was stopped; None where there is none that can be read."""
+    path = checkpoint_path(output)
+    heal(path)
+    try:
+        return _read_record(path).request if path.exists() else None
+    except (ModelError, OSError, OutputExistsError):  # which is told where it is gone on with
+        return None
+
+
 def refuse_no_place(output: Path, *, size: int) -> None:
     """Raise an error where no checkpoint of `size` bytes could be written: call it before hours of work, not after.
 

@@ -10,6 +10,8 @@ prefix, whatever the architecture: residuals, dense connections and tokens are e
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.bases.taps import FeatureNetwork, Tap, pooled_tap
-from pipeline.errors import BaseError, SettingsError
+from pipeline.bases.taps import FeatureModule, FeatureNetwork, Tap, pooled_tap
+from pipeline.errors import SettingsError
 
 #: Largest difference, relative to the largest feature, between the network as it is and the two parts of it.
 TOLERANCE = 1e-5
@@ -27,10 +29,10 @@ TOLERANCE = 1e-5
 PROBES = (2, 3)
 
 
-class Prefix(nn.Module):
+class Prefix(FeatureModule):
     """The frozen part: normalised images (B, 3, H, W) to one tensor (B, ...) for each place of the cut.
 
-    `names` are those of the places, `shapes` those of one image's tensors, `batch` is always the first dimension.
+    `names` are those of the places, and no other graph has the same; `shapes` are those of one image's tensors.
     """
 
     def __init__(self, graph: fx.GraphModule, names: list[str], shapes: list[tuple[int, ...]]) -> None:
@@ -128,10 +130,8 @@ class _Tracer(fx.Tracer):
         """Trace up to the last tap; return the nodes of the taps."""
         parameters = list(inspect.signature(self._network.forward).parameters.values())[1:]
         fixed = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
-        try:
+        with contextlib.suppress(_Finished):
             self.trace(self._network, concrete_args=fixed)
-        except _Finished:
-            pass
         return [self.outputs[number].node for number in range(len(self._taps))]
 
 
@@ -143,6 +143,14 @@ class _Tap(nn.Module):
         self._tap = tap
         self._pool = features.pool
         self.eval()
+
+    @property
+    def module(self) -> str:
+        """Name of the module that is tapped."""
+        return self._tap.module
+
+    def extra_repr(self) -> str:
+        return f"{self._tap}, {self._pool}"
 
     def forward(self, value: Any) -> Tensor:
         return pooled_tap(value, self._tap, self._pool).clone()
@@ -175,7 +183,7 @@ def _trace(features: FeatureNetwork) -> _Traced:
         _put_modes(mode)
         try:
             outputs = tracer.run()
-        except (BaseError, TypeError, ValueError, RuntimeError, AttributeError, NameError, KeyError, IndexError) as error:
+        except Exception as error:  # noqa: BLE001 - the code of a thousand networks raises what it likes
             why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise SettingsError(f"the code between frozen and trained modules cannot be traced: {why}") from None
         finally:
@@ -230,9 +238,7 @@ def _passing(traced: _Traced, needed: list[fx.Node], moving: set[fx.Node]) -> li
             of_image.add(node)
     taken = {given for node in needed if node in moving for given in node.all_input_nodes}
     passing = [
-        node
-        for node in needed
-        if node in of_image and node not in moving and (node in taken or node in traced.outputs)
+        node for node in needed if node in of_image and node not in moving and (node in taken or node in traced.outputs)
     ]
     if traced.image in passing:
         raise SettingsError("nothing is frozen before the first module that is trained")
@@ -244,7 +250,7 @@ def _passing(traced: _Traced, needed: list[fx.Node], moving: set[fx.Node]) -> li
 
 @dataclass(frozen=True)
 class _Passed:
-    """What a node gives: a tensor with the batch first, the size of the batch, a constant, or a tuple of these."""
+    """The value of a node: a tensor with the batch first, the size of the batch, a constant, or a tuple of these."""
 
     node: fx.Node
     kind: str
@@ -283,7 +289,8 @@ def _noise(count: int, size: tuple[int, int]) -> Tensor:
 def _values(traced: _Traced, needed: list[fx.Node], images: Tensor) -> dict[fx.Node, Any]:
     """Run the graph on `images` in evaluation mode; return the value of each node."""
     modes = {module: module.training for module in traced.named.values() if isinstance(module, nn.Module)}
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in needed:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output([copies[node] for node in traced.outputs])
@@ -316,7 +323,8 @@ def _split(traced: _Traced, needed: list[fx.Node], moving: set[fx.Node], passed:
 
 
 def _prefix(traced: _Traced, wanted: list[tuple[fx.Node, tuple[int, ...]]]) -> tuple[fx.GraphModule, list[str]]:
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in _before([traced.image, *(node for node, _ in wanted)]):
         copies[node] = graph.node_copy(node, copies.__getitem__)
     given, names = [], []
@@ -325,11 +333,13 @@ def _prefix(traced: _Traced, wanted: list[tuple[fx.Node, tuple[int, ...]]]) -> t
         for number in path:
             value = graph.call_function(_item, (value, number))
         given.append(value)
-        name = str(node.target) if node.op == "call_module" else node.name
-        names.append(".".join([name, *map(str, path)]))
+        own = traced.named.get(str(node.target))
+        names.append(own.module if isinstance(own, _Tap) else str(node.target) if own is not None else node.name)
     graph.output(tuple(given))
-    unique = [f"{name}~{number}" if names.count(name) > 1 else name for number, name in enumerate(names)]
-    return fx.GraphModule(_used(traced, graph), graph), unique
+    used = _used(traced, graph)
+    told = [str(graph), *(str(one) for one in used.values() if isinstance(one, _Tap))]
+    code = hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]
+    return fx.GraphModule(used, graph), [f"{name}@{code}.{number}" for number, name in enumerate(names)]
 
 
 def _suffix(

@@ -16,18 +16,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError, ModelError
 from pipeline.registry import Registry
-from pipeline.training.batches import Batch
+from pipeline.training.batches import Batch, Inputs
 from pipeline.training.checkpoint import Saved
-from pipeline.training.network import Network, State, parameter_groups, restore, snapshot
+from pipeline.training.network import Given, Network, State, parameter_groups, restore, snapshot
 
 #: The batches of an epoch; epochs count from 1.
 Batches = Callable[[int], Iterable[Batch]]
@@ -165,6 +163,8 @@ class Trainer:
         clip: float,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
+        if network.suffix is not None:
+            network.suffix.to(device)  # tensors of its own; modules are the network's
         self.goal = goal
         self.device = device
         self._normalize = normalize
@@ -175,11 +175,11 @@ class Trainer:
         self.network.train()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         passed = []
-        for pixels, targets in batches:
+        for inputs, targets in batches:
             wanted = torch.from_numpy(targets).to(self.device)
             optimizer.zero_grad()
-            with _room(len(pixels)):
-                outputs = self.network(self._images(pixels))
+            with _room(len(targets)):
+                outputs = self.network(self._given(inputs))
                 torch.autograd.backward(self.goal.loss(outputs, wanted))
             if self._clip:  # bases without batch norm, and squared errors, overshoot more with every step else
                 torch.nn.utils.clip_grad_norm_(trained, self._clip)
@@ -199,17 +199,18 @@ class Trainer:
         """Compute the features (N, D) that the base gives the head, in evaluation mode."""
         return self._pass(batches, self.network.embed)[0]
 
-    def _pass(self, batches: Iterable[Batch], ask: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _pass(self, batches: Iterable[Batch], ask: Callable[[Given], Tensor]) -> tuple[Tensor, Tensor]:
         self.network.eval()
         passed = []
-        for pixels, targets in batches:
-            with torch.inference_mode(), _room(len(pixels)):
-                passed.append((ask(self._images(pixels)), torch.from_numpy(targets)))
+        for inputs, targets in batches:
+            with torch.inference_mode(), _room(len(targets)):
+                passed.append((ask(self._given(inputs)), torch.from_numpy(targets)))
         return _joined(passed)
 
-    def _images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        images = self._normalize(torch.from_numpy(pixels).to(self.device))
-        return images.contiguous(memory_format=torch.channels_last)
+    def _given(self, inputs: Inputs) -> Given:
+        if isinstance(inputs, tuple):
+            return tuple(_laid_out(torch.from_numpy(one).to(self.device).float()) for one in inputs)
+        return _laid_out(self._normalize(torch.from_numpy(inputs).to(self.device)))
 
 
 class TrainingState:
@@ -351,6 +352,10 @@ def train(
         restore(network, state.best)
         network.eval()
     return history
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
 
 
 def _put(network: Network, weights: State) -> None:

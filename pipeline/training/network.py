@@ -26,6 +26,8 @@ from pipeline.errors import HeadError, SettingsError
 from pipeline.registry import refuse_unknown
 
 State = dict[str, Tensor]
+#: Normalised images, float (B, 3, H, W), or what passes a cut, one tensor (B, ...) for each place of it.
+Given = Tensor | tuple[Tensor, ...]
 
 
 class Network(nn.Module):
@@ -44,16 +46,27 @@ class Network(nn.Module):
         self.head = head
         self.register_buffer("mean", torch.zeros(head.in_features))
         self.register_buffer("std", torch.ones(head.in_features))
+        self._behind_cut: tuple[nn.Module, ...] = ()  # in a tuple: its modules are those of the network, under one name
         self.train_only([features, head])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute logits (B, C), or values (B, 1), of normalised images, float (B, 3, H, W)."""
-        outputs: Tensor = self.head((self.embed(images) - self.mean) / self.std)
+    def forward(self, given: Given) -> Tensor:
+        """Compute logits (B, C), or values (B, 1), of normalised images (B, 3, H, W), or of what passes a cut."""
+        outputs: Tensor = self.head((self.embed(given) - self.mean) / self.std)
         return outputs
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, given: Given) -> Tensor:
         """Compute the features (B, D): the wanted layers side by side."""
-        return torch.cat([layer.flatten(1) for layer in self.features(images)], dim=1)
+        layers = self.features(given) if isinstance(given, Tensor) else self._behind_cut[0](*given)
+        return torch.cat([layer.flatten(1) for layer in layers], dim=1)
+
+    @property
+    def suffix(self) -> nn.Module | None:
+        """The part of the network behind its cut; None where it is not cut."""
+        return self._behind_cut[0] if self._behind_cut else None
+
+    def cut_before(self, suffix: nn.Module) -> None:
+        """Take what passes a cut, too: `suffix` makes the wanted layers of it, with the modules of this network."""
+        self._behind_cut = (suffix,)
 
     def train(self, mode: bool = True) -> Self:
         """Put the trained modules into training mode; the rest stays in evaluation mode."""

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.commands import doctor
 from pipeline.devices import cores
+from pipeline.files import lock
 
 HERE = Path(__file__).parents[2]
 
@@ -124,3 +125,17 @@ def test_a_home_is_a_whole_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
     said = {"a": ["/home/ann/x", "/home/anna/x", "in /home/ann, 3", 7]}
     assert doctor._without_home(said) == {"a": ["~/x", "/home/anna/x", "in ~, 3", 7]}
+
+
+def test_clean_removes_what_finetune_cached_but_not_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path))
+    cuts = tmp_path / "cuts"
+    cuts.mkdir()
+    for name in ("a.h5", "b.h5", "c.h5.partial"):
+        (cuts / name).write_bytes(bytes(1_000_000))
+    with lock(cuts / "a.h5"):
+        assert doctor.remove_cuts() == 2_000_000
+    assert [path.name for path in cuts.glob("*.h5*") if not path.name.endswith(".lock")] == ["a.h5"]
+    assert "cleaned      2.0 MB of activations" in doctor.DoctorResult(cleaned=2_000_000).summary()

@@ -473,7 +473,7 @@ def test_a_class_like_a_formula_costs_no_training(few: Path, tmp_path: Path) -> 
 def test_every_epoch_is_said_as_it_ends_but_not_where_quiet_is_asked_for(
     few: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = {**EMBEDDED, **QUICK, "train": ("head",), "epochs": 2}
+    options = {**EMBEDDED, **QUICK, "train": ("head",), "epochs": 2, "cache": "never"}
     finetune(few, tmp_path / "m", progress=True, **options)
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("fine-tuning squeezenet1_1 on 6 images, judged by 4: 2 epochs")

@@ -24,7 +24,7 @@ from pipeline.config import FinetuneSettings
 from pipeline.errors import ModelError, OutputExistsError
 from pipeline.files import digest_json
 from pipeline.training.batches import Batch
-from pipeline.training.checkpoint import RECORD, STATE, Checkpoint, Saved, refuse_no_place
+from pipeline.training.checkpoint import RECORD, STATE, Checkpoint, Saved, refuse_no_place, stopped_request
 from pipeline.training.loop import OPTIMIZERS, Classes, History, Trainer, train
 from pipeline.training.network import Network, build_network, freeze
 
@@ -138,6 +138,15 @@ def test_a_missing_state_is_damage_and_a_short_one_too(kept: Checkpoint, caplog:
     (kept.path / STATE).unlink()
     assert kept.read() is None
     assert "state.safetensors is missing" in caplog.text
+
+
+def test_the_request_of_a_stopped_training_can_be_asked_for(kept: Checkpoint, tmp_path: Path) -> None:
+    found = stopped_request(tmp_path / "M")
+    assert found is not None
+    assert found["images, labels or splits"] == "a"
+    (kept.path / RECORD).write_bytes(b"{")
+    assert stopped_request(tmp_path / "M") is None
+    assert stopped_request(tmp_path / "other") is None
 
 
 def test_a_later_version_is_not_taken_for_damage(kept: Checkpoint) -> None:
@@ -333,6 +342,21 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     assert json.loads(ended.said)["resumed"] in (1, 2)
     assert weights_of(tmp_path / "M") == weights_of(tmp_path / "whole" / "M")
     assert {path.name for path in tmp_path.iterdir()} == {"M", "whole"}
+
+
+def test_from_cached_activations_too(nursery: Nursery, photos: Path, tmp_path: Path) -> None:
+    for name in ("first", "whole"):  # the second one finds them
+        run = command(photos, tmp_path / name / "M", "--cache", "always")
+        whole = nursery.run(run, watch=tmp_path / name)
+        assert whole.status == 0, whole.said
+    run = command(photos, tmp_path / "M", "--cache", "always")
+    assert nursery.run(run, watch=tmp_path, kill_at=whole.steps // 3).killed
+    ended = nursery.run(run, watch=tmp_path)
+    assert ended.status == 0, ended.said
+    assert json.loads(ended.said)["resumed"] in (1, 2, 3)
+    assert json.loads(ended.said)["cached"]
+    for name in ("first", "whole"):
+        assert weights_of(tmp_path / "M") == weights_of(tmp_path / name / "M")
 
 
 @pytest.mark.slow
