@@ -603,7 +603,7 @@ def fitted_head(network: Network, examples: Examples, *, half_width: float | Non
 def chosen_settings(settings: FinetuneSettings, *, best_epoch: int) -> dict[str, Any]:
     """Return the settings that decided the training, and the epoch that was kept."""
     names = ("train", "freeze_norm", "beat_head", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
-    more = ("clip", "class_weight", "augment", "epochs", "batch_size", "seed")
+    more = ("clip", "class_weight", "augment", "epochs", "patience", "batch_size", "seed")
     chosen = settings.model_dump(mode="json", include={*names, *more})
     return {**chosen, "lr": settings.rate, "best_epoch": best_epoch}
 

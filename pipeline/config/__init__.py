@@ -298,12 +298,13 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     train: Names = Field(
         ("all",),
-        description="Parameters to train: head, all, or modules such as layer4.",
+        description="Parameters to train: head, all, last:N blocks, or modules such as layer4 or features.1?.",
         examples=["head", "all"],
     )
     freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
     beat_head: bool = Field(False, description="Keep the model of head unless training is surely better.")
     epochs: int = Field(25, ge=1, description="Passes over the training rows.")
+    patience: int = Field(0, ge=0, description="Epochs without a better one that end the training; 0: none do.")
     batch_size: int = Field(4, ge=1, description="Images a step.")
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="Optimizer.")
     lr: float | None = Field(None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head.")

@@ -100,6 +100,7 @@ class FinetuneOptions(TypedDict, total=False):
     freeze_norm: bool
     beat_head: bool
     epochs: int
+    patience: int
     batch_size: int
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
     lr: float | None

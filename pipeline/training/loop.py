@@ -334,6 +334,8 @@ def train(
             state.go_on_from(saved)
         history = state.history
         for number in range(state.next_epoch, settings.epochs + 1):
+            if settings.patience and number - 1 - history.best >= settings.patience:
+                break
             started = time.perf_counter()
             lr = float(state.optimizer.param_groups[-1]["lr"])
             measures = None

@@ -8,8 +8,9 @@ uses the batch nor updates its buffers, whatever mode the network is put into.
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -133,8 +134,9 @@ def folded_head(network: Network) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False) -> None:
-    """Freeze everything but `train`: ``head``, ``all``, or modules of the base by name, the head with them.
+    """Freeze everything but `train`: ``head``, ``all``, or modules of the base, the head with them.
 
+    Modules are given by name, by a pattern such as ``features.1?``, or as ``last:N``: the last N blocks.
     `freeze_norm` leaves batch norm as in evaluation where the modules around it train: its running mean and
     variance stay, its weight and bias learn (https://arxiv.org/abs/2202.10054).
     Raises `SettingsError` for a module that the base does not have, or that has nothing to train.
@@ -147,7 +149,46 @@ def freeze(network: Network, train: Sequence[str], *, freeze_norm: bool = False)
 def _modules(network: Network, train: Sequence[str]) -> list[nn.Module]:
     if "all" in train:
         return [network.features, network.head]
-    return [*(_module(network, name) for name in train if name != "head"), network.head]
+    return [*(module for name in train if name != "head" for module in _named(network, name)), network.head]
+
+
+def _named(network: Network, name: str) -> list[nn.Module]:
+    """Find the modules that `name` says. Raises `SettingsError` where there are none, or not so many."""
+    if name.startswith("last:"):
+        return _last(network.features.network, name)
+    if not any(mark in name for mark in "*?["):
+        return [_module(network, name)]
+    with_weights = [
+        module
+        for known, module in network.features.network.named_modules()
+        if fnmatch.fnmatchcase(known, name) and next(module.parameters(), None) is not None
+    ]
+    if not with_weights:
+        raise SettingsError(f"no module of the base with weights that can be trained matches {name!r}")
+    return with_weights
+
+
+def _last(network: nn.Module, name: str) -> list[nn.Module]:
+    blocks = [module for module in _blocks(network, network) if next(module.parameters(), None) is not None]
+    starts = [number for number, block in enumerate(blocks) if any(one.ndim > 1 for one in block.parameters())]
+    count = name.removeprefix("last:")
+    if not (count.isascii() and count.isdecimal() and 0 < int(count) <= len(starts)):
+        raise SettingsError(f"train={name!r}: give last:1 to last:{len(starts)}, the number of blocks of the base")
+    return blocks[starts[-int(count)] :]
+
+
+def _blocks(module: nn.Module, whole: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks of a network in their order: what its sequences hold, and modules beside these.
+
+    A module that holds more than half of all weights is a part of the way to them: the encoder of a transformer.
+    """
+    size = sum(one.numel() for one in module.parameters())
+    is_way = isinstance(module, nn.Sequential | nn.ModuleList) or 2 * size > sum(o.numel() for o in whole.parameters())
+    if not is_way or next(module.children(), None) is None:
+        yield module
+        return
+    for child in module.children():
+        yield from _blocks(child, whole)
 
 
 def _module(network: Network, name: str) -> nn.Module:

@@ -16,6 +16,7 @@ from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError
 from pipeline.training import loop
 from pipeline.training.batches import Batch
+from pipeline.training.checkpoint import Saved
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import Network, build_network, freeze, standardise
 
@@ -254,3 +255,28 @@ def test_any_other_mistake_keeps_its_own_traceback(squeezenet: Base) -> None:
 
     with pytest.raises(ValueError, match="a mistake in the program"):
         run(squeezenet, Rows(), goal=Broken(), epochs=1)
+
+
+class Unmoved(Classes):
+    """A goal to which all epochs are the same."""
+
+    def rank(self, measures: dict[str, float]) -> tuple[float, ...]:
+        return (0.0,)
+
+
+def test_patience_ends_what_gets_no_better(squeezenet: Base) -> None:
+    rows = Rows()
+    whole = fit(prepare(squeezenet, rows), squeezenet, rows, goal=Unmoved(), epochs=4)
+    short = fit(prepare(squeezenet, rows), squeezenet, rows, goal=Unmoved(), epochs=4, patience=2)
+    assert (len(whole.epochs), len(short.epochs)) == (5, 3)
+    assert [one.val for one in short.epochs] == [one.val for one in whole.epochs[:3]]
+
+
+def test_a_training_that_patience_ended_does_not_go_on(squeezenet: Base) -> None:
+    rows, kept = Rows(), list[Saved]()
+    settings = FinetuneSettings.of({"epochs": 4, "patience": 1})
+    network, normalize = prepare(squeezenet, rows), squeezenet.transform.normalize
+    trainer = Trainer(network, Unmoved(), normalize=normalize, device=torch.device("cpu"), clip=settings.clip)
+    train(trainer, rows.training, rows.validation, settings=settings, keep=kept.append)
+    again = train(trainer, rows.training, rows.validation, settings=settings, saved=kept[-1])
+    assert (len(kept), len(again.epochs)) == (1, 2)

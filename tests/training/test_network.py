@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from networks import without_numbers
 from torch import nn
 from torch.nn import functional
 
@@ -140,6 +141,11 @@ def test_freezing_again_starts_anew(squeezenet: Base) -> None:
         ("features.1", "module 'features.1' of the base has no weights"),
         ("classifier", "module 'classifier' of the base comes after the layers of the head"),
         ("classifier.1", "module 'classifier.1' of the base comes after the layers of the head"),
+        ("classifier.*", "no module of the base with weights that can be trained matches 'classifier.\\*'"),
+        ("last:0", "train='last:0': give last:1 to last:9, the number of blocks of the base"),
+        ("last:10", "train='last:10': give last:1 to last:9"),
+        ("last:-1", "give last:1 to last:9"),
+        ("last:", "give last:1 to last:9"),
     ],
 )
 def test_wrong_modules_are_one_line(squeezenet: Base, train: str, message: str) -> None:
@@ -147,6 +153,29 @@ def test_wrong_modules_are_one_line(squeezenet: Base, train: str, message: str) 
     with pytest.raises(SettingsError, match=message) as caught:
         freeze(network, [train])
     assert "\n" not in str(caught.value)
+
+
+CHOICES = [
+    ("squeezenet1_1", "last:2", {"features.11", "features.12"}),
+    ("squeezenet1_1", "features.1?", {"features.10", "features.11", "features.12"}),
+    ("resnet18", "last:1", {"layer4.1"}),
+    ("resnet18", "last:3", {"layer3.1", "layer4"}),
+    ("resnet18", "layer4.*.conv1", {"layer4.0.conv1", "layer4.1.conv1"}),
+    ("vit_b_32", "last:2", {"encoder.layers.encoder_layer_10", "encoder.layers.encoder_layer_11", "encoder.ln"}),
+    ("mobilenet_v3_small", "last:2", {"features.11", "features.12"}),
+]
+
+
+@pytest.mark.parametrize(("name", "train", "wanted"), CHOICES)
+def test_modules_by_pattern_and_from_the_end(name: str, train: str, wanted: set[str]) -> None:
+    network = build_network(without_numbers(name), ["avgpool"], "none", outputs=2)
+    freeze(network, [train])
+    moving = {named for named, one in network.features.network.named_parameters() if one.requires_grad}
+    assert moving == {
+        named
+        for named, _ in network.features.network.named_parameters()
+        if any(named.startswith(f"{module}.") for module in wanted)
+    }
 
 
 def test_it_starts_from_a_fitted_head_and_gives_it_back(squeezenet: Base) -> None:
