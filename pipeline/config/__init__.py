@@ -36,6 +36,7 @@ SOURCES = {
     "parquet": "a .parquet file with a column of image paths or image bytes",
     "list": "a .txt file with one path a line",
     "tar": "a .tar file (WebDataset's, or of folders), or a folder of them",
+    "zip": "a .zip file, of folders as above",
     "torchvision": "torchvision:NAME?root=DIR, a dataset of torchvision",
 }
 #: The layers that have a name of their own in some family of bases.

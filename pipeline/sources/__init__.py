@@ -15,7 +15,7 @@ from pipeline.config import SOURCES as DESCRIPTIONS
 from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
 from pipeline.registry import Registry
-from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars
+from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars, zips
 from pipeline.sources.manifest import FileImage, ImageRef, Manifest, Record, Target, Task, as_id, choose_target, shown
 
 __all__ = [
@@ -46,7 +46,7 @@ class SourceKind:
 
 
 #: What most data sets arrive in.
-_ARCHIVES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+_ARCHIVES = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def _ends(*suffixes: str) -> Callable[[str], bool]:
@@ -71,6 +71,13 @@ SOURCES.add(
         lambda source: _ends(".tar")(source) or tars.is_shards(Path(source)),
         lambda source, settings: tars.read_tars(Path(source), settings),
         frozenset(("target",)),
+    ),
+)
+SOURCES.add(
+    "zip",
+    SourceKind(
+        lambda source: _ends(".zip")(source) and not Path(source).is_dir(),
+        lambda source, settings: zips.read_zip(Path(source), settings),
     ),
 )
 SOURCES.add(

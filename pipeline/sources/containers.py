@@ -65,3 +65,16 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading, unbuffered, without waiting for the writer of a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a member's name, or that of a folder that it is in, is one that systems hide or add."""
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
+def safe_name(container: str | Path, name: str) -> str:
+    """Return a member's name as a relative path; refuse one that would leave a folder, though none is made."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or not parts:
+        raise SourceError(f"{shown(container)} has a member called {name!r}, which is not a path inside it")
+    return "/".join(parts)

@@ -163,6 +163,13 @@ def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layo
     return _split_layout(name, parts, folders)
 
 
+def without_common_top(paths: list[str]) -> list[str]:
+    """Strip the folder that was packed as a whole from the paths, where one was."""
+    while len({path.split("/", 1)[0] for path in paths}) == 1 and all(path.count("/") > 1 for path in paths):
+        paths = [path.split("/", 1)[1] for path in paths]
+    return paths
+
+
 def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -> Layout:
     labels: list[str | None] = [None] * len(parts)
     for top in {part[0] for part in parts}:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.config import SourceSettings
 from pipeline.errors import ImageError, SourceError
-from pipeline.sources.containers import Container, open_regular
-from pipeline.sources.folder import find_layout, is_image_name
+from pipeline.sources.containers import Container, is_hidden, open_regular, safe_name
+from pipeline.sources.folder import find_layout, is_image_name, without_common_top
 from pipeline.sources.manifest import (
     Manifest,
     Row,
@@ -91,7 +91,7 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
         tar, members = _list(shard)
         tars.append(tar)
         for member in members:
-            name = prefix + _safe_name(shard, member.name)
+            name = prefix + safe_name(shard, member.name)
             image = TarImage(tar, member.name, member.offset, member.size)
             if is_image_name(name) and member.kind == "file":
                 rows.append(Row(as_id(name), image))
@@ -106,18 +106,11 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
     if labels:
         targets = _label_targets(name, rows, labels, settings)
     elif not several:
-        layout = find_layout(name, _without_common_top([row.id for row in rows]), ())
+        layout = find_layout(name, without_common_top([row.id for row in rows]), ())
         splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
     notices = [f"left out members that are not plain files ({counted(left_out)})"] if left_out else []
     return replace(make_manifest(os.fspath(source), split_rows, targets, notices), containers=tuple(tars))
-
-
-def _without_common_top(paths: list[str]) -> list[str]:
-    """Strip the folder that was packed as a whole from the paths, where one was."""
-    while len({path.split("/", 1)[0] for path in paths}) == 1 and all(path.count("/") > 1 for path in paths):
-        paths = [path.split("/", 1)[1] for path in paths]
-    return paths
 
 
 def _list(shard: Path) -> tuple[Container, list[Member]]:
@@ -129,7 +122,7 @@ def _list(shard: Path) -> tuple[Container, list[Member]]:
             members = [
                 member
                 for member in read_members(file, tar.size)
-                if member.kind != "other" and not _is_hidden(member.name)
+                if member.kind != "other" and not is_hidden(member.name)
             ]
             tar.check(file)
     except TarDamage as error:
@@ -140,18 +133,6 @@ def _list(shard: Path) -> tuple[Container, list[Member]]:
     except OSError as error:
         raise SourceError(f"cannot read {shown(shard)}: {error.strerror}") from error
     return tar, members
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _safe_name(shard: Path, name: str) -> str:
-    """Return a member's name as a relative path; refuse one that would leave a folder, though none is made."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
-        raise SourceError(f"{shown(shard)} has a member called {name!r}, which is not a path inside it")
-    return "/".join(parts)
 
 
 def _key(name: str) -> str:

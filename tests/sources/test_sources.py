@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -40,11 +41,16 @@ def make_tar(root: Path) -> str:
     return str(root / "photos.tar")
 
 
+def make_zip(root: Path) -> str:
+    return shutil.make_archive(make_folder(root), "zip", root, "photos")
+
+
 MAKERS = {
     "folder": make_folder,
     "csv": make_csv,
     "list": make_list,
     "tar": make_tar,
+    "zip": make_zip,
     "parquet": make_parquet,
     "torchvision": make_torchvision,
 }
@@ -103,7 +109,7 @@ def test_what_is_not_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert refusal(tmp_path / "nowhere") == f"there is no {tmp_path}/nowhere"
     monkeypatch.chdir(tmp_path)
     assert refusal("nowhere") == f"there is no nowhere in {tmp_path}"
-    for name in ("a.zip", "a.tar.gz", "a.ZIP"):
+    for name in ("a.7z", "a.tar.gz", "a.TGZ"):
         (tmp_path / name).touch()
         assert refusal(name) == f"{name} is an archive: unpack it first, and give the folder"
     assert "File name too long" in refusal(tmp_path / ("a" * 300))
