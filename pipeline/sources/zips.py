@@ -20,6 +20,7 @@ from pipeline.sources.manifest import Manifest, Row, as_id, class_target, counte
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 #: Signature, and where the lengths of the name and of what follows it are: APPNOTE.TXT, 4.3.7.
 _LOCAL = struct.Struct("<4s22xHH")
+_OTHERS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma", 9: "deflate64", 93: "zstd"}
 _ENCRYPTED = 1
 
 
@@ -122,7 +123,7 @@ def _hindrance(member: zipfile.ZipInfo) -> str:
     if member.flag_bits & _ENCRYPTED:
         return "encrypted"
     if member.compress_type not in (_STORED, _DEFLATED):
-        return zipfile.compressor_names.get(member.compress_type, f"compression {member.compress_type}")
+        return _OTHERS.get(member.compress_type, f"compression {member.compress_type}")
     return ""
 
 
