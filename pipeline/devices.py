@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+#: Flags of CPUs, as Linux names them, that multiply and add in less than single precision.
+INSTRUCTIONS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"},
+}
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 KINDS = ("cpu", "cuda", "mps")
 
@@ -70,13 +75,13 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def has_bf16(cpuinfo: Path = CPUINFO) -> bool:
-    """Return False where the system says that the CPU has no instructions for bf16; macOS is not asked."""
+def computes(precision: Literal["bf16", "int8"], cpuinfo: Path = CPUINFO) -> bool:
+    """Return False where the system says that the CPU has no instructions for it; macOS is not asked."""
     try:
         flags = set(cpuinfo.read_text().split())
     except OSError:
         return True
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    return not flags.isdisjoint(INSTRUCTIONS[precision])
 
 
 def devices_of_kind(kind: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.devices import CoreThreads, cores, devices_of_kind, has_bf16, pick_device
+from pipeline.devices import CoreThreads, computes, cores, devices_of_kind, pick_device
 from pipeline.errors import EngineError, PipelineError, SettingsError
 
 
@@ -76,9 +76,9 @@ def test_threads_are_one_a_core() -> None:
         CoreThreads(0)
 
 
-def test_bf16_is_told_by_the_flags_of_the_cpu(tmp_path: Path) -> None:
+def test_instructions_are_told_by_the_flags_of_the_cpu(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    for flags, has in (("fpu avx2 avx512_bf16", True), ("fpu avx2 avx512_vnni", False), ("asimd bf16", True)):
+    for flags, bf16, int8 in (("avx2 avx512_bf16", True, False), ("avx2 avx512_vnni", False, True)):
         cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
-        assert has_bf16(cpuinfo) is has
-    assert has_bf16(tmp_path / "none")
+        assert (computes("bf16", cpuinfo), computes("int8", cpuinfo)) == (bf16, int8)
+    assert computes("bf16", tmp_path / "none")

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -31,7 +31,7 @@ from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Record, Target, read_manifest
-from pipeline.store import Environment, LayerSpec, Part, StoreWriter, part_range, waiting_rows
+from pipeline.store import Environment, LayerSpec, Part, StoreWriter, earlier_headers, part_range, waiting_rows
 from pipeline.store.extraction import Extraction
 from pipeline.text import shown
 from pipeline.versions import machine, versions
@@ -59,6 +59,7 @@ class ExtractResult(Result):
     layers: dict[str, tuple[int, ...]]
     dropped: int = 0
     targets: dict[str, Target] = field(default_factory=dict)
+    drift: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +69,8 @@ class ExtractResult(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises."""
-        return {**super().to_json(), "good": self.good, "bad": len(self.bad), "bad_images": self.bad}
+        found = {**super().to_json(), "good": self.good, "bad": len(self.bad), "bad_images": self.bad}
+        return found if self.drift else {name: value for name, value in found.items() if name != "drift"}
 
     def summary(self) -> str:
         """Summarise counts, times and every bad image."""
@@ -82,6 +84,11 @@ class ExtractResult(Result):
             lines.append(f"{self.dropped} rows dropped, of images that are gone")
         if self.computed:
             lines.append(advice(self.seconds))
+        if self.drift:
+            lines.append(
+                f"int8: cosine to fp32 {self.drift['mean']:.4f} in the mean, {self.drift['least']:.4f} at the least"
+                f" (of {self.drift['images']:.0f} images that its ranges were not measured on)"
+            )
         lines += [target.describe() for target in self.targets.values()]
         lines += [f"note: {note}" for note in self.notes]
         if self.bad:
@@ -157,7 +164,7 @@ def extract(
     `OutputExistsError` where most rows of other images would go.
     """
     started = time.perf_counter()
-    job = Job.of(source, options)
+    job = Job.of(source, options, output=Path(output), force=force)
     with computing(job) as computer, ExitStack() as opened:
         layers = layer_specs(job.settings, computer.shapes)
         writer = opened.enter_context(
@@ -166,7 +173,7 @@ def extract(
                 manifest=job.manifest,
                 layers=layers,
                 recipe=job.recipe,
-                environment=environment_of(job.settings, computer),
+                environment=environment_of(job, computer),
                 force=force,
                 part=job.part,
                 rehash=job.settings.rehash,
@@ -196,6 +203,7 @@ def extract(
         layers={spec.name: spec.shape for spec in layers},
         dropped=dropped,
         targets=job.manifest.targets,
+        drift=job.drift,
         notes=job.manifest.all_notices(),
     )
 
@@ -208,7 +216,7 @@ def rehearse(
 
     Raises as `extract` does, as far as it comes.
     """
-    job = Job.of(source, options)
+    job = Job.of(source, options, output=Path(output), force=force)
     with computing(job) as computer:
         layers = layer_specs(job.settings, computer.shapes)
         pending = waiting_rows(
@@ -264,17 +272,36 @@ class Job:
     part: Part
     base: Base
     recipe: Recipe
+    drift: dict[str, float] | None = None
 
     @classmethod
-    def of(cls, source: str | Path, options: Mapping[str, Any]) -> Job:
-        """Validate the options, list the images and load the base."""
+    def of(cls, source: str | Path, options: Mapping[str, Any], *, output: Path, force: bool) -> Job:
+        """Validate the options, list the images, load the base, and calibrate it for int8 where `output` is not so."""
         settings = ExtractSettings.of(options)
         whole = read_manifest(source, settings)
         start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
         manifest = whole.rows(start, stop)
         base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size, fit=settings.fit)
         part = Part.of([record.id for record in whole.records], start, stop)
-        return cls(settings, manifest, part, base, recipe_of(settings, base))
+        job = cls(settings, manifest, part, base, recipe_of(settings, base))
+        if settings.precision != "int8":
+            return job
+        return (None if force else job.calibrated_as(output)) or job.calibrated_on(whole)
+
+    def calibrated_as(self, output: Path) -> Job | None:
+        """Return the job with the calibration of an earlier run to `output`; None where there is none of its recipe."""
+        for header in earlier_headers(output):
+            recipe = self.recipe.model_copy(update={"calibration": header.recipe.calibration})
+            if recipe.calibration and not recipe.first_difference(header.recipe):
+                return replace(self, recipe=recipe, drift=header.environment.drift)
+        return None
+
+    def calibrated_on(self, whole: Manifest) -> Job:
+        """Return the job with ranges that are measured on images of the `whole` source: all parts have the same."""
+        from pipeline.engines.calibration import calibrate  # the quantiser, which nothing else needs
+
+        calibration, drift = calibrate(self.base, self.recipe, whole.records, self.settings)
+        return replace(self, recipe=self.recipe.model_copy(update={"calibration": calibration}), drift=asdict(drift))
 
 
 def computing(job: Job) -> Computer:
@@ -311,12 +338,15 @@ def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
     )
 
 
-def environment_of(settings: ExtractSettings, computer: Computer) -> Environment:
+def environment_of(job: Job, computer: Computer) -> Environment:
     """Record what may differ between two runs of one recipe, and where its weights came from."""
-    weights, here = settings.weights, machine()
+    settings, here = job.settings, machine()
+    weights = settings.weights
     if Path(weights).is_file():
         weights = str(Path(weights).resolve())
+    drift: dict[str, Any] = {"drift": job.drift} if job.drift else {}
     return Environment(
+        **drift,
         weights=weights,
         seed=settings.seed,
         source=settings.model_dump(mode="json", include=set(SourceSettings.model_fields), exclude_defaults=True),

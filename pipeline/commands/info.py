@@ -46,7 +46,9 @@ def info(path: str | Path) -> InfoResult:
 def _lines(content: dict[str, Any], indent: str) -> list[str]:
     lines = []
     for key, value in content.items():
-        if isinstance(value, dict):
+        if key == "ranges":  # hundreds of pairs of numbers, for machines; --json has them
+            lines.append(f"{indent}ranges: {len(value)}")
+        elif isinstance(value, dict):
             lines += [f"{indent}{shown(key) or '(none)'}:", *_lines(value, indent + "  ")]
         else:
             text = shown(value) if isinstance(value, str) else json.dumps(value)

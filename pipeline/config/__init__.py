@@ -13,11 +13,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from pipeline.devices import KINDS
@@ -25,6 +34,7 @@ from pipeline.errors import RecipeMismatchError, SettingsError
 from pipeline.registry import unknown
 
 Pool = Literal["none", "avg", "max", "flatten"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Device = str  # auto, cpu, cuda, cuda:1, mps
 
 #: The augmentations, here for the help, which loads no images; a test holds them to their registry.
@@ -273,7 +283,7 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
         examples=[*AUGMENTATIONS],
     )
     decode: Literal["exact", "fast"] = Field("exact", description="fast: scaled JPEG decoding, another recipe.")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the forward pass.")
+    precision: Precision = Field("fp32", description="Arithmetic of the forward pass.")
     dtype: Literal["float32", "float16"] = Field("float32", description="Numbers kept in the file.")
     device: Device = Field("auto", description=f"{_DEVICES}; several: cuda:0,cuda:1 or all.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
@@ -428,6 +438,22 @@ class FitSettings(Settings):
         return self
 
 
+class Calibration(Settings):
+    """Ranges of activations, by their names in the graph, from which an int8 graph is made beside the base.
+
+    They were measured on so many `images`, in the graph of all `layers`, of which a model may take fewer.
+    """
+
+    version: Literal[1] = 1
+    images: int = Field(ge=1)
+    layers: tuple[str, ...]
+    ranges: dict[str, tuple[float, float]] = Field(min_length=1, max_length=100_000)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of all of it, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
 class Recipe(Settings):
     """Everything that decides the numbers in a feature file: the same recipe gives the same features."""
 
@@ -442,8 +468,15 @@ class Recipe(Settings):
     views: int
     augment: tuple[str, ...]
     seed: int | None = Field(description="of the random views; None without")
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     dtype: Literal["float32", "float16"]
+    calibration: Calibration | None = Field(default=None, description="of int8; None of any other precision")
+
+    @model_serializer(mode="wrap")
+    def _as_before_int8(self, serialize: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        """Leave out a calibration that is none: other recipes are the same text in any version of this package."""
+        fields = serialize(self)
+        return fields if self.calibration else {name: fields[name] for name in fields if name != "calibration"}
 
     @classmethod
     def plain(
@@ -464,7 +497,7 @@ class Recipe(Settings):
 
     def first_difference(self, other: Recipe) -> tuple[str, Any, Any] | None:
         """Return the first field in which two recipes differ, with both values; None where they agree."""
-        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        mine, theirs = _flat(self), _flat(other)
         names = (name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name))
         return next(((name, mine.get(name), theirs.get(name)) for name in names), None)
 
@@ -487,11 +520,14 @@ class Recipe(Settings):
         self.refuse_other(other.model_copy(update=same), where=where, way_out=way_out)
 
 
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+def _flat(recipe: Recipe) -> dict[str, Any]:
     """Return the fields with those of the transform beside the others, as transform.crop and so on.
 
-    The fit comes first of those, since it decides on others.
+    The fit comes first of those, since it decides on others. Ranges of activations are named by their digest.
     """
+    fields = recipe.model_dump(mode="json")
+    if recipe.calibration:
+        fields["calibration"] = recipe.calibration.fingerprint()[:12]
     transform = sorted(fields.pop("transform").items(), key=lambda item: item[0] != "fit")
     inner = {f"transform.{name}": value for name, value in transform}
     return {**fields, **inner}

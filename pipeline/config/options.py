@@ -36,7 +36,7 @@ class ExtractOptions(TypedDict, total=False):
     views: int
     augment: str | Sequence[str]
     decode: Literal["exact", "fast"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "bf16", "fp16", "int8"]
     dtype: Literal["float32", "float16"]
     rows: str | None
     part: str | None

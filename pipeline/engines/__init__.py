@@ -12,6 +12,8 @@ torch_runner.py     one forward pass in torch, compiled or not
 onnx_runner.py      one forward pass in ONNX Runtime
 openvino_runner.py  one forward pass in OpenVINO
 onnx_graph.py       a network as an ONNX graph
+quantization.py     an ONNX graph in 8 bits
+calibration.py      what int8 needs beside a base: ranges of activations on images of a source
 cache.py            graphs and batch sizes, kept in the user's cache folder
 """
 
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 import numpy as np
 
 from pipeline.config import EngineSettings, Recipe
-from pipeline.devices import CoreThreads, has_bf16, is_cpu, pick_device
+from pipeline.devices import CoreThreads, computes, is_cpu, pick_device
 from pipeline.engines import openvino_runner
 from pipeline.engines.batch_size import Features, Pixels, fastest_size, in_halves
 from pipeline.engines.cache import graph_key, keep_cached, keep_size, read_cached, read_size
@@ -120,12 +122,14 @@ def _graph_engine(precision: str, asked: str) -> str | None:
 
     Raises `EngineError` where the one that is asked for cannot do it.
     """
+    if precision == "int8":
+        return _openvino_in(precision, asked)
     if asked == "torch":
         return None
     if asked == "onnxruntime" and precision != "fp32":
         raise EngineError(f"engine onnxruntime runs on the CPU in fp32, not on cpu in {precision}; use --engine torch")
     if asked == "openvino":
-        return _openvino_in(precision)
+        return _openvino_in(precision, asked)
     if precision == "fp32":
         return "onnxruntime"
     if precision == "bf16" and openvino_runner.is_installed() and openvino_runner.computes_bf16():
@@ -133,12 +137,14 @@ def _graph_engine(precision: str, asked: str) -> str | None:
     return None
 
 
-def _openvino_in(precision: str) -> str:
+def _openvino_in(precision: str, asked: str) -> str:
     """Return the name of OpenVINO; raise `EngineError` where it does not compute in `precision` here."""
+    if asked not in ("auto", "openvino"):
+        raise EngineError(f"int8 runs in OpenVINO alone, not in {asked}; leave out --engine")
     if not openvino_runner.is_installed():
         raise EngineError(openvino_runner.MISSING)
     if precision == "fp16":
-        raise EngineError("engine openvino runs on the CPU in fp32 and bf16, not in fp16; use --engine torch")
+        raise EngineError("engine openvino runs on the CPU in fp32, bf16 and int8, not in fp16; use --engine torch")
     if precision == "bf16" and not openvino_runner.computes_bf16():
         raise EngineError("this CPU has no instructions for bf16, without which it is slower than fp32; use fp32")
     return "openvino"
@@ -155,6 +161,8 @@ def _engine_of(
         raise EngineError(f"engine {settings.engine} runs on the CPU, not on {place}; use --engine torch")
     if settings.compile and place.type == "cpu":
         raise EngineError("--compile is for a GPU; leave it out: on a CPU, onnxruntime optimises the network anyway")
+    if precision == "int8" and place.type != "cpu":
+        raise EngineError(f"int8 runs on the CPU, not on {place}; use --device cpu, or another --precision")
     network = feature_network(base, recipe.layers, recipe.pool) if network is None else network
     if place.type != "cpu":
         kind = CompiledRunner if settings.compile else TorchRunner
@@ -163,12 +171,14 @@ def _engine_of(
     runner: Runner | None = None
     if name := _graph_engine(precision, settings.engine):
         try:
-            runner = _graph_runner(name, _graph_of(base, network, recipe), recipe, cores=threads.count)
+            runner = _graph_runner(name, graph_of(base, recipe, network), recipe, cores=threads.count)
         except EngineError as error:
+            if precision == "int8":
+                raise EngineError(f"{base.name} cannot run in int8: {error}") from None
             if settings.engine == name:
                 raise EngineError(f"{base.name} cannot run in {name}: {error}; use --engine torch") from None
             log.warning("%s runs in torch, which is slower, since %s", base.name, error)
-    elif precision == "bf16" and not has_bf16():
+    elif precision == "bf16" and not computes("bf16"):
         log.warning("bf16 is slower than fp32 on this CPU, which has no instructions for it")
     runner = runner or TorchRunner(network, base.transform, place, PRECISIONS[precision])
     return _started(runner, network.shapes, base.transform, recipe, settings, threads)
@@ -176,6 +186,10 @@ def _engine_of(
 
 def _graph_runner(name: str, graph: bytes, recipe: Recipe, *, cores: int) -> GraphRunner:
     """Return the runner called `name`; raises `EngineError` where it refuses the graph."""
+    if recipe.precision == "int8" and recipe.calibration is None:
+        raise EngineError("its recipe has no ranges of activations; extract again with --force")
+    if recipe.precision == "int8" and not computes("int8"):
+        log.warning("this CPU has no instructions for int8 (VNNI): sums may saturate, and features differ from others'")
     if name == "openvino":
         return openvino_runner.OpenvinoRunner(graph, cores=cores, precision=recipe.precision)
     from pipeline.engines.onnx_runner import OnnxRunner
@@ -183,16 +197,31 @@ def _graph_runner(name: str, graph: bytes, recipe: Recipe, *, cores: int) -> Gra
     return OnnxRunner(graph, cores=cores)
 
 
-def _graph_of(base: Base, network: FeatureModule, recipe: Recipe) -> bytes:
-    """Return the graph from the cache; one that is not there is made and kept."""
-    from pipeline.engines.onnx_graph import make_graph
+def graph_of(base: Base, recipe: Recipe, network: FeatureModule | None = None) -> bytes:
+    """Return the graph from the cache; one that is not there is made and kept.
 
+    Raises `EngineError` where there can be none, or where the ranges of an int8 recipe are not those of its graph.
+    """
     key = graph_key(recipe)
     graph = read_cached(key)
     if graph is None:
-        graph = make_graph(network, base.transform)
+        graph = _made_graph(base, recipe, network)
         keep_cached(key, graph)
     return graph
+
+
+def _made_graph(base: Base, recipe: Recipe, network: FeatureModule | None) -> bytes:
+    from pipeline.bases import feature_network
+
+    if (calibration := recipe.calibration) is None:
+        from pipeline.engines.onnx_graph import make_graph
+
+        network = feature_network(base, recipe.layers, recipe.pool) if network is None else network
+        return make_graph(network, base.transform)
+    from pipeline.engines.quantization import quantized
+
+    whole = recipe.model_copy(update={"layers": calibration.layers, "calibration": None})
+    return quantized(graph_of(base, whole), calibration, recipe.layers)
 
 
 def _started(

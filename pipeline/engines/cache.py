@@ -48,6 +48,8 @@ def graph_key(recipe: Recipe) -> str:
     Which modules its layers are follows from the base's name and the versions.
     """
     parts = recipe.model_dump(mode="json", include={"base", "weights", "layers", "pool", "transform"})
+    if recipe.calibration:
+        parts["calibration"] = recipe.calibration.fingerprint()
     parts["versions"] = [EXPORT_VERSION, OPSET, versions(_MAKERS)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

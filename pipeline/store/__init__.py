@@ -19,7 +19,7 @@ from pipeline.store.header import Environment, Part
 from pipeline.store.layout import LayerSpec
 from pipeline.store.parts import part_range
 from pipeline.store.reader import FeatureStore, is_store
-from pipeline.store.reuse import Source
+from pipeline.store.reuse import Source, earlier_headers
 from pipeline.store.writer import StoreWriter, waiting_rows
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "SideBySide",
     "Source",
     "StoreWriter",
+    "earlier_headers",
     "is_store",
     "layer_names",
     "open_stores",

@@ -183,6 +183,8 @@ class Environment(BaseModel):
     versions: dict[str, str] = {}
     #: True in a file that was begun anew though there was another.
     forced: bool = False
+    #: Of int8: images, and the cosine of their features to those in single precision, its mean and least.
+    drift: dict[str, float] | None = None
 
     @model_serializer(mode="wrap")
     def _given(self, serialize: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:

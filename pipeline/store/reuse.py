@@ -21,7 +21,7 @@ from pipeline.errors import (
     StoreError,
 )
 from pipeline.sources import Manifest
-from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, Environment, unescape
+from pipeline.store.header import FIRST_BAD, GOOD, PENDING, STATUS_NAMES, Environment, Header, unescape
 from pipeline.store.plan import Request
 from pipeline.store.rows import RowFile, row_checksums, runs
 
@@ -181,6 +181,16 @@ def pieces(rows: int, row_bytes: int, *, piece_bytes: int = 1 << 24) -> Iterator
 def partial_path(path: Path) -> Path:
     """Return the name that a file has until every row has a final status."""
     return path.with_name(path.name + ".partial")
+
+
+def earlier_headers(path: Path) -> Iterator[Header]:
+    """Yield the headers of the unfinished and of the finished file of `path`, as far as there are such and readable."""
+    for there in (partial_path(path), path):
+        try:
+            with RowFile.open(there) as file:
+                yield file.header
+        except (StoreError, OSError):  # whoever goes on with the file says what is wrong with it
+            continue
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from pipeline import bases
 from pipeline.bases import feature_network, load_base
 from pipeline.commands.extract import ExtractResult, advice, extract, rehearse
 from pipeline.commands.fit_head import fit_head
+from pipeline.commands.info import info
+from pipeline.commands.merge import merge
 from pipeline.commands.predict import predict
 from pipeline.commands.verify import verify
 from pipeline.errors import (
@@ -35,6 +37,7 @@ from pipeline.errors import (
 from pipeline.feature_extractor import FeatureExtractor
 from pipeline.images.decoding import decode
 from pipeline.models.model import load_model
+from pipeline.sources import from_paths
 from pipeline.store import FeatureStore
 
 EMBEDDED: dict[str, Any] = {"base": "squeezenet1_1", "weights": "embedded"}
@@ -378,3 +381,41 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, number: sig
 def _done(partial: Path) -> int:
     with h5py.File(partial) as file:
         return int((file["status"][:] == 1).sum())
+
+
+def test_int8_is_the_same_graph_in_a_second_run_in_parts_and_in_predict(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**EMBEDDED, "precision": "int8", "layer": ["avgpool", "pool5"], "pool": "avg", "batch_size": 4}
+    whole = run(photo_folder, tmp_path / "f.h5", **options)
+    assert whole.engine == "openvino"
+    assert whole.drift is not None
+    assert 0.98 < whole.drift["least"] <= whole.drift["mean"] < 1
+    assert "int8: cosine to fp32 0.99" in whole.summary()
+    assert whole.to_json()["drift"] == whole.drift
+    for part in ("1/2", "2/2"):
+        run(photo_folder, tmp_path / "parts" / f"{part[0]}.h5", part=part, **options)
+    merge(tmp_path / "parts", tmp_path / "merged.h5")
+    with FeatureStore.open(tmp_path / "f.h5") as one, FeatureStore.open(tmp_path / "merged.h5") as other:
+        assert one.recipe == other.recipe
+        assert one.environment.drift == whole.drift
+        np.testing.assert_allclose(one.features("avgpool"), other.features("avgpool"), rtol=0.05, atol=0.1)
+        kept = one.recipe
+    (photo_folder / "ants" / "new.jpg").write_bytes(encoded(photo(99), "JPEG"))
+    more = run(photo_folder, tmp_path / "f.h5", **options)
+    assert (more.computed, more.drift) == (1, whole.drift)
+    with FeatureStore.open(tmp_path / "f.h5") as store:
+        assert store.recipe == kept
+        rows = store.select()
+        wanted = store.features("avgpool", rows)
+        ids = [store.ids[row] for row in rows]
+    assert verify(tmp_path / "f.h5", recompute=4).ok
+    assert "ranges: " in info(tmp_path / "f.h5").summary()
+    fit_head(tmp_path / "f.h5", tmp_path / "model", head="ridge", layer=["avgpool"])
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "another machine"))
+    model = load_model(tmp_path / "model")
+    records = from_paths([photo_folder / name for name in ids[:4]]).records
+    (batch,) = model.embed(records)
+    np.testing.assert_allclose(batch.layers[0], wanted[:4], rtol=0.05, atol=0.1)
+    with pytest.raises(RecipeMismatchError, match="precision"):
+        run(photo_folder, tmp_path / "f.h5", **{**options, "precision": "fp32"})

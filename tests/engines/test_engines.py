@@ -90,13 +90,15 @@ def test_lower_precision_on_a_cpu_runs_in_torch(base: Base, precision: str) -> N
     ("options", "kind", "message"),
     [
         ({"engine": "torhc"}, SettingsError, "engine='torhc': give auto or torch or onnxruntime or openvino"),
-        ({"precision": "fp8"}, SettingsError, "precision='fp8': give fp32 or bf16 or fp16"),
+        ({"precision": "fp8"}, SettingsError, "precision='fp8': give fp32 or bf16 or fp16 or int8"),
         ({"engine": "onnxruntime", "precision": "bf16"}, EngineError, "runs on the CPU in fp32, not on cpu in bf16"),
         (
             {"engine": "openvino", "precision": "fp16"},
             EngineError,
-            "runs on the CPU in fp32 and bf16, not in fp16; use",
+            "runs on the CPU in fp32, bf16 and int8, not in fp16",
         ),
+        ({"engine": "torch", "precision": "int8"}, EngineError, "int8 runs in OpenVINO alone, not in torch; leave out"),
+        ({"precision": "int8"}, EngineError, "squeezenet1_1 cannot run in int8: its recipe has no ranges"),
         ({"compile": True}, EngineError, "--compile is for a GPU; leave it out"),
         ({"memory": 0.0}, SettingsError, "memory=0.0: give auto, or a finite number, above 0 and"),
         ({"device": "cuda:7"}, EngineError, "no device 'cuda:7' here"),

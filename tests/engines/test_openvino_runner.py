@@ -64,7 +64,7 @@ def test_a_cpu_without_bf16_says_that_it_is_slower(
     base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(openvino_runner, "computes_bf16", lambda: False)
-    monkeypatch.setattr("pipeline.engines.has_bf16", lambda: False)
+    monkeypatch.setattr("pipeline.engines.computes", lambda precision: False)
     with caplog.at_level(logging.WARNING):
         assert engine_of(base, precision="bf16", batch_size=1).name == "torch"
     assert "bf16 is slower than fp32 on this CPU" in caplog.text
