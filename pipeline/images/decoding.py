@@ -45,6 +45,8 @@ POLICY_VERSION = 1
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+#: Brands of pictures in ISO files, which no decoder here reads.
+_UNREAD = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -225,6 +227,8 @@ def kind_of(data: bytes) -> str:
             return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
+    if data[4:8] == b"ftyp" and data[8:12] in _UNREAD:
+        raise ImageError("not-an-image", f"{_UNREAD[data[8:12]]}, which is not read; save it as JPEG or PNG")
     raise ImageError("not-an-image", f"starts with {data[:8]!r}, not one of {', '.join(FORMATS)}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,9 @@ def _load(table: Any, container: Container) -> Table:
     plain = [field.name for field in schema if not _is_nested(field.type) and field.name not in image_columns]
     read = table.read(columns=[*plain, *paths])
     columns = {name: [cell_text(value) for value in read.column(name).to_pylist()] for name in plain}
+    for name, classes in _class_names(schema.metadata or {}).items():
+        if name in columns:
+            columns[name] = [_named(cell, classes) for cell in columns[name]]
     for name in image_columns:
         if f"{name}.path" in paths:
             columns[f"{name}.path"] = [cell_text((cell or {}).get("path")) for cell in read.column(name).to_pylist()]
@@ -122,6 +126,30 @@ def _load(table: Any, container: Container) -> Table:
     images: dict[str, list[ImageRef]] = {name: list(_cells(file, name)) for name in image_columns}
     rows = range(table.metadata.num_rows)
     return Table(shown(container.path), columns, rows, "row", images, (container,) if images else ())
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names of the classes that Hugging Face's datasets keep beside columns of their numbers.
+
+    Metadata of another form has none: the numbers are in the column all the same.
+    """
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: one["names"] for name, one in features.items() if "names" in one}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        name: names
+        for name, names in found.items()
+        if isinstance(names, list) and all(isinstance(one, str) and one and one.isprintable() for one in names)
+    }
+
+
+def _named(cell: str, classes: Sequence[str]) -> str:
+    """Return the name of a class for its number; nothing for -1, which stands for an unknown one."""
+    if cell == "-1":
+        return ""
+    return classes[int(cell)] if cell.isdecimal() and len(cell) < 10 and int(cell) < len(classes) else cell
 
 
 def _cells(file: ParquetFile, column: str) -> Iterator[ParquetImage]:

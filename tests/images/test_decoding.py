@@ -340,6 +340,12 @@ def test_what_is_no_image_has_a_reason(data: bytes, why: str) -> None:
     assert reason(data) == why
 
 
+@pytest.mark.parametrize(("brand", "name"), [(b"heic", "HEIC"), (b"avif", "AVIF"), (b"mif1", "HEIF")])
+def test_pictures_of_phones_that_are_not_read_are_named(brand: bytes, name: str) -> None:
+    with pytest.raises(ImageError, match=f"not-an-image: {name}, which is not read; save it as JPEG or PNG"):
+        decode(b"\0\0\0\x20ftyp" + brand + bytes(20))
+
+
 def test_every_other_format_of_pillow_is_refused() -> None:
     Image.init()
     newer = {"AVIF"} & Image.SAVE.keys()

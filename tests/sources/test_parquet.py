@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -41,6 +42,32 @@ def test_parquet_as_hugging_face_writes_it(tmp_path: Path) -> None:
     assert labels(manifest, "label") == ["7", "8", "7", "8"]
     with pytest.raises(ImageError, match="missing"):
         manifest.records[3].image.read(10**6)
+
+
+FEATURES = {"image": {"_type": "Image"}, "label": {"names": ["ant", "bee"], "_type": "ClassLabel"}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        ({"info": {"features": FEATURES}}, ["ant", "bee", None]),
+        ({"info": {"features": {"label": {"names": [1, 2]}}}}, ["0", "1", "-1"]),
+        ({"info": [1]}, ["0", "1", "-1"]),
+        (None, ["0", "1", "-1"]),
+    ],
+)
+def test_classes_have_the_names_of_hugging_faces_metadata(tmp_path: Path, metadata: object, found: list[str]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    cells = [{"bytes": encoded(photo(seed)), "path": f"{seed}.jpg"} for seed in range(3)]
+    table = pa.table({"image": cells, "label": [0, 1, -1]})
+    if metadata is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    target = listed(tmp_path / "a.parquet").targets["label"]
+    names = (*(target.names or ()), None)
+    assert [names[code] for code in target.values] == found
 
 
 def test_parquet_rows_without_names_are_numbered(tmp_path: Path) -> None:
