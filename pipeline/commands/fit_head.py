@@ -82,7 +82,7 @@ class FitResult(Result):
         for name, title in metrics.PARTS.items():
             if name in self.metrics:
                 found = metrics.table(self.metrics[name])
-                title += SELECTED * (name == "cv")
+                title += SELECTED * (name == "cv" and not self.metrics[name]["nested"])
                 lines.append(f"{title}: {found if name == in_full else found.splitlines()[0]}")
         if self.ranking:
             seen = (
@@ -274,14 +274,16 @@ class Dataset:
             widths=self.table.widths,
         )
 
-    def parts(self, head: Head) -> Iterator[tuple[str, Indices, NDArray[np.float64]]]:
-        """Yield the rows of every part, and the raw scores of `head` on them; "cv" is training rows out of fold."""
+    def parts(self, head: Head) -> Iterator[tuple[str, Indices, NDArray[np.float64], NDArray[np.float64]]]:
+        """Yield the rows of every part, and raw scores and answers of `head`; "cv" is training rows out of fold."""
         for name, rows in self.split.parts.items():
-            yield name, rows, head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
-        guesses = head.search.scores
+            raw = head.decision_function_of(self.table, rows, score_views=self.settings.score_views)
+            yield name, rows, raw, head.calibrated(raw)
+        guesses, nested = head.search.scores, head.search.nested
         if guesses is not None:
             seen = np.isfinite(guesses if guesses.ndim == 1 else guesses.sum(axis=1))
-            yield "cv", self.split.train[seen], guesses[seen]
+            answers = head.calibrated(guesses[seen]) if nested is None else nested[seen]
+            yield "cv", self.split.train[seen], guesses[seen], answers
 
     def twin_notices(self, problem: Problem) -> list[str]:
         """Tell how many near-twins are on both sides of the split or of a fold, where any are."""
@@ -460,17 +462,19 @@ class Judged:
 def judge(head: Head, dataset: Dataset) -> Judged:
     """Score every part with `head`."""
     judged = Judged({}, {}, [])
-    for name, rows, decisions in dataset.parts(head):
+    for name, rows, decisions, answers in dataset.parts(head):
         scored = judged.scored[name] = Scored(
             ids=[dataset.store.ids[row] for row in rows],
             target=dataset.target.take(rows),
-            scores=head.calibrated(decisions),
+            scores=answers,
             part=name,
             half_width=head.half_widths_of(dataset.table, rows, score_views=dataset.settings.score_views),
             coverage=head.coverage,
             groups=dataset.groups[rows],
         )
         judged.metrics[name] = measured(scored, decisions) | measured_sets(scored, head)
+        if name == "cv":
+            judged.metrics[name] |= {"nested": head.search.nested is not None}
         if name == "cv" and head.task == "numbers":
             judged.floors.extend(dataset.noise_floors(rows, decisions))
             judged.metrics[name] |= {"noise": [floor.to_json() for floor in judged.floors]}

@@ -150,11 +150,14 @@ class Search:
     """The result of a search: every setting with its loss, the chosen one, and out-of-fold scores with it.
 
     `scores` (n, C) or (n,) are raw, NaN where no fold could score an image; None where nothing could be searched.
+    `nested` (n, C) are probabilities of each fold by a search, calibration included, that saw nothing of it; None where
+    that would take long.
     """
 
     table: list[dict[str, Any]] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     scores: NDArray[Any] | None = None
+    nested: NDArray[np.float64] | None = None
     notices: list[str] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int | None = None
@@ -184,6 +187,8 @@ class Head(ABC):
     learns: ClassVar[tuple[Task, ...]] = ("classes", "numbers")
     #: Whether it can be trained on more rows than fit into memory.
     streams: ClassVar[bool] = False
+    #: Feature rows up to which searching once more for each fold is done in no time.
+    nests: ClassVar[int] = 0
     #: How long its search takes beside those of the others, roughly: only what is said of the time left hangs on it.
     cost: ClassVar[float] = 1.0
 

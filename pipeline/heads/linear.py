@@ -21,6 +21,7 @@ class LinearHead(AffineHead):
     name = "linear"
     learns = ("classes",)
     streams = True
+    nests = 400
 
     def train(self, problem: Problem, folds: NDArray[np.int64] | None) -> Search:
         """Solve all folds for each penalty, from strong to weak; then all rows with the best."""

@@ -185,6 +185,7 @@ class RidgeHead(AffineHead):
 
     name = "ridge"
     streams = True
+    nests = 1000
 
     #: Whether the search held rows out one by one.
     left_one_out = False

@@ -26,6 +26,7 @@ from pipeline import metrics
 from pipeline.config import FitSettings
 from pipeline.heads import HEADS
 from pipeline.heads.calibration import interval_half_width
+from pipeline.heads.selection import train_head
 from pipeline.heads.spread import fit_interval
 
 Values = NDArray[np.float64]
@@ -145,9 +146,11 @@ def chance(sets: int) -> None:
         for seed in range(sets):
             features, y = blobs(60, 64, 2, seed=seed)
             shuffled = np.random.default_rng(seed).permutation(y)
-            head = HEADS[name]("classes", FitSettings.of({})).fit(problem_of(features, shuffled))
+            settings = FitSettings.of({"power": "none"})
+            head = train_head(name, problem_of(features, shuffled), settings).head
             assert head.search.scores is not None
-            found = metrics.classification(shuffled, head.calibrated(head.search.scores), ("a", "b"))
+            answers = head.calibrated(head.search.scores) if head.search.nested is None else head.search.nested
+            found = metrics.classification(shuffled, answers, ("a", "b"))
             low, high = found["accuracy_interval"]
             said.append(found["accuracy"])
             holds += low <= 0.5 <= high

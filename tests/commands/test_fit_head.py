@@ -51,6 +51,7 @@ def test_a_model_folder_with_metrics_of_held_out_and_training_rows(store, tmp_pa
     assert result.chosen["C"] > 0
     names = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*") if path.is_file()}
     assert names == {
+        "README.md",
         "model.json",
         "metrics.json",
         "predictions.csv",
@@ -547,7 +548,11 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
     assert result.metrics["train"]["n"] == result.metrics["cv"]["n"] == 240
     assert any("no row is held out" in notice for notice in result.notices)
     assert "held-out rows" not in result.summary()
-    assert "out of fold (which the settings were chosen by): accuracy" in result.summary()
+    assert "out of fold: accuracy" in result.summary()
+    assert result.metrics["cv"]["nested"]
+    chosen = fit_head(made, tmp_path / "knn", head="knn", target="kind", val=0)
+    assert not chosen.metrics["cv"]["nested"]
+    assert "out of fold (which the settings were chosen by): accuracy" in chosen.summary()
     assert "precision" in result.summary()
     assert (tmp_path / "model" / "predictions.csv").read_text() == ""
     assert load_head(

@@ -23,6 +23,7 @@ from pipeline.heads.selection import (
     train_head,
 )
 from pipeline.heads.standard import Standard
+from pipeline.metrics import accuracy_interval
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
 
@@ -250,3 +251,30 @@ def test_the_ranking_weighs_rows_as_the_heads_do():
     assert high - low > 0.25  # ten rows decide half of it
     plain = standings(problem_of(np.zeros((100, 2)), y), scores, 13)
     assert [entry["head"] for entry in plain if entry["chosen"]] == ["knn"]
+
+
+def test_probabilities_out_of_fold_are_of_searches_that_saw_nothing_of_the_fold():
+    features, y = blobs(60, 16, 3)
+    problem, settings = problem_of(features, y), FitSettings.of({"power": "none"})
+    head = train_head("linear", problem, settings).head
+    folds = problem.folds(settings.cv, settings.seed)
+    inside, outside = np.flatnonzero(folds != 2), np.flatnonzero(folds == 2)
+    one = HEADS["linear"]("classes", settings).fit(problem.take(inside))
+    np.testing.assert_array_equal(head.search.nested[outside], one.predict_proba(features[outside]))
+    assert train_head("ridge", problem, settings).head.search.nested is not None
+    assert train_head("knn", problem, settings).head.search.nested is None
+    many = problem_of(*blobs(402, 4, 2))
+    assert train_head("linear", many, settings).head.search.nested is None
+
+
+def test_shuffled_labels_out_of_fold_are_told_by_chance():
+    holds = 0
+    for seed in range(30):
+        features, y = blobs(60, 64, 2, seed=seed)
+        shuffled = np.random.default_rng(seed).permutation(y)
+        found = train_head(
+            "ridge", problem_of(features, shuffled), FitSettings.of({"power": "none"})
+        ).head.search.nested
+        low, high = accuracy_interval((found.argmax(axis=1) == shuffled).astype(float), np.arange(60))
+        holds += low <= 0.5 <= high
+    assert holds >= 27
