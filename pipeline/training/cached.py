@@ -47,6 +47,8 @@ KEPT_BYTES = 20_000_000_000
 SHARE = 0.5
 #: Images of a batch that is timed, and how much longer a step takes than a forward pass.
 TIMED, STEP = 4, 3
+#: Seconds until a file that another process writes is asked for again.
+PATIENCE = 0.2
 #: Bytes of rows that a disk reads in a second, where they do not fit into memory.
 DISK = 500e6
 
@@ -84,6 +86,8 @@ def choose(
         if settings.cache == "always":
             raise SettingsError(f"cache=always: {error}; leave it out, or train other modules") from None
         return Choice(None, f"nothing is cached, since {error}")
+    if settings.cache == "auto" and not before and (refusal := _refuse_folder()):
+        return Choice(None, f"nothing is cached, since {refusal}")
     cost = Cost.of(settings, found, base, pool, manifest, target)
     if settings.cache == "always" or before:
         return Choice(found, cost.line(settings, cached=True), cost.prefix)
@@ -136,12 +140,7 @@ class Cost:
         """Return why there is no room for the rows; None where there is."""
         if self.at_hand:
             return None
-        try:
-            folder = cache_folder()
-        except OSError as error:
-            return f"there is no place for it: {error}"
-        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        room = min(KEPT_BYTES, int(SHARE * shutil.disk_usage(there).free))
+        room = min(KEPT_BYTES, int(SHARE * shutil.disk_usage(cut_folder()).free))
         if self.bytes > room:
             return f"it would take {self.bytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB are for that"
         return None
@@ -161,6 +160,16 @@ class Cost:
             f"what is frozen, up to {self.places}, is computed in every epoch: about {self.plain:.0f} s, not "
             f"{self.cached:.0f} s with {size} of it kept"
         )
+
+
+def _refuse_folder() -> str | None:
+    """Make the folder of cut files; return why there can be none, or None where there is one."""
+    try:
+        folder = cut_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"there is no place for it: {error}"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
 
 
 def is_random(settings: FinetuneSettings) -> bool:
@@ -347,6 +356,8 @@ class CutRows:
         if not path.exists():
             make_room(path, size)
         started = time.perf_counter()
+        while _is_written(path):  # by another training from the same cut, which computes what this one needs
+            time.sleep(PATIENCE)
         try:
             bad = self._fill(path, manifest, layers, recipe, progress=progress, force=False)
         except (OutputExistsError, StoreDamagedError):  # of images that are gone, or rotten: it is only a cache

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +161,28 @@ def test_auto_keeps_to_its_share_of_the_disk(
     result = tune(photos, tmp_path / "M", epochs=12, augment=("none",))
     assert not result.cached
     assert "it would take 0.0 GB, and 0.0 GB are for that" in result.cache
+
+
+def test_auto_needs_no_folder_for_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "file" / "cache"))
+    result = tune(photos, tmp_path / "M", epochs=1, augment=("none",))
+    assert not result.cached
+    assert result.cache.startswith("nothing is cached, since there is no place for it: ")
+
+
+def test_a_file_that_another_training_writes_is_waited_for(photos: Path, cache: Path, tmp_path: Path) -> None:
+    options = {"cache": "always", "augment": ("none",), "epochs": 1}
+    tune(photos, tmp_path / "M", **options)
+    (file,) = cache.glob("*.h5")
+    held = ExitStack()
+    held.enter_context(lock(file))
+    release = threading.Timer(4.0, held.close)
+    release.start()
+    started = time.monotonic()
+    assert tune(photos, tmp_path / "M", **options).cached
+    release.join()
+    assert time.monotonic() - started > 3.9
 
 
 def test_the_file_used_longest_ago_goes_first_but_none_that_is_written(
