@@ -67,6 +67,11 @@ def export_model(model: Model, *, takes: Input = "image") -> tuple[bytes, float]
         raise ModelError(
             f"{model.folder} answers by the mean over random views, which no file can draw; train it again"
         )
+    if model.record.recipe.precision == "int8":
+        raise ModelError(
+            f"{model.folder} was trained on int8 features, and a file would answer from those in fp32; extract with"
+            " --precision fp32 and train on that"
+        )
     if model.record.beside:
         raise ModelError(f"{model.folder} asks several bases, and a file holds one; train on one feature file")
     try:

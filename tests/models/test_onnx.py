@@ -59,3 +59,11 @@ def test_random_views_are_in_no_file(trained: Trained, tmp_path: Path) -> None:
     pipeline.fit_head(tmp_path / "a.h5", tmp_path / "m", score_views="mean")
     with pytest.raises(ModelError, match="the mean over random views"):
         export_model(load_model(tmp_path / "m"))
+
+
+def test_int8_is_in_no_file(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(trained.linear)
+    recipe = model.record.recipe.model_copy(update={"precision": "int8"})
+    monkeypatch.setattr(model, "record", model.record.model_copy(update={"recipe": recipe}))
+    with pytest.raises(ModelError, match="trained on int8 features, and a file would answer from those in fp32"):
+        export_model(model)
