@@ -47,6 +47,8 @@ KEPT_BYTES = 20_000_000_000
 SHARE = 0.5
 #: Images of a batch that is timed, and how much longer a step takes than a forward pass.
 TIMED, STEP = 4, 3
+#: Share of the time without that rows may take: less is gained than they are worth on the disk.
+WORTH = 0.9
 #: Seconds until a file that another process writes is asked for again.
 PATIENCE = 0.2
 #: Bytes of rows that a disk reads in a second, where they do not fit into memory.
@@ -94,7 +96,7 @@ def choose(
     refusal = cost.refusal()
     if refusal:
         return Choice(None, f"nothing is cached, since {refusal}", cost.prefix)
-    cached = cost.cached < cost.plain
+    cached = cost.cached < WORTH * cost.plain
     return Choice(found if cached else None, cost.line(settings, cached=cached), cost.prefix)
 
 
