@@ -23,9 +23,10 @@ _MOST_CLASSES = 50
 
 def card(record: ModelRecord) -> str:
     """Return the text of the card: what the model tells, how well, what it was made of, and how it is asked."""
-    base, count = record.base, len(record.classes or ())
+    count = len(record.classes or ())
     tells = f"tells {plural(count, 'class')} of images apart" if count else "answers an image with a number"
-    trained = f"{record.head['name']} head on {'fine-tuned ' * base.fine_tuned}{base.name}"
+    bases = " and ".join("fine-tuned " * base.fine_tuned + base.name for base, _ in record.bases)
+    trained = f"{record.head['name']} head on {bases}"
     sections = [
         f"# {shown(record.target)}: {trained}",
         f"This model {tells}. It was trained on {plural(record.data.rows, 'image')} of:",
@@ -37,7 +38,7 @@ def card(record: ModelRecord) -> str:
         "## How well it does",
         *_judged(record),
         "## What it is made of",
-        _quoted("\n".join(f"{name:<10}{value}" for name, value in _parts(record).items())),
+        _quoted("\n".join(f"{name:<10}{value}" for name, value in _parts(record))),
     ]
     if record.classes:
         sections[3:3] = ["## Classes", _quoted(_listed(record.classes))]
@@ -52,16 +53,20 @@ def _judged(record: ModelRecord) -> list[str]:
     return [*tables, *(["Bear in mind:", _quoted("\n".join(cautions))] if cautions else [])]
 
 
-def _parts(record: ModelRecord) -> dict[str, str]:
-    base, recipe = record.base, record.recipe
-    height, width = recipe.transform["crop"]
-    return {
-        "base": f"{base.name}, weights {shown(base.weights)}, sha256 of its tensors {recipe.weights}",
-        "features": ", ".join(map(shown, recipe.layers)),
-        "input": f"{height} x {width} pixels, {recipe.precision}",
-        "head": ", ".join(f"{name} {shown(value)}" for name, value in record.chosen.items()),
-        "made": f"{record.created} with " + ", ".join(f"{name} {one}" for name, one in record.versions.items()),
-    }
+def _parts(record: ModelRecord) -> list[tuple[str, str]]:
+    parts = []
+    for base, recipe in record.bases:
+        height, width = recipe.transform["crop"]
+        parts += [
+            ("base", f"{base.name}, weights {shown(base.weights)}, sha256 of its tensors {recipe.weights}"),
+            ("features", ", ".join(map(shown, recipe.layers))),
+            ("input", f"{height} x {width} pixels, {recipe.precision}"),
+        ]
+    return [
+        *parts,
+        ("head", ", ".join(f"{name} {shown(value)}" for name, value in record.chosen.items())),
+        ("made", f"{record.created} with " + ", ".join(f"{name} {one}" for name, one in record.versions.items())),
+    ]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.models.card import card
-from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord
+from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, SideRecord
 from pipeline.models.model import load_model
 
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub comes with timm")
@@ -80,3 +80,12 @@ def test_a_tuned_base_is_told(model: Path) -> None:
     record = load_model(model).record
     tuned = record.model_copy(update={"base": BaseRecord(**{**record.base.model_dump(), "fine_tuned": True})})
     assert "# class: linear head on fine-tuned squeezenet1_1" in card(tuned)
+
+
+def test_bases_side_by_side_are_all_named(model: Path) -> None:
+    record = load_model(model).record
+    other = record.base.model_copy(update={"name": "resnet18"})
+    both = record.model_copy(update={"beside": (SideRecord(base=other, recipe=record.recipe, source="b.h5"),)})
+    text = card(both)
+    assert "# class: linear head on squeezenet1_1 and resnet18" in text
+    assert "    base      resnet18, weights embedded" in text
