@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -382,7 +381,7 @@ def _draw(result: CompareResult) -> None:
         return
     name, scores = result.measure, [one.metrics[result.measure] for one in result.models]
     between = [one.metrics.get(f"{name}_interval") for one in result.models]
-    models = told_apart([Path(one.model) for one in result.models])
+    models = [str(one.model) for one in result.models]
     label = f"{'accuracy' if name == 'accuracy' else 'mean absolute error'}, {plural(result.rows, 'row')}"
     drawn = plots.render({"compare": lambda: plots.bars(models, scores, between, measure=label)}, names=models)
     result.notices += drawn.notices
@@ -391,17 +390,6 @@ def _draw(result: CompareResult) -> None:
         return
     with files.atomic_write(result.output) as file:
         file.write(drawn.plots["compare"].png)
-
-
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """Return paths without the folders that all of them are in.
-
-    >>> told_apart([Path("artifacts/a/svm"), Path("artifacts/b/svm")])
-    ['a/svm', 'b/svm']
-    """
-    whole = [path.absolute() for path in paths]
-    top = os.path.commonpath([path.parent for path in whole])
-    return [path.relative_to(top).as_posix() for path in whole]
 
 
 def _number(value: Any) -> str:

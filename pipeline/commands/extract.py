@@ -11,30 +11,36 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from pipeline.bases import Base, load_base
+from pipeline.bases import Base, base_of, load_base
 from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.config.options import ExtractOptions
 from pipeline.config.signatures import takes
 from pipeline.engines.embedder import Embedder
 from pipeline.engines.workers import Computer, Crew, device_names
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, SettingsError, StoreLockedError
 from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import Environment, LayerSpec, Part, StoreWriter, earlier_headers, part_range, waiting_rows
 from pipeline.store.extraction import Extraction
+from pipeline.store.writer import usable_path
 from pipeline.text import shown
 from pipeline.versions import machine, versions
+
+if TYPE_CHECKING:
+    from pipeline.engines.ray import Node, Share
+    from pipeline.store.spread import Order, Report, Witness
 
 #: Images that a dry run measures.
 REHEARSED = 32
@@ -61,6 +67,7 @@ class ExtractResult(Result):
     targets: dict[str, Target] = field(default_factory=dict)
     drift: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
 
     @property
     def good(self) -> int:
@@ -70,7 +77,8 @@ class ExtractResult(Result):
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises."""
         found = {**super().to_json(), "good": self.good, "bad": len(self.bad), "bad_images": self.bad}
-        return found if self.drift else {name: value for name, value in found.items() if name != "drift"}
+        absent = {name for name in ("drift", "nodes") if not found[name]}
+        return {name: value for name, value in found.items() if name not in absent}
 
     def summary(self) -> str:
         """Summarise counts, times and every bad image."""
@@ -80,6 +88,7 @@ class ExtractResult(Result):
             f"computed {self.computed}, reused {self.reused} in {self.seconds['total']:.1f} s"
             f" ({self.engine} on {self.device})",
         ]
+        lines += [node.summary() for node in self.nodes]
         if self.dropped:
             lines.append(f"{self.dropped} rows dropped, of images that are gone")
         if self.computed:
@@ -165,6 +174,8 @@ def extract(
     """
     started = time.perf_counter()
     job = Job.of(source, options, output=Path(output), force=force)
+    if job.settings.on is not None:
+        return _on_cluster(job, Path(output), force=force, progress=progress, started=started)
     with computing(job) as computer, ExitStack() as opened:
         layers = layer_specs(job.settings, computer.shapes)
         writer = opened.enter_context(
@@ -208,6 +219,40 @@ def extract(
     )
 
 
+def _on_cluster(job: Job, output: Path, *, force: bool, progress: bool, started: float) -> ExtractResult:
+    """Extract by the machines of a cluster: a folder of parts, and one file of them with ``merge``."""
+    from pipeline.store.merge import join_parts
+    from pipeline.store.spread import Spread
+
+    merge = job.settings.merge
+    folder = output.with_name(f"{output.name}.parts") if merge else output
+    also = usable_path(output) if merge and output.exists() else None
+    spread = Spread(job.manifest, job.recipe, job.settings, folder.absolute(), force=force, also=also)
+    with progress_bar(len(job.manifest), "extracting", show=progress) as bar:
+        spread.run(lambda share, witness: part_maker(job, share, witness, forced=force), bar)
+    if merge:
+        join_parts([folder], output, force=True)
+        shutil.rmtree(folder)
+    reports = list(spread.reports.values())
+    actors = max(1, sum(node.actors for node in spread.nodes))
+    stages = {name: sum(report.seconds[name] for report in reports) / actors for name in reports[0].seconds}
+    return ExtractResult(
+        store=output,
+        rows=len(job.manifest),
+        bad={name: reason for _, report in sorted(spread.reports.items()) for name, reason in report.bad.items()},
+        computed=sum(report.computed for report in reports),
+        reused=sum(report.reused for report in reports),
+        seconds={"total": time.perf_counter() - started, **stages},
+        engine=", ".join(sorted({report.engine for report in reports})),
+        device=", ".join(sorted({report.device for report in reports})),
+        layers=reports[0].layers,
+        dropped=spread.dropped,
+        targets=job.manifest.targets,
+        notes=job.manifest.all_notices(),
+        nodes=spread.nodes,
+    )
+
+
 @takes(ExtractSettings)
 def rehearse(
     source: str | Path, output: str | Path, *, force: bool = False, **options: Unpack[ExtractOptions]
@@ -217,6 +262,8 @@ def rehearse(
     Raises as `extract` does, as far as it comes.
     """
     job = Job.of(source, options, output=Path(output), force=force)
+    if job.settings.on is not None:
+        raise SettingsError("a dry run measures this machine alone; leave out --on")
     with computing(job) as computer:
         layers = layer_specs(job.settings, computer.shapes)
         pending = waiting_rows(
@@ -310,6 +357,89 @@ def computing(job: Job) -> Computer:
     if len(devices) > 1:
         return Crew(devices, job.recipe, job.settings)
     return Embedder(job.base, job.recipe, job.settings.model_copy(update={"device": devices[0]}))
+
+
+class PartWorker:
+    """The work of an actor: whole parts, each an ordinary feature file; the base is loaded once."""
+
+    def __init__(self, settings: ExtractSettings, recipe: Recipe, witness: Witness, *, forced: bool) -> None:
+        """Load the base of `recipe`. Raises `EngineError` where this machine sees other files, and as `base_of`."""
+        witness.check()
+        self._settings, self._recipe, self._forced = settings, recipe, forced
+        self._base = base_of(recipe, settings.weights, seed=settings.seed)
+        self._computer = Embedder(self._base, recipe, settings)
+        self._done = _Count()
+        self._extraction: Extraction | None = None
+
+    def __call__(self, order: Order) -> Report:
+        """Make the file of one part, beside where somebody else may be making it; raise as `extract` does."""
+        if not order.contested:
+            with suppress(StoreLockedError):  # by an actor that nobody hears of any more, and that may not be dead
+                return self._fill(order, order.path, order.beside)
+        with order.made_beside() as (path, beside):
+            return self._fill(order, path, beside)
+
+    def progress(self) -> tuple[int, int]:
+        """Count the rows of the part at hand that are settled, and the bad ones among those of this run."""
+        return self._done.count, self._extraction.failed if self._extraction else 0
+
+    def _fill(self, order: Order, path: Path, beside: tuple[Path, ...]) -> Report:
+        from pipeline.store.spread import Report
+
+        settings, computer, manifest = self._settings, self._computer, order.manifest
+        layers = layer_specs(settings, computer.shapes)
+        job = Job(settings, manifest, order.part, self._base, self._recipe)
+        environment = environment_of(job, computer)
+        if self._forced:
+            environment = environment.model_copy(update={"forced": True})
+        with StoreWriter.open(
+            path,
+            manifest=manifest,
+            layers=layers,
+            recipe=self._recipe,
+            environment=environment,
+            part=order.part,
+            rehash=settings.rehash,
+            beside=beside,
+        ) as writer:
+            pending = writer.pending
+            self._done.count = len(manifest) - len(pending)
+            self._extraction = extraction = Extraction(writer, manifest, computer, settings.layer)
+            before = extraction.seconds
+            extraction.compute(pending, self._done)
+            writer.publish()
+            return Report(
+                rows=len(manifest),
+                bad=writer.bad(),
+                computed=extraction.computed,
+                reused=len(manifest) - len(pending) + extraction.adopted,
+                seconds={stage: seconds - before[stage] for stage, seconds in extraction.seconds.items()},
+                engine=computer.name,
+                device=computer.device,
+                layers={spec.name: spec.shape for spec in layers},
+            )
+
+
+class _Count:
+    """A bar that nobody sees: it keeps what is done, for whoever asks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def advance(self, count: int = 1) -> None:
+        self.count += count
+
+    def reach(self, share: float, what: str) -> None:
+        """Do nothing: an extraction counts."""
+
+    def say(self, line: str) -> None:
+        """Do nothing: nobody is watching."""
+
+
+def part_maker(job: Job, share: Share, witness: Witness, *, forced: bool) -> Callable[[], PartWorker]:
+    """Return what makes the worker of an actor that has `share` of a node."""
+    own = {"device": share.device, "workers": share.cores or 1, "on": None}
+    return partial(PartWorker, job.settings.model_copy(update=own), job.recipe, witness, forced=forced)
 
 
 def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) -> list[LayerSpec]:

@@ -288,9 +288,33 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     device: Device = Field("auto", description=f"{_DEVICES}; several: cuda:0,cuda:1 or all.")
     rows: str | None = Field(None, description="START:STOP, only these rows: a part, to be merged.")
     part: str | None = Field(None, description="K/N, the K-th of N parts of the rows.")
+    on: str | None = Field(
+        None, description="ray[:ADDRESS]: work as parts on a Ray cluster, or on this machine; -o is their folder."
+    )
+    part_rows: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Rows of such a part; auto: about 10,000."
+    )
+    merge: bool = Field(False, description="Make one file, -o, of the parts that --on makes.")
     rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     seed: Seed = Field(13, description="Seed of everything random.")
+
+    @model_validator(mode="after")
+    def _parts_are_cut_once(self) -> Self:
+        if self.on is None:
+            given = "merge" if self.merge else "part_rows" if self.part_rows != "auto" else None
+            if given:
+                raise ValueError(f"{given} is for the parts that on makes; give on=ray, or leave it out")
+            return self
+        if re.fullmatch(r"ray(:.+)?", self.on) is None:
+            raise ValueError(f"on={self.on!r} is no cluster; give ray (this machine), ray:auto or ray:HOST:PORT")
+        if self.rows is not None or self.part is not None:
+            raise ValueError("on cuts the rows into parts by itself; leave out rows and part")
+        if self.precision == "int8":
+            raise ValueError("precision int8 is calibrated for one file; with on give fp32, bf16 or fp16")
+        if self.device not in ("auto", *KINDS):
+            raise ValueError(f"device={self.device!r} is for one process; with on=ray give auto, cpu or cuda")
+        return self
 
     @model_validator(mode="after")
     def _views_need_augment(self) -> Self:

@@ -40,6 +40,9 @@ class ExtractOptions(TypedDict, total=False):
     dtype: Literal["float32", "float16"]
     rows: str | None
     part: str | None
+    on: str | None
+    part_rows: Literal["auto"] | int
+    merge: bool
     rehash: bool
     max_bad: float
     seed: int

@@ -23,7 +23,11 @@ class Container:
     path: str
     size: int
     mtime_ns: int
-    identity: tuple[int, int]
+    identity: tuple[int, int] | None
+
+    def __reduce__(self) -> tuple[type[Container], tuple[str, int, int, None]]:
+        """Leave the file's number at home: another process may be on another machine, where it has another."""
+        return Container, (self.path, self.size, self.mtime_ns, None)
 
     @classmethod
     def of(cls, path: str, file: BinaryIO) -> Self:
@@ -49,8 +53,8 @@ class Container:
     def check(self, file: BinaryIO) -> None:
         """Raise `SourceError` unless this open file is in the state that was listed."""
         found = os.fstat(file.fileno())
-        state = found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino)
-        if state != (self.size, self.mtime_ns, self.identity):
+        identity = self.identity and (found.st_dev, found.st_ino)
+        if (found.st_size, found.st_mtime_ns, identity) != (self.size, self.mtime_ns, self.identity):
             raise SourceError(f"{shown(self.path)} was changed or replaced while it was being read; {_AGAIN}")
 
     def require_unchanged(self) -> None:

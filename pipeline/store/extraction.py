@@ -30,6 +30,7 @@ class Extraction:
         self._copies: list[tuple[int, Source]] = []
         self.computed = 0
         self.adopted = 0
+        self.failed = 0
         self._written = 0.0
 
     @property
@@ -78,6 +79,7 @@ class Extraction:
             if loaded.error is None:
                 self._copies.append((loaded.index, source))
             else:
+                self.failed += 1
                 self._writer.fail(loaded.index, loaded.error.reason, source)
 
     def _copy(self, index: int, source: Source) -> None:

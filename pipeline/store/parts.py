@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pipeline.errors import SettingsError, StoreError
-from pipeline.store.header import Header
+import numpy as np
+
+from pipeline.config import Recipe
+from pipeline.errors import OutputExistsError, SettingsError, StoreDamagedError, StoreError
+from pipeline.store.header import GOOD, Header, Part, decode_texts, unescape
+from pipeline.store.rows import RowFile
 
 
 def part_range(total: int, *, rows: str | None = None, part: str | None = None) -> tuple[int, int]:
@@ -33,6 +39,147 @@ def part_range(total: int, *, rows: str | None = None, part: str | None = None) 
             raise SettingsError(f"rows={rows!r} is not START:STOP with START < STOP <= {total} rows")
         return start, stop
     return 0, total
+
+
+#: The name of one of N parts that are made together, finished or not.
+_NAME = re.compile(r"part-([0-9]{1,9})-of-([0-9]{1,9})\.h5(\.partial)?")
+_WAY_OUT = "give --force to start anew, or another -o"
+
+
+@dataclass(frozen=True)
+class EarlierRows:
+    """A file of an earlier run: its first and last id, and the contents of rows with features that are not wanted."""
+
+    path: Path
+    first: str
+    last: str
+    source: str
+    good: int
+    unwanted: dict[str, bytes]
+
+    @classmethod
+    def of(cls, path: Path, wanted: set[str]) -> Self:
+        """Read them; `wanted` has the ids of the rows that are asked for. Raises `StoreError`."""
+        with RowFile.open(path) as file:
+            ids = decode_texts(file.raw("id"))
+            good, digests = file.raw("status") == GOOD, file.raw("source/sha256")
+            unwanted = {
+                name: digests[row].tobytes() for row, name in enumerate(ids) if good[row] and name not in wanted
+            }
+            return cls(path, min(ids), max(ids), file.header.source, int(np.count_nonzero(good)), unwanted)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The whole list that parts are wanted of, where its images are, and its recipe; `forced`: begun anew."""
+
+    part: Part
+    source: str
+    recipe: Recipe
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class PartFolder:
+    """A folder that gets `of` parts of one list; rows of `earlier` files, of other lists or counts, may be kept."""
+
+    path: Path
+    of: int
+    earlier: tuple[EarlierRows, ...] = ()
+
+    @classmethod
+    def plan(cls, path: Path, asked: Asked, ids: Sequence[str], *, parts: int, also: Path | None = None) -> Self:
+        """Go on with the parts of the same list that are in `path`, or make as many as `parts` says.
+
+        `also` is one more file whose rows may be kept. With `asked.forced`, earlier parts count only where
+        such a run was stopped.
+        Raises `RecipeMismatchError` where files there were made otherwise, `OutputExistsError` where some are none of
+        ours, or of other images, most of which would go, and `StoreDamagedError`.
+        """
+        layouts, forced = _layouts(path), asked.forced
+        of = next((of for of, found in layouts.items() if _goes_on(path, of, found, asked)), None)
+        if of is None:
+            of = next(count for count in _counts(parts, len(ids)) if count not in layouts)
+        if forced:
+            return cls(path, of)
+        files = [file for other, found in layouts.items() if other != of for file in found]
+        wanted = set(ids) if files or also else set()
+        earlier = tuple(EarlierRows.of(file, wanted) for file in (*files, *([also] if also else [])))
+        for one in earlier:
+            asked.recipe.refuse_other(_header_of(one.path).recipe, where=one.path, way_out=_WAY_OUT)
+        _refuse_to_drop(earlier, asked, path)
+        return cls(path, of, earlier)
+
+    def part(self, number: int) -> Path:
+        """Return the file of a part, from 1 on."""
+        return self.path / f"part-{number}-of-{self.of}.h5"
+
+    def near(self, ids: Sequence[str]) -> tuple[Path, ...]:
+        """Return the earlier files that may have some of these ids, which are sorted."""
+        return tuple(one.path for one in self.earlier if one.first <= ids[-1] and ids[0] <= one.last)
+
+    def clear(self) -> None:
+        """Remove earlier parts, and what stopped runs left beside those that are finished now."""
+        finished = {self.part(number).name for number in range(1, self.of + 1)}
+        for file in self.path.iterdir():
+            if _NAME.fullmatch(file.name.removesuffix(".lock")) and file.name not in finished:
+                file.unlink()
+
+
+def _layouts(folder: Path) -> dict[int, list[Path]]:
+    """Return the parts in `folder` by their number in all. Raises `OutputExistsError` for feature files beside them."""
+    layouts: dict[int, list[Path]] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if found := _NAME.fullmatch(file.name):
+            layouts.setdefault(int(found[2]), []).append(file)
+        elif file.suffix == ".h5":
+            raise OutputExistsError(f"{file} is no part that this command makes; give another -o, or move it away")
+    return layouts
+
+
+def _goes_on(folder: Path, of: int, found: Sequence[Path], asked: Asked) -> bool:
+    """Return True where all files of a layout are parts of the list that is asked for; raise for another recipe."""
+    forced = asked.forced
+    try:
+        known = [_header_of(file) for file in found]
+    except StoreDamagedError:
+        if forced:
+            return False
+        raise
+    if not forced:
+        for file, one in zip(found, known, strict=True):
+            asked.recipe.refuse_other(one.recipe, where=file, way_out=_WAY_OUT)
+    unfinished = any(not (folder / f"part-{number}-of-{of}.h5").exists() for number in range(1, of + 1))
+    return all(
+        (one.part.total, one.part.ids_sha256) == (asked.part.total, asked.part.ids_sha256)
+        and (not forced or (one.environment.forced and one.recipe == asked.recipe and unfinished))
+        for one in known
+    )
+
+
+def _header_of(file: Path) -> Header:
+    try:
+        with RowFile.open(file) as opened:
+            return opened.header
+    except StoreDamagedError as error:
+        raise StoreDamagedError(f"{error}; or {_WAY_OUT}") from None
+
+
+def _refuse_to_drop(earlier: Sequence[EarlierRows], asked: Asked, path: Path) -> None:
+    """Raise `OutputExistsError` where the files are of another source and most of their rows would go."""
+    good, unwanted = sum(one.good for one in earlier), sum(len(one.unwanted) for one in earlier)
+    if 2 * unwanted > good and all(one.source != asked.source for one in earlier):
+        raise OutputExistsError(
+            f"{path} has {good} images of {unescape(earlier[0].source)}, and {unwanted} of them are not among the "
+            f"{asked.part.total} of {unescape(asked.source)}; {_WAY_OUT}"
+        )
+
+
+def _counts(parts: int, total: int) -> Iterator[int]:
+    """Yield numbers of parts, those near `parts` first."""
+    yield from range(parts, total + 1)
+    yield from range(parts - 1, 0, -1)
+    raise SettingsError("there are parts of every number in this folder; give another -o")
 
 
 def part_paths(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,11 @@ from pipeline.store.rows import RowFile, row_checksums, runs
 RETRIED = tuple(FIRST_BAD + BAD_IMAGE.index(reason) for reason in ("missing", "unreadable"))
 
 TOO_LARGE = FIRST_BAD + BAD_IMAGE.index("too-large")
+#: Ends the name of a file until every row has a final status.
+PARTIAL = ".partial"
 UNKNOWN = -1  # size and time of a file that is not there
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ class Origin:
         """Return True where images were too large here at as many pixels as in `environment`."""
         return self.file.header.environment.max_pixels == environment.max_pixels
 
+    def heed(self, environment: Environment) -> None:
+        """Have images looked at again that were too large by another limit."""
+        if not self.has_limit_of(environment):
+            self.retried = (*RETRIED, TOO_LARGE)
+
     def all_up_to_date(self, seen: Seen) -> bool:
         """Return True where every row is final and describes the image file that is there now."""
         rows = np.arange(self.file.header.rows)
@@ -180,7 +190,21 @@ def pieces(rows: int, row_bytes: int, *, piece_bytes: int = 1 << 24) -> Iterator
 
 def partial_path(path: Path) -> Path:
     """Return the name that a file has until every row has a final status."""
-    return path.with_name(path.name + ".partial")
+    return path.with_name(path.name + PARTIAL)
+
+
+def origins_of(paths: Sequence[Path], recipe: Recipe, opened: contextlib.ExitStack) -> Iterator[Origin]:
+    """Open files that others make or have made, unfinished ones too, for their rows; they are closed with `opened`.
+
+    One that is gone, damaged or of another recipe has none.
+    """
+    for path in paths:
+        try:
+            file = opened.enter_context(RowFile.open(path))
+            _check_recipe(file, recipe)
+            yield Origin.unfinished(file) if path.suffix == PARTIAL else Origin.finished(file)
+        except StoreError as error:
+            log.info("no row is taken over: %s", error)
 
 
 def earlier_headers(path: Path) -> Iterator[Header]:
@@ -246,8 +270,8 @@ class Start:
         published, partial = earlier.published, earlier.partial
         environment = request.header.environment
         for origin in (published, partial):
-            if origin and not origin.has_limit_of(environment):
-                origin.retried = (*RETRIED, TOO_LARGE)
+            if origin:
+                origin.heed(environment)
         if not rehash:
             if published and request.is_met_by(published.file) and published.all_up_to_date(seen):
                 return cls(published, [partial] if partial else [], settled=True)

@@ -42,7 +42,7 @@ from pipeline.store.header import (
 )
 from pipeline.store.layout import LayerSpec, lay_out
 from pipeline.store.plan import Request
-from pipeline.store.reuse import UNKNOWN, Earlier, Origin, Seen, Source, Start, partial_path, pieces
+from pipeline.store.reuse import UNKNOWN, Earlier, Origin, Seen, Source, Start, origins_of, partial_path, pieces
 from pipeline.store.rows import RowFile, as_bytes, row_checksums, row_numbers, write_rows
 
 #: A kill loses at most the rows of so many seconds or bytes.
@@ -88,12 +88,13 @@ class StoreWriter:
         force: bool = False,
         part: Part | None = None,
         rehash: bool = False,
+        beside: Sequence[Path] = (),
     ) -> Iterator[Self]:
         """Lock `path`, find out which rows are known, and reserve the space for all of them.
 
         `force` starts anew whatever lies at `path`, and goes on where a run with `force` was stopped; `rehash`
         believes no size and time of a file, so that every image is read again, though only new content is computed.
-        `part` says which rows of a longer list these are.
+        `part` says which rows of a longer list these are, `beside` names other files whose rows may be kept too.
         Raises `StoreLockedError`, `RecipeMismatchError`, `StoreDamagedError`, `OutputExistsError` where most rows of
         other images would go, and `StoreError` where the disk is full or refuses.
         """
@@ -106,7 +107,8 @@ class StoreWriter:
                 opened.enter_context(files.made_parents(path))
                 opened.enter_context(files.lock(path))
                 earlier = (Earlier.find_forced if force else Earlier.find)(path, recipe, opened)
-                writer = cls._start(path, request, earlier, Seen.of(manifest), force=force, rehash=rehash)
+                more = list(origins_of(beside, recipe, opened))
+                writer = cls._start(path, request, earlier, Seen.of(manifest), more, force=force, rehash=rehash)
                 opened.callback(writer.close)
             try:
                 yield writer
@@ -117,14 +119,27 @@ class StoreWriter:
             writer.flush()
 
     @classmethod
-    def _start(cls, path: Path, request: Request, earlier: Earlier, seen: Seen, *, force: bool, rehash: bool) -> Self:
+    def _start(
+        cls,
+        path: Path,
+        request: Request,
+        earlier: Earlier,
+        seen: Seen,
+        more: Sequence[Origin],
+        *,
+        force: bool,
+        rehash: bool,
+    ) -> Self:
         start = Start.of(request, earlier, seen, rehash=rehash)
+        origins = [*start.origins, *more]
+        for origin in more:
+            origin.heed(request.header.environment)
         if start.own:
             path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)  # of a run that was killed as it began
-            return cls(path, start.own, start.origins, settled=start.settled)
+            return cls(path, start.own, origins, settled=start.settled)
         if not force:
             start.refuse_to_drop(request, seen)
-        return cls.create(path, request, start.origins, None if rehash else seen)
+        return cls.create(path, request, origins, None if rehash else seen)
 
     @classmethod
     def create(cls, path: Path, request: Request, origins: Sequence[Origin] = (), seen: Seen | None = None) -> Self:

@@ -1,6 +1,6 @@
 """How fast extraction is, against the usual ways and against the limit of this machine.
 
-    python tests/benchmarks/extract.py [--bases resnet18 vgg16] [--images 1000] [--rounds 3] [--precision fp32,int8]
+    python tests/benchmarks/extract.py [--bases resnet18 vgg16] [--images 1000] [--rounds 3]
 
 Every contender runs in a process of its own, on the same photos with the same weights, and they take turns, so that
 whatever else the machine does hits all of them. Rates count everything from the first line after the imports to the
@@ -8,8 +8,7 @@ last feature kept; the imports are reported apart. The serial limit is what one 
 1 / (forward + decode), each as fast as it is with all cores on nothing else.
 
 Photos are cropped from those under $PIPELINE_REAL_DATA, or painted where that is not set. Weights are random but for
-squeezenet1_1: speed does not depend on them. img2vec-pytorch takes part where it is installed. bf16 and int8 are
-contenders beside fp32, warm, int8 with its calibration; with random weights it is measured whatever its drift.
+squeezenet1_1: speed does not depend on them. img2vec-pytorch takes part where it is installed.
 """
 
 from __future__ import annotations
@@ -174,25 +173,9 @@ def run_decode(photos: Path, base: str, weights: str, output: Path) -> float:
     return time.perf_counter() - started
 
 
-def run_in(precision: str) -> Callable[[Path, str, str, Path], None]:
-    """Our way in another precision; what int8 loses does not matter here, where weights may be random."""
-
-    def run(photos: Path, base: str, weights: str, output: Path) -> None:
-        import pipeline
-        from pipeline.engines import calibration
-
-        calibration.LEAST_MEAN = calibration.LEAST = -1
-        result = pipeline.extract(photos, output, base=base, weights=weights, precision=precision, force=True)
-        assert result.good == result.rows
-
-    return run
-
-
 RUNS: dict[str, Callable[[Path, str, str, Path], float | None]] = {
     "ours, cold": run_ours,
     "ours": run_ours,
-    "ours, bf16": run_in("bf16"),
-    "ours, int8": run_in("int8"),
     "DataLoader + eager": run_loader,
     "img2vec-pytorch": run_img2vec,
     "forward alone": run_forward,
@@ -238,10 +221,10 @@ def in_own_process(name: str, photos: Path, base: str, weights: str, work: Path)
     return dict(json.loads(answer.stdout.splitlines()[-1]))
 
 
-def compare(base: str, photos: Path, count: int, rounds: int, work: Path, precisions: list[str]) -> None:
+def compare(base: str, photos: Path, count: int, rounds: int, work: Path) -> None:
     """Every contender `rounds` times in turn; a table of rates and of ratios paired within a round."""
     weights = make_weights(work, base)
-    names = [name for name in RUNS if name not in ("ours, bf16", "ours, int8") or name[6:] in precisions]
+    names = list(RUNS)
     if base != "resnet18" or importlib.util.find_spec("img2vec_pytorch") is None:
         names.remove("img2vec-pytorch")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -289,7 +272,6 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=["squeezenet1_1", "resnet18", "resnet50", "vgg16"])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", default="fp32", help="fp32, and beside it bf16 and int8, with commas")
     parser.add_argument("--work", type=Path, help="folder to keep photos and weights in for the next time")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -299,7 +281,7 @@ def main() -> None:
             make_photos(photos, options.images)
         print(describe_machine())
         for base in options.bases:
-            compare(base, photos, options.images, options.rounds, work, options.precision.split(","))
+            compare(base, photos, options.images, options.rounds, work)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 python tests/benchmarks/heads.py linear     10 penalties x 5 folds, against ONE LogisticRegression fit
 python tests/benchmarks/heads.py ridge      50 penalties with leave-one-out, against RidgeCV / RidgeClassifierCV
-python tests/benchmarks/heads.py sizes      every head at 400 to 50,000 rows, and scikit-learn's one fit of the like:
-                                            processor time, memory, log loss
+python tests/benchmarks/heads.py sizes      svm and linear at 400 to 50,000 rows: processor time, memory, log loss
 python tests/benchmarks/heads.py auto       auto on 5,000 rows, and with --contest: processor time and what is chosen
 python tests/benchmarks/heads.py gains --store F.h5 ...     svm beside linear, and --power auto beside none, on the
                                             same repeated folds; intervals over images (no store: digits)
-python tests/benchmarks/heads.py beside --store A.h5 B.h5   two bases side by side against the better one alone
 python tests/benchmarks/heads.py stream     a store of 1.6 GB under 1 GB of memory, and in memory (2 GB of disk)
 
 With --cpu both sides have one thread and what is compared is processor time, which other work on the machine does not
@@ -26,7 +24,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,12 +33,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
@@ -106,6 +97,8 @@ def timed(work: Callable[[], Any], *, least_of: int = 1) -> tuple[float, Any]:
 
 def linear(shapes: list[tuple[int, int, int]]) -> None:
     """The whole grid of folds and penalties, decomposition included, against one fit at default settings."""
+    from sklearn.linear_model import LogisticRegression
+
     print("| rows x dimensions, classes | 10 penalties x 5 folds | ONE LogisticRegression() | ratio | its excess |")
     print("|---|---|---|---|---|")
     for (rows, dimensions, classes), scaled in product(shapes, (False, True)):
@@ -233,11 +226,11 @@ def compared(folder: Path, head: str) -> str:
 
 
 def sizes(shapes: list[tuple[int, int, int]]) -> None:
-    """Whole searches, and single fits of scikit-learn, each in a process of its own, whose memory is then its own."""
+    """Whole searches of svm and linear, each in a process of its own, whose memory is then its own."""
     print("| rows x dimensions, classes | head | CPU s | GB | chosen | log loss of fresh rows |")
     print("|---|---|---|---|---|---|", flush=True)
     for shape in shapes:
-        for head in (*ALONE, *ONE_FIT):
+        for head in ("svm", "linear"):
             told = subprocess.run(
                 [sys.executable, __file__, "size", "--head", head, "--cpu", *_shape_options(shape)],
                 stdout=subprocess.PIPE,
@@ -253,18 +246,10 @@ def _shape_options(shape: tuple[int, int, int]) -> list[str]:
 
 
 def size(name: str, shape: tuple[int, int, int]) -> None:
-    """One search of the head `name`, or one fit of scikit-learn."""
+    """One search of the head `name`."""
     rows, dimensions, classes = shape
     X, y = features(rows + 2000, dimensions, classes, scaled=False)
     problem = problem_of(X[:rows], y[:rows])
-    if name in ONE_FIT:
-        model = make_pipeline(StandardScaler(), ONE_FIT[name]())
-        taken, _ = timed(lambda: model.fit(X[:rows], y[:rows]))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        print(
-            f"| {rows:,} x {dimensions:,}, {classes} | {name}() of scikit-learn | {taken:.1f} | {memory:.2f} | - | - |"
-        )
-        return
     taken, head = timed(lambda: HEADS[name]("classes", FitSettings.of({"jobs": 1})).fit(problem))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     loss = log_losses(head.predict_proba(X[rows:])[np.arange(2000), y[rows:]]).mean()
@@ -315,38 +300,20 @@ def gains(stores: list[Path]) -> None:
             )
 
 
-def judged(
-    head: str, power: str, X: NDArray[np.float32], y: Any, widths: tuple[int, ...] = ()
-) -> tuple[NDArray[Any], int]:
+def judged(head: str, power: str, X: NDArray[np.float32], y: Any) -> tuple[NDArray[Any], int]:
     """How often each image is told right, and its mean log loss, (2, n); and how often the root was taken."""
     classes, roots = int(y.max()) + 1, 0
     found = np.zeros((2, len(y)))
     for seed in range(REPEATS):
         for fold in np.unique(folds := make_folds(y, np.arange(len(y)), folds=5, seed=seed)):
             inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            problem = replace(problem_of(X[inside], y[inside], classes=classes), widths=widths)
+            problem = problem_of(X[inside], y[inside], classes=classes)
             trained = train_head(head, problem, FitSettings.of({"head": head, "jobs": 1, "power": power})).head
             roots += "power" in trained.search.chosen
             chances = trained.predict_proba(X[outside])
             found[0, outside] += (chances.argmax(axis=1) == y[outside]) / REPEATS
             found[1, outside] += log_losses(chances[np.arange(len(outside)), y[outside]]) / REPEATS
     return found, roots
-
-
-def beside(stores: list[Path]) -> None:
-    """Accuracy and log loss of two bases alone and side by side, on the same repeated folds, against the better one."""
-    print(
-        "| head | features | accuracy | gain (95 %) | log loss | gain (95 %) |\n|---|---|---|---|---|---|", flush=True
-    )
-    arrays, y = [stored(store)[0] for store in stores], stored(stores[0])[1]
-    for head in ("ridge", "linear"):
-        alone = [judged(head, "none", X, y)[0] for X in arrays]
-        widths = tuple(X.shape[1] for X in arrays)
-        together, _ = judged(head, "none", np.concatenate(arrays, axis=1), y, widths)
-        best = min(alone, key=lambda found: found[1].mean())
-        for name, found in [*zip(map(str, stores), alone, strict=True), ("side by side", together)]:
-            gain = f"{interval(100 * (found[0] - best[0]))} | {found[1].mean():.4f} | {interval(found[1] - best[1])}"
-            print(f"| {head} | {name} | {found[0].mean():.4f} | {gain} |", flush=True)
 
 
 def interval(values: NDArray[np.float64]) -> str:
@@ -370,11 +337,6 @@ def small_digits() -> tuple[NDArray[np.float32], Any]:
     return X[:600].astype(np.float32), y[:600].astype(np.int64)
 
 
-#: Heads of classes that are no mean of others, and what scikit-learn fits once, at its default settings.
-ALONE = ("linear", "ridge", "svm", "knn", "mlp")
-ONE_FIT: dict[str, Callable[[], Any]] = {
-    kind.__name__: kind for kind in (LogisticRegression, RidgeClassifier, SVC, KNeighborsClassifier, MLPClassifier)
-}
 SIZES = [(400, 512, 10), (5_000, 512, 10), (50_000, 512, 10)]
 LINEAR = [(20_000, 512, 100), (50_000, 2_048, 10)]
 RIDGE = [
@@ -396,7 +358,7 @@ RIDGE = [
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["linear", "ridge", "stream", "sizes", "size", "auto", "gains", "beside"])
+    parser.add_argument("what", choices=["linear", "ridge", "stream", "sizes", "size", "auto", "gains"])
     parser.add_argument("--head", default="svm")
     parser.add_argument("--store", type=Path, nargs="*", default=[])
     parser.add_argument("--rows", type=int, help="one shape instead of the usual ones")
@@ -420,7 +382,5 @@ if __name__ == "__main__":
         auto(only or [(5_000, 512, 10)])
     elif given.what == "gains":
         gains(given.store)
-    elif given.what == "beside":
-        beside(given.store)
     else:
         stream(given.rows or 200_000, 2_048)

@@ -1,0 +1,91 @@
+"""A real Ray cluster of several nodes on this machine, in a process of its own, all of it on 127.0.0.2.
+
+Ray puts an outward address in the place of 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parents[1]
+
+
+class Nodes:
+    """A cluster whose head has no core; `cores` says how many each further node has."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self._process = process
+        self.on = f"ray:{address}"
+
+    def ask(self, line: str) -> str:
+        """Have the cluster do something: ``add CORES`` a node, or ``remove NUMBER`` one without grace."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+
+@contextmanager
+def nodes(*cores: int) -> Iterator[Nodes]:
+    """Start a cluster for the block; the test is skipped where Ray is not installed."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    process = subprocess.Popen(
+        [sys.executable, __file__, *map(str, cores)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(),
+    )
+    try:
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        assert address, "no cluster came up"
+        yield Nodes(process, address)
+    finally:
+        process.communicate()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that has to do with Ray, or with these tests' cluster."""
+    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+
+
+def extract(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``pipeline extract`` to its end."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=folder, env=environment())
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of an extraction with a small base."""
+    base = ["--base", "squeezenet1_1", "--weights", "embedded"]
+    return [sys.executable, "-m", "pipeline", "extract", *map(str, arguments), *base]
+
+
+def _serve(cores: Sequence[int]) -> None:
+    from ray.cluster_utils import Cluster
+
+    here = {"node_ip_address": "127.0.0.2", "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **here})
+    workers = [cluster.add_node(num_cpus=count, **here) for count in cores]
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        what, number = line.split()
+        if what == "add":
+            workers.append(cluster.add_node(num_cpus=int(number), **here))
+        else:
+            cluster.remove_node(workers[int(number)], allow_graceful=False)
+        print("done", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    _serve([int(text) for text in sys.argv[1:]])

@@ -1,0 +1,93 @@
+"""One list as parts on a real cluster of several nodes on this machine: the same store as one process makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raycluster
+from pictures import write_photos
+from raycluster import Nodes, extract
+
+from pipeline.store import FeatureStore
+from pipeline.store.spread import part_count, withdraw
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Nodes]:
+    with raycluster.nodes(1, 1) as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos, one of them bad and two alike, and their store as one process makes it."""
+    desk = tmp_path_factory.mktemp("desk")
+    write_photos(desk / "photos/ants", 14, first_seed=0, colour=(200, 60, 40))
+    write_photos(desk / "photos/bees", 14, first_seed=100, colour=(40, 60, 200))
+    (desk / "photos/ants/bad.jpg").write_bytes(b"no image")
+    (desk / "photos/bees/twin.jpg").write_bytes(next((desk / "photos/ants").glob("*.jpg")).read_bytes())
+    done = extract("photos", "-o", "one.h5", folder=desk)
+    assert done.returncode == 0, done.stderr
+    return desk
+
+
+def assert_same(path: Path, other: Path) -> None:
+    """Ids, splits, statuses, digests and targets are equal, and features within rounding."""
+    with FeatureStore.open(path) as found, FeatureStore.open(other) as expected:
+        assert found.ids == expected.ids
+        assert found.splits.tolist() == expected.splits.tolist()
+        assert found.statuses.tolist() == expected.statuses.tolist()
+        assert found.sha256.tobytes() == expected.sha256.tobytes()
+        assert found.recipe == expected.recipe
+        assert {name: target.values.tolist() for name, target in found.targets.items()} == {
+            name: target.values.tolist() for name, target in expected.targets.items()
+        }
+        for layer in expected.layers:
+            np.testing.assert_allclose(found.features(layer), expected.features(layer), atol=1e-5, rtol=0)
+
+
+def test_a_cluster_makes_the_store_of_one_process_and_again_computes_nothing(cluster: Nodes, desk: Path) -> None:
+    asked = ("photos", "-o", "parts", "--on", cluster.on, "--part-rows", 6, "--json")
+    done = extract(*asked, folder=desk)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["rows"], result["good"], result["computed"]) == (30, 29, 29)
+    assert result["bad_images"] == {"ants/bad.jpg": "not-an-image"}
+    assert sum(node["parts"] for node in result["nodes"]) == 5
+    assert sorted(path.name for path in (desk / "parts").iterdir()) == [f"part-{k}-of-5.h5" for k in range(1, 6)]
+    assert_same(desk / "parts", desk / "one.h5")
+
+    withdraw(desk / "parts/part-2-of-5.h5")
+    (desk / "parts/part-3-of-5.h5").unlink()
+    again = json.loads(extract(*asked, folder=desk).stdout)
+    assert (again["computed"], again["reused"]) == (5, 24)  # and the bad image, which is looked at again
+    assert_same(desk / "parts", desk / "one.h5")
+
+
+def test_merged_parts_are_one_file_whose_rows_are_kept_when_images_come(cluster: Nodes, desk: Path) -> None:
+    shutil.copytree(desk / "photos", desk / "more")
+    asked = ("more", "-o", "whole.h5", "--on", cluster.on, "--part-rows", 10, "--merge", "--json")
+    done = extract(*asked, folder=desk)
+    assert done.returncode == 0, done.stderr
+    assert_same(desk / "whole.h5", desk / "one.h5")
+    assert not (desk / "whole.h5.parts").exists()
+    write_photos(desk / "more/ants/new", 1, first_seed=900, colour=(90, 90, 90))
+    grown = json.loads(extract(*asked, folder=desk).stdout)
+    assert (grown["rows"], grown["computed"], grown["dropped"]) == (31, 1, 0)
+    with FeatureStore.open(desk / "whole.h5") as store:
+        assert len(store) == 31
+
+
+@pytest.mark.parametrize(
+    ("total", "rows", "actors", "parts"),
+    [(1, "auto", 8, 1), (100, "auto", 1, 2), (10**6, "auto", 4, 100), (10**9, "auto", 4, 10_000), (7, 2, 1, 4)],
+)
+def test_parts_are_minutes_of_work_and_no_more_than_a_folder_holds(
+    total: int, rows: int, actors: int, parts: int
+) -> None:
+    assert part_count(total, rows, actors) == parts  # type: ignore[arg-type]
