@@ -14,10 +14,11 @@ import os
 import signal
 import socket
 import statistics
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -206,7 +207,8 @@ def connected(on: str) -> Iterator[Any]:
                 "this machine"
             ) from None
         _obey(obeyed)
-        yield ray
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
+            yield ray  # it tells of lost nodes on stdout, which is for our result
     finally:
         ray.shutdown()
         _obey(obeyed)

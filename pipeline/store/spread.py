@@ -84,6 +84,8 @@ class Witness:
     def of(cls, manifest: Manifest, folder: Path) -> Iterator[Witness]:
         """Choose images and write the file, which is removed again."""
         token = folder / f".seen-{secrets.token_hex(8)}"
+        for left in folder.glob(".seen-*"):  # by a run that was killed; the folder is ours alone
+            left.unlink()
         token.touch()
         records = manifest.records[:: max(1, len(manifest) // WITNESSES)][:WITNESSES]
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +83,59 @@ def test_merged_parts_are_one_file_whose_rows_are_kept_when_images_come(cluster:
     assert (grown["rows"], grown["computed"], grown["dropped"]) == (31, 1, 0)
     with FeatureStore.open(desk / "whole.h5") as store:
         assert len(store) == 31
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_after_the_driver_was_killed_and_a_node_went(desk: Path) -> None:
+    with raycluster.nodes(1, 1) as cluster:
+        asked = ("photos", "-o", "again", "--on", cluster.on, "--part-rows", 3, "--json")
+        driver = subprocess.Popen(
+            raycluster.command(*asked),
+            cwd=desk,
+            env=raycluster.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_a_part(desk / "again")
+        driver.kill()
+        driver.wait()
+        assert cluster.ask("remove 0") == "done"
+        done = extract(*asked, folder=desk)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["rows"] == 30
+        assert result["reused"] > 0
+        assert sorted(path.name for path in (desk / "again").iterdir()) == sorted(
+            f"part-{number}-of-10.h5" for number in range(1, 11)
+        )
+        assert_same(desk / "again", desk / "one.h5")
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_at_work_costs_no_row(desk: Path) -> None:
+    with raycluster.nodes(1, 1) as cluster:
+        asked = ("photos", "-o", "lost", "--on", cluster.on, "--part-rows", 2, "--json")
+        driver = subprocess.Popen(
+            raycluster.command(*asked),
+            cwd=desk,
+            env=raycluster.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_a_part(desk / "lost")
+        assert cluster.ask("remove 0") == "done"
+        out, said = driver.communicate()
+        assert driver.returncode == 0, said
+        assert json.loads(out)["rows"] == 30
+        assert_same(desk / "lost", desk / "one.h5")
+
+
+def wait_for_a_part(folder: Path) -> None:
+    deadline = time.monotonic() + 90
+    while not list(folder.glob("*.h5")):
+        assert time.monotonic() < deadline, "no part was made"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
