@@ -196,22 +196,20 @@ def connected(on: str) -> Iterator[Any]:
         if os.uname().sysname == "Linux":  # elsewhere Ray stays on the machine by itself
             where["_node_ip_address"] = LOOPBACK
     obeyed = signal.getsignal(signal.SIGTERM)
-    try:
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
+        # Ray tells of lost nodes on stdout, also as it shuts down, and that is for our result.
         try:
-            level = logging.INFO if verbose else logging.ERROR
-            ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="pipeline")
-        except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-            cause = (str(error) or type(error).__name__).splitlines()[0]
-            raise EngineError(
-                f"{on}: no Ray cluster answers there ({cause}); ray status --address ADDRESS shows one, --on ray uses "
-                "this machine"
-            ) from None
-        _obey(obeyed)
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(sys.stderr if verbose else nowhere):
-            yield ray  # it tells of lost nodes on stdout, which is for our result
-    finally:
-        ray.shutdown()
-        _obey(obeyed)
+            try:
+                level = logging.INFO if verbose else logging.ERROR
+                ray.init(**where, log_to_driver=verbose, logging_level=level, namespace="pipeline")
+            except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+                cause = (str(error) or type(error).__name__).splitlines()[0]
+                raise EngineError(f"{on}: no Ray cluster answers there ({cause}); --on ray uses this machine") from None
+            _obey(obeyed)
+            yield ray
+        finally:
+            ray.shutdown()
+            _obey(obeyed)
 
 
 def _require_answer(on: str, address: str) -> None:
