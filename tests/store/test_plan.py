@@ -28,7 +28,7 @@ from pipeline.store import Part, Source, waiting_rows
     [
         ({"base": "other"}, "base='cheap', and 'other' is asked for"),
         ({"weights": "1" * 64}, "weights='000"),
-        ({"transform": {"crop": 65}}, "transform.crop=64"),
+        ({"transform": {"crop": 65}}, "transform.crop=[64, 64]"),
         ({"precision": "bf16"}, "precision='fp32'"),
         ({"views": 2}, "views=0, and 2"),
         ({"pixels": 2}, "pixels=1, and 2"),
