@@ -140,6 +140,7 @@ def test_the_result_has_what_json_promises(tuned: FinetuneResult) -> None:
 def test_the_folder_is_like_any_other(tuned: FinetuneResult) -> None:
     files = {str(path.relative_to(tuned.model)) for path in tuned.model.rglob("*") if path.is_file()}
     assert files == {
+        "README.md",
         "model.json",
         "head.safetensors",
         "base.safetensors",
