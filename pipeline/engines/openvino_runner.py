@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,9 @@ def compiled(graph: bytes, *, cores: int, streams: int, precision: str) -> Any:
         raise EngineError(f"openvino refuses its graph: {why.strip()}") from None
 
 
+@cache
 def _core() -> Any:
+    """Return OpenVINO's core, one for the process: its memory is not whole any more once several were made and gone."""
     if not is_installed():
         raise EngineError(MISSING)
     with _without_telemetry():
