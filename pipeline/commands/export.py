@@ -20,9 +20,15 @@ from pipeline.text import plural
 
 @dataclass(frozen=True)
 class ExportResult(Result):
-    """A file that was written, on how many images its answers were compared, and by how much they differ at most."""
+    """A file that was written: a `ModelExport` or a `TableExport`."""
 
     file: Path
+
+
+@dataclass(frozen=True)
+class ModelExport(ExportResult):
+    """A model's file, on how many images its answers were compared, and by how much they differ at most."""
+
     checked: int
     largest_difference: float
 
@@ -32,10 +38,9 @@ class ExportResult(Result):
 
 
 @dataclass(frozen=True)
-class TableResult(Result):
-    """A table that was written, its rows, how many have a picture, and whether their neighbors were left out."""
+class TableExport(ExportResult):
+    """A table, its rows, how many have a picture, and whether their neighbors were left out."""
 
-    file: Path
     rows: int
     pictures: int
     without_neighbors: bool
@@ -55,7 +60,7 @@ def export(
     force: bool = False,
     progress: bool = False,
     **options: Unpack[RerunOptions],
-) -> ExportResult | TableResult:
+) -> ExportResult:
     """Write the model folder `model` as the ONNX file `output`, which needs nothing else; or features as a table.
 
     Its input is an RGB image of any size, uint8 (H, W, 3), or with `input` pixels a batch uint8 (B, height, width, 3)
@@ -79,10 +84,10 @@ def export(
     content, difference = export_model(loaded, takes=input)
     with made_parents(output), atomic_write(output) as file:
         file.write(content)
-    return ExportResult(output, len(CHECKED), difference)
+    return ModelExport(output, len(CHECKED), difference)
 
 
-def _features(store: str | Path, output: Path, *, progress: bool) -> TableResult:
+def _features(store: str | Path, output: Path, *, progress: bool) -> TableExport:
     from pipeline.models.embeddings import write_embeddings
     from pipeline.models.pictures import album_of
 
@@ -93,4 +98,4 @@ def _features(store: str | Path, output: Path, *, progress: bool) -> TableResult
         progress_bar(len(opened.select()), "writing", show=progress) as bar,
     ):
         written = write_embeddings(opened, file, album_of(opened), advance=bar.advance)
-    return TableResult(output, written.rows, written.pictures, written.without_neighbors)
+    return TableExport(output, written.rows, written.pictures, written.without_neighbors)

@@ -113,3 +113,8 @@ def test_a_run_reports_nothing_to_anybody(photo_folder: Path, tmp_path: Path) ->
     assert done.stdout == "openvino True []\n"
     assert "asked" not in done.stderr
     assert not (home / "intel").exists()
+
+
+def test_a_process_has_one_core() -> None:
+    """Several that were made and gone left its memory damaged."""
+    assert openvino_runner._core() is openvino_runner._core()
