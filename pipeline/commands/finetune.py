@@ -196,20 +196,13 @@ def _finetune(
         before=None if force else cached_before(output),
     )
     with ExitStack() as opened:
-        cut_rows = None if choice.cut is None else CutRows(choice.cut, start.base, start.pool, manifest, settings)
-        if cut_rows is None:
-            images = read_images(
-                manifest,
-                target,
-                start.base.transform,
-                workers=threads(settings),
-                max_bad=settings.max_bad,
-                max_pixels=settings.max_pixels,
-                progress=progress,
-            )
+        cut_rows: CutRows | None = None
+        if choice.cut is None:
+            images = images_of(manifest, target, start, settings, progress=progress)
         else:
-            network.cut_before(cut_rows.cut.suffix)
-            images = opened.enter_context(cut_rows).read_images(target, progress=progress)
+            network.cut_before(choice.cut.suffix)
+            cut_rows = opened.enter_context(CutRows(choice.cut, start.base, start.pool, manifest, settings))
+            images = cut_rows.read_images(target, progress=progress)
         examples = split_examples(manifest, target, images, settings)
         if cut_rows is not None:
             cut_rows.draw_views(examples.train, progress=progress)
@@ -245,12 +238,8 @@ def _finetune(
         ],
     )
     epochs = [epoch.to_json() for epoch in result.epochs]
-    shown_ids = {record.id: record.index for record in manifest.records}
-    drawings = parts["val"].plots(lambda id: Image.fromarray(images.preprocessed(shown_ids[id])))
+    drawings = training.drawings(manifest, target, view, parts["val"])
     drawings |= pictures.of_training({"epochs": epochs, "best_epoch": history.best}, task=target.task, nested="")
-    drawings["batch"] = lambda: training.draw_batch(view, target)
-    if target.task == "numbers":
-        drawings["histogram"] = lambda: pictures.histogram(target, manifest.targets)
     drawn = plots.render(drawings, names=(target.name, *(target.names or ())))
     result.notices += drawn.notices
     put_back(network, start.base)
@@ -279,6 +268,21 @@ def _finetune(
     )
     checkpoint.remove()
     return result
+
+
+def images_of(
+    manifest: Manifest, target: Target, start: Start, settings: FinetuneSettings, *, progress: bool
+) -> Images:
+    """Read every image once: those that are good, and why the others are not."""
+    return read_images(
+        manifest,
+        target,
+        start.base.transform,
+        workers=threads(settings),
+        max_bad=settings.max_bad,
+        max_pixels=settings.max_pixels,
+        progress=progress,
+    )
 
 
 # --- where training begins
@@ -474,6 +478,15 @@ class Training:
                 saved=saved,
                 keep=keep,
             )
+
+    def drawings(self, manifest: Manifest, target: Target, view: View, held_out: Scored) -> dict[str, plots.Drawing]:
+        """Return what is to be drawn of images: held-out ones with their answers, the first batch, the numbers."""
+        rows = {record.id: record.index for record in manifest.records}
+        drawings = held_out.plots(lambda id: Image.fromarray(self._images.preprocessed(rows[id])))
+        drawings["batch"] = lambda: self.draw_batch(view, target)
+        if target.task == "numbers":
+            drawings["histogram"] = lambda: pictures.histogram(target, manifest.targets)
+        return drawings
 
     def draw_batch(self, view: View, target: Target) -> Figure:
         """Draw images of the first batch as the network saw them, with their class or number."""

@@ -4,8 +4,8 @@
     image                  {bytes, path}: a JPEG of at most `THUMBNAIL` pixels a side, null where it cannot be had
     embedding              the features of the plain view as float32, all layers side by side
     x, y                   a map of them: t-SNE of up to `MAPPED` images, else the two largest principal components
-    neighbors              {ids, distances}: numbers of the nearest rows of this table, and their cosine distances from
-                           features less their mean; null where those of all images would not fit into `HELD` bytes
+    neighbors              {ids, distances}: numbers of the nearest rows of this table, and their distances, which are
+                           those of near-twins; null where the features of all images would not fit into `HELD` bytes
 
 Memory holds a block of rows at a time, and for neighbors all features.
 """
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError
 from pipeline.heads.table import FeatureTable
+from pipeline.heads.twins import Units
 from pipeline.images.album import Album
 from pipeline.store import FeatureStore
 
@@ -68,7 +69,8 @@ def write_embeddings(
         raise StoreError(f"{store.path} has no image with features; nothing is there to export")
     table = FeatureTable(store, tuple(store.layers))
     places = _map(table, chosen, seed)
-    units = _units(_plain(table, chosen)) if 4 * table.dimensions * len(chosen) <= HELD else None
+    fits = 4 * table.dimensions * len(chosen) <= HELD
+    units = Units.of(table, chosen).of_rows(np.arange(len(chosen))) if fits else None
     ids, splits = np.array(store.ids, dtype=object), store.splits.astype(object)
     pictures = 0
     schema = _schema(pa, store)
@@ -150,13 +152,6 @@ def _map(table: FeatureTable, chosen: NDArray[np.int64], seed: int) -> Rows:
     blocks = (chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK))
     found = np.concatenate([fitted.transform(_plain(table, rows)) for rows in blocks])[:, :2]
     return np.pad(found.astype(np.float32), ((0, 0), (0, 2 - found.shape[1])))
-
-
-def _units(features: Rows) -> Rows:
-    """Return features (n, D) less their mean, of length 1."""
-    features = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def _neighbors(units: Rows, start: int, count: int) -> Iterator[dict[str, Any]]:

@@ -89,16 +89,10 @@ def test_merged_parts_are_one_file_whose_rows_are_kept_when_images_come(cluster:
 def test_the_same_command_goes_on_after_the_driver_was_killed_and_a_node_went(desk: Path) -> None:
     with raycluster.nodes(1, 1) as cluster:
         asked = ("photos", "-o", "again", "--on", cluster.on, "--part-rows", 3, "--json")
-        driver = subprocess.Popen(
-            raycluster.command(*asked),
-            cwd=desk,
-            env=raycluster.environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        driver = started(*asked, folder=desk)
         wait_for_a_part(desk / "again")
         driver.kill()
-        driver.wait()
+        driver.communicate()
         assert cluster.ask("remove 0") == "done"
         done = extract(*asked, folder=desk)
         assert done.returncode == 0, done.stderr
@@ -115,20 +109,20 @@ def test_the_same_command_goes_on_after_the_driver_was_killed_and_a_node_went(de
 def test_a_node_that_goes_at_work_costs_no_row(desk: Path) -> None:
     with raycluster.nodes(1, 1) as cluster:
         asked = ("photos", "-o", "lost", "--on", cluster.on, "--part-rows", 2, "--json")
-        driver = subprocess.Popen(
-            raycluster.command(*asked),
-            cwd=desk,
-            env=raycluster.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        driver = started(*asked, folder=desk)
         wait_for_a_part(desk / "lost")
         assert cluster.ask("remove 0") == "done"
         out, said = driver.communicate()
         assert driver.returncode == 0, said
         assert json.loads(out)["rows"] == 30
         assert_same(desk / "lost", desk / "one.h5")
+
+
+def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:
+    """Start an extraction that is watched."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command, environment = raycluster.command(*arguments), raycluster.environment()
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
 
 
 def wait_for_a_part(folder: Path) -> None:
