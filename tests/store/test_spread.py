@@ -15,8 +15,10 @@ import raycluster
 from pictures import write_photos
 from raycluster import Nodes, extract
 
+from pipeline.errors import EngineError
+from pipeline.sources import read_manifest
 from pipeline.store import FeatureStore
-from pipeline.store.spread import part_count, withdraw
+from pipeline.store.spread import Witness, part_count, withdraw
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,22 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = extract("photos", "-o", "one.h5", folder=desk)
     assert done.returncode == 0, done.stderr
     return desk
+
+
+def test_a_node_that_sees_other_files_says_which(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    manifest = read_manifest(tmp_path / "photos")
+    with Witness.of(manifest, tmp_path) as witness:
+        witness.check()
+        (tmp_path / "photos/001.jpg").write_bytes(b"another")
+        with pytest.raises(EngineError, match=r"it has another version of .*001\.jpg; every node has to see the same"):
+            witness.check()
+        (tmp_path / "photos/000.jpg").unlink()
+        with pytest.raises(EngineError, match=r"it has no .*000\.jpg"):
+            witness.check()
+    with pytest.raises(EngineError, match="of the others; -o has to be shared storage"):
+        witness.check()
+    assert not list(tmp_path.glob(".seen-*"))
 
 
 def assert_same(path: Path, other: Path) -> None:
