@@ -108,10 +108,14 @@ def split_rows(
     share: float,
     seed: int,
     alike: str = "the same content",
+    test: float = 0.0,
+    chooses: bool = False,
 ) -> Split:
     """Split by the rows' own split (train, val, test or empty, (n,)) where they have one, else hold out, stratified.
 
-    A `share` of 0 holds out nothing where there is no split.
+    A `share` of 0 holds out nothing where there is no split; `test` is that of rows for the last word, where there is
+    no split of that name. Where val `chooses` something, it is held out of the training rows where only test is named:
+    the last word is on rows that chose nothing.
     Training rows that are in one of the `groups` (n,) of a held-out row are left out; `alike` says what rows of a group
     have in common.
     """
@@ -119,19 +123,19 @@ def split_rows(
     held_out = {name: rows[named == name] for name in ("val", "test") if (named == name).any()}
     train, rest = rows[named == "train"], rows[named == ""]
     notices = []
-    if held_out:
-        if len(train) and len(rest):
-            notices.append(f"{plural(len(rest), 'row')} of no split left out")
-        train = train if len(train) else rest
-    elif share == 0:
-        return Split(train if len(train) else rows, {}, [NOTHING_HELD_OUT])
-    else:
-        pool = train if len(train) else rows
-        held = hold_out(y[pool], groups[pool], share=share, seed=seed)
-        train, held_out = pool[~held], {"val": pool[held]}
+    if held_out and len(train) and len(rest):
+        notices.append(f"{plural(len(rest), 'row')} of no split left out")
+    train = train if len(train) else rest if held_out else rows
+    for name, wanted in (("test", test), ("val", 0 if "test" in held_out and not chooses else share)):
+        if wanted and name not in held_out:
+            held = hold_out(y[train], groups[train], share=wanted, seed=seed)
+            train, held_out[name] = train[~held], train[held]
+    if not held_out:
+        return Split(train, {}, [NOTHING_HELD_OUT])
     if "val" not in held_out:
         held_out = {"val": held_out["test"]}
         notices.append("there is no val split: the test split is scored as val")
+    held_out = {name: held_out[name] for name in ("val", "test") if name in held_out}
     twins = np.isin(groups[train], groups[np.concatenate(list(held_out.values()))])
     if twins.any():
         notices.append(f"{plural(int(twins.sum()), 'training row')} left out: a held-out row has {alike}")

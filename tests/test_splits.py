@@ -30,6 +30,20 @@ def test_folds_of_numbers_spread_their_range_alike() -> None:
     assert np.bincount(folds).tolist() == [100] * 5
 
 
+def test_rows_for_the_last_word_are_apart_from_those_that_choose() -> None:
+    y, groups = np.tile([0, 1], 50), np.repeat(np.arange(50), 2)
+    split = split_rows([""] * 100, y, groups, share=0.2, seed=13, test=0.1)
+    assert {name: len(rows) for name, rows in split.parts.items()} == {"val": 18, "test": 10, "train": 72}
+    of_parts = [set(groups[rows]) for rows in split.parts.values()]
+    assert len(set.union(*of_parts)) == sum(map(len, of_parts)), "a group is in one part"
+    same_share = split_rows([""] * 100, y, groups, share=0.1, seed=13)
+    np.testing.assert_array_equal(same_share.held_out["val"], split.held_out["test"])
+    named = split_rows(["val"] * 10 + ["train"] * 90, y, np.arange(100), share=0.5, seed=13, test=0.1)
+    assert {name: len(rows) for name, rows in named.parts.items()} == {"val": 10, "test": 9, "train": 81}
+    own = split_rows(["test"] * 10 + ["train"] * 90, y, np.arange(100), share=0.5, seed=13, test=0.1, chooses=True)
+    assert {name: len(rows) for name, rows in own.parts.items()} == {"val": 45, "test": 10, "train": 45}
+
+
 def test_equal_contents_have_one_code() -> None:
     contents = np.zeros((4, 32), np.uint8)
     contents[1, 31] = contents[3, 31] = 1

@@ -83,8 +83,9 @@ def evaluate(
     A model of several bases takes a list of feature files of the same images, one of each base in their order, or
     images.
 
-    `split` is train, val, test, all, or auto: the rows held out (test, else val) where `source` knows of splits; else
-    those whose content did not train the model, or all where there are no others. `threshold`, CLASS=P or CLASS,
+    `split` is train, val, test, all, or auto: the rows of the test split, or those that the model's training held out
+    for the last word, or the val split, where there are such; else those whose content did not train the model, or all
+    where there are no others. `threshold`, CLASS=P or CLASS,
     answers that class from its probability P on, or from the one with the best F1 of training rows out of fold.
     `output` names a folder for metrics.json, predictions.csv and plots. `options` are the fields of `EvaluateSettings`:
     `weights`, `device`, `target`, ... Raises `SourceError` where no row has a known label, `RecipeMismatchError` on
@@ -194,11 +195,12 @@ def _from_stores(model: Model, paths: list[str | Path], settings: EvaluateSettin
     with open_stores(paths) as store:
         path, layers = store.path, model.layers_of(store)
         target = _predicted(store.targets, model, path)
-        split = _split_to_score(store.splits, split, path)
-        asked = _labelled(target, store.splits, split, path)
-        if split == AUTO:
-            unseen = asked if model.seen is None else asked[~model.seen.among(store.sha256[asked])]
-            split, asked = _unseen(asked, unseen)
+        for choice in _choices(model, store.splits, split, path):
+            known = _labelled(target, store.splits, choice.of, path)
+            left_out = np.zeros(len(known), bool) if choice.skip is None else choice.skip(store.sha256[known])
+            split, asked = choice.named(bool(left_out.any())), known[~left_out]
+            if len(asked):
+                break
         good = asked[store.statuses[asked] == GOOD]
         if not len(good):
             raise SourceError(f"{path}: not one of {plural(len(asked), 'labelled row')} has features")
@@ -220,18 +222,13 @@ def _from_images(model: Model, source: str | Path, settings: EvaluateSettings, s
     log_notices(manifest)
     target = _predicted(manifest.targets, model, source)
     splits = [record.split for record in manifest.records]
-    split = _split_to_score(splits, split, source)
-    asked = _labelled(target, np.array(splits, dtype=object), split, source)
-    records = [manifest.records[row] for row in asked]
-    skip = None
-    if split == AUTO:
-        split, skip = ALL, None if model.seen is None else model.seen.has
-    answered = _answered(model, records, skip, progress)
-    if skip is not None and answered.skipped:
+    for choice in _choices(model, splits, split, source):
+        asked = _labelled(target, np.array(splits, dtype=object), choice.of, source)
+        records = [manifest.records[row] for row in asked]
+        answered = _answered(model, records, choice.skip, progress)
+        split = choice.named(answered.skipped > 0)
         if answered.rows:
-            split = UNSEEN
-        else:  # there are no others: they are scored, and it is said
-            answered = _answered(model, records, None, progress)
+            break
     if not answered.rows:
         raise SourceError(f"{source}: not one of {plural(len(records), 'image')} could be read")
     ids = [record.id for record in manifest.records]
@@ -272,11 +269,15 @@ class _Answered:
     bad: int = 0
 
 
-def _answered(model: Model, records: list[Record], skip: Callable[[bytes], bool] | None, progress: bool) -> _Answered:
+def _answered(model: Model, records: list[Record], skip: Skip | None, progress: bool) -> _Answered:
     """Ask the model about images, batch by batch, but for those that `skip` says yes to by their sha256."""
     found = _Answered()
+
+    def is_skipped(sha256: bytes) -> bool:
+        return skip is not None and bool(skip(np.frombuffer(sha256, np.uint8)[None])[0])
+
     with progress_bar(len(records), "evaluating", show=progress) as bar:
-        for batch in model.embed(records, skip=skip):
+        for batch in model.embed(records, skip=None if skip is None else is_skipped):
             found.rows += batch.indices
             found.contents += [image.sha256 for image in batch.good if image.sha256 is not None]
             found.skipped += sum(image.duplicate for image in batch.images)
@@ -293,28 +294,44 @@ def _predicted(targets: dict[str, Target], model: Model, source: str | Path) -> 
     return found.recoded(model.record.classes)
 
 
-def _split_to_score(splits: Iterable[str], asked: str, source: str | Path) -> str:
-    """Choose the split to score; auto stays where there is none that is held out."""
+#: The mask (n,) of contents, by their sha256 (n, 32), that are left out.
+Skip = Callable[[NDArray[np.uint8]], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Rows `of` a split of the source, or of all, but for those that `skip` leaves out; and what they are called."""
+
+    of: str
+    skip: Skip | None = None
+    name: str | None = None
+
+    def named(self, skipped: bool) -> str:
+        """Name what is scored; all are all where none was left out."""
+        return self.name if self.name is not None and (skipped or self.name != UNSEEN) else self.of
+
+
+def _choices(model: Model, splits: Iterable[str], asked: str, source: str | Path) -> list[_Choice]:
+    """List what may be scored, the best first: the first of which there are rows is."""
     present = {str(split) for split in splits}
-    if asked == AUTO:
-        return next((split for split in ("test", "val") if split in present), AUTO)
-    if asked != ALL and asked not in present:
+    if asked == ALL or asked in present:
+        return [_Choice(asked)]
+    if asked != AUTO:
         listed = ", ".join(sorted(present - {""})) or "no splits"
         raise SourceError(f"{source} has no split {asked!r}; it has {listed}")
-    return asked
+    if "test" in present:
+        return [_Choice("test")]
+    seen = model.seen
+    tested = [] if seen is None or seen.tested is None else [_Choice(ALL, lambda of: ~seen.among_tested(of), "test")]
+    if "val" in present:
+        return [*tested, _Choice("val")]
+    return [*tested, *([] if seen is None else [_Choice(ALL, seen.among, UNSEEN)]), _Choice(ALL)]
 
 
 def _labelled(target: Target, splits: NDArray[Any], split: str, source: str | Path) -> NDArray[np.int64]:
     """Return the rows of a split whose target is known. Raises `SourceError` where there are none."""
-    rows = np.flatnonzero(target.known & ((split in (ALL, AUTO)) | (splits == split)))
+    rows = np.flatnonzero(target.known & ((split == ALL) | (splits == split)))
     if not len(rows):
-        where = "" if split in (ALL, AUTO) else f" of split {split!r}"
+        where = "" if split == ALL else f" of split {split!r}"
         raise SourceError(f"{source}: no row{where} has a known {target.name!r}; give labelled images")
     return rows
-
-
-def _unseen(asked: NDArray[np.int64], unseen: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-    """Choose the rows to score where no split does, and their name: those that did not train, if there are any."""
-    if 0 < len(unseen) < len(asked):
-        return UNSEEN, unseen
-    return ALL, asked

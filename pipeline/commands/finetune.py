@@ -54,7 +54,7 @@ from pipeline.training.cached import Choice, CutFeeder, CutRows, choose
 from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place, stopped_request
 from pipeline.training.cut import find_cut
 from pipeline.training.dataset import Examples, read_images, split_examples
-from pipeline.training.line import Part, Verdict, settle
+from pipeline.training.line import ALPHAS, Part, Verdict, settle
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
     Network,
@@ -85,8 +85,6 @@ LARGEST_INVERSE_TEMPERATURE = 10.0
 COVERAGE = 0.9
 #: What a training's request calls the places where what is frozen ends, if they are cached.
 CACHED = "cached activations"
-#: What is to be known of the rows that judge the epochs.
-SELECTED = " (which the epoch was chosen by)"
 
 
 @dataclass
@@ -114,9 +112,14 @@ class FinetuneResult(Result):
     cache: str = ""
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def looks(self) -> int:
+        """Number of looks at the val rows that chose the model: a figure on them is the best of so many."""
+        return len(self.epochs) + (0 if self.verdict is None else len(ALPHAS))
+
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises."""
-        return {**super().to_json(), "bad": len(self.bad), "bad_images": self.bad}
+        return {**super().to_json(), "looks": self.looks, "bad": len(self.bad), "bad_images": self.bad}
 
     def summary(self) -> str:
         """Summarise every epoch, the best one's metrics, and every bad image."""
@@ -128,9 +131,10 @@ class FinetuneResult(Result):
             lines.append(f"went on after epoch {self.resumed} of a training that was stopped")
         for epoch in self.epochs:
             lines.append(f"  {epoch.summary()}{'  <- kept' if epoch.number == self.best_epoch else ''}")
+        known = {"val": f"the best of {self.looks} looks at them", "test": "which chose nothing"}
         lines += [
-            f"{metrics.PARTS[part]}{SELECTED * (part == 'val')}: {metrics.table(self.metrics[part])}"
-            for part in ("val", "test")
+            f"{metrics.PARTS[part]} ({word}): {metrics.table(self.metrics[part])}"
+            for part, word in known.items()
             if part in self.metrics
         ]
         if self.verdict is not None:
@@ -232,6 +236,7 @@ def _finetune(
         cache=choice.line,
         notices=[
             *examples.notices,
+            *start.flattered(images, examples.held_out),
             *notices_of(parts, examples),
             *[metrics.BALANCED] * settings.is_balanced,
             *training.notices,
@@ -263,7 +268,10 @@ def _finetune(
         predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
         plots=drawn.plots,
         save_base=(lambda path: write_base(start.base, path)) if changed else None,
-        seen=Seen.of(images.contents(examples.train)),
+        seen=Seen.of(
+            images.contents(examples.train),
+            tested=images.contents(examples.held_out["test"]) if "test" in examples.held_out else None,
+        ),
         replace=force,
     )
     checkpoint.remove()
@@ -301,6 +309,19 @@ class Start:
     classes: tuple[str, ...] | None = None
     weight: NDArray[np.floating] | None = None
     bias: NDArray[np.floating] | None = None
+    seen: Seen | None = None
+
+    def flattered(self, images: Images, held_out: Mapping[str, Indices]) -> list[str]:
+        """List notices of held-out rows that trained the head already: its figures on them are too good."""
+        if self.seen is None:
+            return []
+        counts = {name: int(self.seen.among(images.contents(rows)).sum()) for name, rows in held_out.items()}
+        return [
+            f"{count} of {plural(len(held_out[name]), f'{name} row')} trained the head that this starts from, whose "
+            "figures on them flatter; fit it with the same --val and --test"
+            for name, count in counts.items()
+            if count
+        ]
 
     def changes_base(self, settings: FinetuneSettings) -> bool:
         """Return True where the model needs weights of its own for the base."""
@@ -344,6 +365,7 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
         classes=model.record.classes,
         weight=head.weight * inverse_temperature,
         bias=head.bias * inverse_temperature,
+        seen=model.seen,
     )
 
 

@@ -383,6 +383,7 @@ def split_store(store: FeatureStore, target: Target, groups: Groups, settings: F
         target.values[usable],
         groups.codes[usable],
         share=settings.val,
+        test=settings.test,
         seed=settings.seed,
         alike=groups.alike,
     )
@@ -484,10 +485,11 @@ def judge(head: Head, dataset: Dataset) -> Judged:
 def seen_rows(dataset: Dataset, judged: Judged) -> Seen:
     """Return what the model keeps of its training rows: their contents, and of classes their scores out of fold."""
     contents = dataset.store.sha256[dataset.split.train]
+    tested = dataset.store.sha256[dataset.split.held_out.get("test", np.zeros(0, np.int64))]
     told = judged.scored.get("cv")
     if told is None or dataset.target.task == "numbers":
-        return Seen.of(contents)
-    return Seen.of(contents, told.scores, told.truth)
+        return Seen.of(contents, tested=tested)
+    return Seen.of(contents, told.scores, told.truth, tested=tested)
 
 
 def describe(trained: Trained, dataset: Dataset, judged: Judged, output: Path) -> FitResult:

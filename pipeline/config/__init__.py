@@ -82,6 +82,7 @@ def _pattern_checked(group: str) -> str:
 
 
 _GROUP = "Column or regex:PATTERN over ids; equal ones (patient, camera, video) are never parted."
+_TEST = "Share held out for the last word, where there is no test split; 0: none."
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # the name of a column may hold a comma
 Names = Annotated[tuple[str, ...], BeforeValidator(_parted)]
@@ -361,6 +362,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
     cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of what is cached.")
     views: int = Field(4, ge=1, le=64, description="Random views of a training image that are cached for the epochs.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
+    test: float = Field(0.0, ge=0, lt=1, description=_TEST)
     group: GroupText | None = Field(None, description=_GROUP)
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     device: Device = Field("auto", description=f"{_DEVICES}.")
@@ -415,6 +417,7 @@ class FitSettings(Settings):
     target: str | None = Field(None, description="Target to predict, where the file has several.")
     layer: Names = Field((), description="Layer(s) to train on, side by side; all where none is named.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the file has no split; 0: train on all.")
+    test: float = Field(0.0, ge=0, lt=1, description=_TEST)
     cv: int = Field(5, ge=2, le=50, description="Folds of the search, within training rows.")
     group: GroupText | None = Field(None, description=_GROUP)
     near: Literal["report", "group", "off"] = Field(

@@ -55,6 +55,7 @@ class FitOptions(TypedDict, total=False):
     target: str | None
     layer: str | Sequence[str]
     val: float
+    test: float
     cv: int
     group: str | None
     near: Literal["report", "group", "off"]
@@ -119,6 +120,7 @@ class FinetuneOptions(TypedDict, total=False):
     cache_dtype: Literal["float32", "float16"]
     views: int
     val: float
+    test: float
     group: str | None
     max_bad: float
     device: str

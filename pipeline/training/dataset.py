@@ -101,6 +101,8 @@ def split_examples(manifest: Manifest, target: Target, images: Images, settings:
         target.values[good],
         groups.codes,
         share=settings.val,
+        test=settings.test,
+        chooses=True,
         seed=settings.seed,
         alike=groups.alike,
     )

@@ -311,6 +311,39 @@ def test_a_source_without_a_split_is_held_out_as_for_a_head(tmp_path: Path) -> N
     assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
 
 
+def test_the_last_word_is_on_rows_that_chose_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    write(folder, 10)
+    store = extract(folder, tmp_path / "photos.h5", **EMBEDDED).store
+    head = fit_head(store, tmp_path / "head", val=0.2, test=0.2)
+    found = finetune(folder, tmp_path / "model", head=str(head.model), val=0.2, test=0.2, **QUICK)
+    assert found.rows == {"val": 3, "test": 4, "train": 13}
+    assert set(found.metrics["val"]) == set(found.metrics["test"])
+    assert "accuracy_interval" in found.metrics["test"]
+    assert not [notice for notice in found.notices if "trained the head" in notice]
+    assert "\ntest rows (which chose nothing): accuracy" in found.summary()
+    assert found.looks == found.to_json()["looks"] == 2
+    assert "\nheld-out rows (the best of 2 looks at them): accuracy" in found.summary()
+    for model in (head.model, found.model):
+        with (model / "predictions.csv").open(newline="") as file:
+            rows = {row["id"]: row["split"] for row in csv.DictReader(file)}
+        assert sorted(rows.values()) == ["test"] * 4 + ["val"] * 3
+        again = evaluate(model, folder)
+        assert (again.rows, again.split, again.seen) == (4, "test", 0)
+        saved = json.loads((model / "metrics.json").read_text())["test"]
+        assert again.metrics["accuracy"] == saved["accuracy"]
+    assert (evaluate(head.model, store).rows, evaluate(head.model, store).split) == (4, "test")
+
+
+def test_a_head_that_knows_the_test_rows_is_told(source: Path, fitted: Path, tmp_path: Path) -> None:
+    found = finetune(source, tmp_path / "model", head=str(fitted), test=0.25, **QUICK)
+    assert found.rows == {"val": 12, "test": 4, "train": 12}
+    told = "4 of 4 test rows trained the head that this starts from, whose figures on them flatter"
+    assert [notice for notice in found.notices if notice.startswith(told)]
+    again = evaluate(found.model, source)
+    assert (again.rows, again.split) == (4, "test"), "the val rows of the source chose the epoch"
+
+
 def test_a_group_is_never_on_both_sides(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     write(folder, 10)

@@ -18,12 +18,13 @@ from pipeline.store import FeatureStore
 
 def test_contents_are_known_by_their_digest(tmp_path: Path) -> None:
     contents = np.random.default_rng(0).integers(0, 256, (50, 32), dtype=np.uint8)
-    Seen.of(np.concatenate([contents[:20], contents[:5]])).write(tmp_path)
-    assert (tmp_path / FILE).stat().st_size < 20 * 16 + 200
+    Seen.of(np.concatenate([contents[:20], contents[:5]]), tested=contents[40:]).write(tmp_path)
+    assert (tmp_path / FILE).stat().st_size < 30 * 16 + 300
     found = Seen.read(tmp_path)
     assert found is not None
     assert found.among(contents).tolist() == [True] * 20 + [False] * 30
-    assert (found.has(contents[3].tobytes()), found.has(contents[30].tobytes())) == (True, False)
+    assert found.among_tested(contents).tolist() == [False] * 40 + [True] * 10
+    assert not Seen.of(contents, tested=contents[:0]).among_tested(contents).any()
     assert not Seen.of(contents[:0]).among(contents).any()
 
 
@@ -48,6 +49,9 @@ def test_damage_to_them_is_refused_when_the_model_is_opened(trained: Trained, tm
 def test_what_is_no_list_of_digests_is_refused(tmp_path: Path) -> None:
     for tensor in (np.zeros((3, 8), np.uint8), np.zeros((3, 16), np.float32), np.zeros(16, np.uint8)):
         save_file({"trained": tensor}, tmp_path / FILE)
+        with pytest.raises(ModelError, match="digests of shape"):
+            Seen.read(tmp_path)
+        save_file({"trained": np.zeros((3, 16), np.uint8), "tested": tensor}, tmp_path / FILE)
         with pytest.raises(ModelError, match="digests of shape"):
             Seen.read(tmp_path)
     (tmp_path / FILE).write_text("text")

@@ -80,12 +80,13 @@ def test_the_sources_own_split_counts(tmp_path: Path) -> None:
     assert examples.notices == ["1 row of no split left out"]
 
 
-def test_a_test_split_alone_is_what_epochs_are_judged_by(tmp_path: Path) -> None:
+def test_a_test_split_alone_never_chooses_an_epoch(tmp_path: Path) -> None:
     write_photos(tmp_path, 6)
     examples = parted(tmp_path, ("", "test", "", "", "test", ""))
-    assert examples.train.tolist() == [0, 2, 3, 5]
-    assert examples.held_out["val"].tolist() == [1, 4]
-    assert examples.notices == ["there is no val split: the test split is scored as val"]
+    assert examples.held_out["test"].tolist() == [1, 4]
+    assert len(examples.held_out["val"]) == 1
+    assert sorted([*examples.train.tolist(), *examples.held_out["val"].tolist()]) == [0, 2, 3, 5]
+    assert examples.notices == []
 
 
 def test_without_a_split_each_class_gives_a_share(tmp_path: Path) -> None:
