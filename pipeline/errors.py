@@ -22,7 +22,7 @@ from __future__ import annotations
 #: the codes are part of the file format.
 BAD_IMAGE = (
     "missing",  # no such file
-    "unreadable",  # the operating system refuses to read it
+    "unreadable",  # it cannot be read here and now, though it may be fine: no permission, memory or decoder
     "empty",  # zero bytes
     "not-an-image",  # the bytes are of none of the allowed formats
     "truncated",  # the file ends before the image does

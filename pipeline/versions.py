@@ -9,7 +9,17 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-_PACKAGES = ("torch", "torchvision", "onnxruntime", "openvino", "scikit-learn", "numpy", "Pillow", "timm")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "openvino",
+    "scikit-learn",
+    "numpy",
+    "Pillow",
+    "pillow-heif",
+    "timm",
+)
 
 
 def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:

@@ -21,6 +21,10 @@ def photo(seed: int = 0, size: tuple[int, int] = (64, 48), colour: tuple[int, in
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
     """The bytes of an image file."""
     buffer = io.BytesIO()
+    if format == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     image.save(buffer, format, **options)
     return buffer.getvalue()
 

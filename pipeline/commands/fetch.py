@@ -32,7 +32,16 @@ TABLE, JOURNAL = "images.csv", ".fetch.jsonl"
 PLACEHOLDER = 3
 #: Reasons that other options, or another moment, may do away with.
 PASSING = ("private address", "too large", "unreadable")
-SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+SUFFIXES = {
+    "JPEG": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+}
 
 
 @dataclass(frozen=True)

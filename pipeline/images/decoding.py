@@ -2,14 +2,16 @@
 
 Policy, version 1. The version is part of every recipe: a change here that moves a pixel raises it.
 
-- The format is decided by the content, never by the name, and is one of JPEG, PNG, WebP, GIF, BMP, TIFF.
+- The format is decided by the content, never by the name, and is one of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF (where
+  Pillow can), HEIC (where pillow-heif is installed; it is asked by name, and never registered with Pillow).
   Nothing else is ever given to a decoder: an EPS file named .jpg does not start Ghostscript.
 - A file over `Limits.max_bytes`, or whose header says more than `Limits.max_pixels`, is refused before any
   pixel is decoded.
 - A file that is made so that decoding it takes minutes, such as a JPEG of a thousand scans, is refused (`prescan`).
 - A truncated file is bad. It is never padded, whatever `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` says.
-- Of an animation, the first frame counts.
-- EXIF orientation is applied (XMP's where there is no EXIF one), so that up is up.
+- Of an animation, the first frame counts; of a HEIC file with several pictures, the one that it calls primary.
+- EXIF orientation is applied (XMP's where there is no EXIF one), so that up is up. AVIF and HEIC turn pictures by
+  properties of their own, which are applied instead, once.
 - Transparent pixels are composited on white: alpha channels, transparent palette entries, colour keys.
 - CMYK and YCCK are converted with Adobe's inverted convention, as Pillow does; colour profiles are ignored.
 - Grey images of more than 8 bits and of floating point are scaled to 0..255 by their range of values, which
@@ -17,12 +19,14 @@ Policy, version 1. The version is part of every recipe: a change here that moves
   whose 8-bit image would not be all black; where there is none, it is the image's own smallest to largest
   value. So a 12-bit scan in a 16-bit file keeps its tones, and a photo saved with 16 bits its brightness.
   NaN becomes black, an infinity becomes the end of the range on its side.
+- AVIF and HEIC of more than 8 bits in colour are brought to 8 by their decoders.
 - Everything else is Pillow's own `convert("RGB")`: a plain RGB JPEG gives exactly the pixels that
   `PIL.Image.open(path).convert("RGB")` gives.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import threading
@@ -38,15 +42,18 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pipeline.config import MAX_PIXELS, MOST_PIXELS
 from pipeline.errors import ImageError
-from pipeline.images import prescan
+from pipeline.images import iso, prescan
 
 #: Part of the recipe. Raise it when the same bytes no longer give the same pixels.
 POLICY_VERSION = 1
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 
-#: Brands of pictures in ISO files, which no decoder here reads.
-_UNREAD = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+#: What is to be done where these formats have no decoder: the images are fine, and are tried again another day.
+MISSING_DECODERS = {
+    "AVIF": "AVIF needs Pillow 11.3 or newer that was built with it: pip install --upgrade Pillow",
+    "HEIF": "HEIC needs pillow-heif: pip install 'cached-feature-pipeline[heif]'",
+}
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -227,25 +234,21 @@ def kind_of(data: bytes) -> str:
             return kind
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    if data[4:8] == b"ftyp" and data[8:12] in _UNREAD:
-        raise ImageError("not-an-image", f"{_UNREAD[data[8:12]]}, which is not read; save it as JPEG or PNG")
+    if boxed := iso.kind_of(data):
+        return boxed
     raise ImageError("not-an-image", f"starts with {data[:8]!r}, not one of {', '.join(FORMATS)}")
 
 
 def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
     """Read the header alone, and refuse what it says is too large."""
     counts_scans = prescan.refuse_slow(data, kind)
+    if kind in ("AVIF", "HEIF"):
+        _refuse_boxes(data, kind, limits)
     try:
-        image = Image.open(io.BytesIO(data), formats=(kind,))
-    except UnidentifiedImageError as error:
+        image = _heif(data) if kind == "HEIF" else Image.open(io.BytesIO(data), formats=(kind,))
+    except (UnidentifiedImageError, SyntaxError) as error:
         raise _bad_image(data, kind, error, part="header") from error
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        way_out = f"; --max-pixels {width * height} allows it" if width * height <= MOST_PIXELS else ""
-        raise ImageError(
-            "too-large",
-            f"{width} x {height} pixels, the limit is {limits.max_pixels} in all{way_out}",
-        )
+    _refuse_large(image.size, limits)
     if kind == "TIFF" and _largest_block(image) > limits.max_pixels:
         raise ImageError("too-large", f"a tile of {_largest_block(image)} pixels, more than the image needs")
     if counts_scans:
@@ -253,6 +256,40 @@ def _open(data: bytes, kind: str, limits: Limits) -> Image.Image:
     elif kind == "BMP" and image.tile and image.tile[0][0] == "bmp_rle":
         prescan.refuse_run_lengths(data, image.size)
     return image
+
+
+def _refuse_large(size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        way_out = f"; --max-pixels {width * height} allows it" if width * height <= MOST_PIXELS else ""
+        raise ImageError("too-large", f"{width} x {height} pixels, the limit is {limits.max_pixels} in all{way_out}")
+
+
+def _refuse_boxes(data: bytes, kind: str, limits: Limits) -> None:
+    """Refuse what needs no decoder to be refused, and what has none here."""
+    if iso.ends_early(data):
+        raise ImageError("truncated", f"the {kind} file ends before its picture does")
+    _refuse_large(iso.largest_picture(data), limits)
+    if not _has_decoder(kind):
+        raise ImageError("unreadable", MISSING_DECODERS[kind])
+
+
+def _has_decoder(kind: str) -> bool:
+    if kind == "HEIF":
+        return importlib.util.find_spec("pillow_heif") is not None
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:
+        return False
+    return bool(AvifImagePlugin.SUPPORTED)
+
+
+def _heif(data: bytes) -> ImageFile.ImageFile:
+    """Read the header of a HEIC file; raise `SyntaxError`, as Pillow's plugins do."""
+    import pillow_heif
+
+    opener: type[ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return opener(io.BytesIO(data))
 
 
 def _largest_block(image: Image.Image) -> int:
@@ -353,10 +390,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         prescan.check_exif(_exif_of(image))
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        exif = _own_exif(image) if image.format in ("AVIF", "HEIF") else image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
     except (*_BAD_METADATA, ImageError):
         return 1
     return orientation if isinstance(orientation, int) else 1
+
+
+def _own_exif(image: Image.Image) -> Image.Exif:
+    """Return the EXIF alone: there decoders write what is still to be turned, and what XMP says has been done."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif
 
 
 def _exif_of(image: Image.Image) -> bytes:

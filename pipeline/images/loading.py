@@ -7,6 +7,7 @@ can die alone. A bad image is an entry with an error; it is never dropped and no
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable
@@ -24,6 +25,8 @@ from pipeline.errors import ImageError, SourceError
 from pipeline.images import decoding
 from pipeline.sources import Record
 from pipeline.text import shown
+
+log = logging.getLogger(__name__)
 
 #: A function of the bytes of an image file and their sha256 to its views, uint8 (V, H, W, 3); raises `ImageError`.
 Preprocess = Callable[[bytes, bytes], NDArray[np.uint8]]
@@ -89,6 +92,7 @@ def load(
     """
     timings = timings if timings is not None else Timings()
     waiting = iter(records)
+    told: set[str] = set()
     with nullcontext(threads) if threads is not None else CoreThreads(workers) as crew:
         share = 1 / crew.count
         queue: deque[list[Future[_Job]]] = deque()
@@ -103,6 +107,7 @@ def load(
             while queue:
                 batch = _collect(queue.popleft(), timings, share)
                 order_next()
+                _tell_missing_decoders(batch, told)
                 yield batch
         finally:
             for future in (future for futures in queue for future in futures):
@@ -120,6 +125,14 @@ def _collect(futures: list[Future[_Job]], timings: Timings, share: float) -> lis
     timings.read += share * sum(job.read for job in jobs)
     timings.decode += share * sum(job.decode for job in jobs)
     return [job.loaded for job in jobs]
+
+
+def _tell_missing_decoders(batch: Iterable[Loaded], told: set[str]) -> None:
+    """Say once in a run what would let it read these images: their rows have a reason of one word."""
+    lacks = {loaded.error.detail for loaded in batch if loaded.error} & set(decoding.MISSING_DECODERS.values())
+    for detail in sorted(lacks - told):
+        log.warning("some images cannot be read here: %s", detail)
+    told |= lacks
 
 
 def _load(record: Record, preprocess: Preprocess, seen: Callable[[bytes], bool] | None) -> _Job:

@@ -26,13 +26,16 @@ from pipeline.text import plural
 
 #: Names of files that are rows. What such a file really holds, its content decides when it is decoded.
 EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".avif", ".heic", ".heif", ".hif"),
+    )
 )
 
 #: Suffixes of images that no decoder here reads.
 OTHER_FORMATS = frozenset(
     (
-        *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga"),
+        *(".jxl", ".jp2", ".j2k", ".svg", ".eps", ".pdf", ".psd", ".ico", ".tga"),
         *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".exr", ".hdr"),
         *(".ppm", ".pgm", ".pbm", ".dcm", ".nii", ".npy", ".mp4", ".mov", ".avi"),
     )

@@ -117,10 +117,10 @@ def test_what_is_left_out_of_a_folder_is_told(
     trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_photos(tmp_path / "ants", 2)
-    (tmp_path / "ants/a.heic").touch()
+    (tmp_path / "ants/a.jxl").touch()
     (tmp_path / "bees").mkdir()
     evaluate(trained.linear, tmp_path)
-    assert "left out 1 file: 1 .heic" in caplog.text
+    assert "left out 1 file: 1 .jxl" in caplog.text
     assert "left out 1 class folder without images: 'bees'" in caplog.text
 
 

@@ -119,11 +119,11 @@ def test_bad_images_have_a_reason_and_disturb_no_other_row(tmp_path: Path) -> No
 
 def test_targets_and_what_was_left_out_are_told(photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "wasps").mkdir()
-    for name in ("1.heic", "2.heic", "3.svg"):
+    for name in ("1.jxl", "2.jxl", "3.svg"):
         (photo_folder / "ants" / name).touch()
     result = run(photo_folder, tmp_path / "f.h5")
     assert "class: 2 classes (ants 6, bees 6)" in result.summary().split("\n")
-    assert "note: left out 3 files: 2 .heic, 1 .svg (formats that are not read" in result.summary()
+    assert "note: left out 3 files: 2 .jxl, 1 .svg (formats that are not read" in result.summary()
     assert "note: left out 1 class folder without images: 'wasps'" in result.summary()
     said = result.to_json()
     assert said["targets"] == {"class": {"kind": "class", "known": 12, "classes": {"ants": 6, "bees": 6}}}

@@ -23,9 +23,10 @@ import pytest
 from pictures import encoded, photo
 
 import pipeline
-from pipeline.commands.fetch import Fetch, Line, fetch, read_list
+from pipeline.commands.fetch import SUFFIXES, Fetch, Line, fetch, read_list
 from pipeline.config import FetchSettings
 from pipeline.errors import SettingsError, SourceError
+from pipeline.images.decoding import FORMATS
 
 pytest.importorskip("aiohttp")
 
@@ -448,3 +449,7 @@ def test_bodies_that_are_too_large_are_let_go_at_once(server: Server, tmp_path: 
 def test_a_thousand_urls_of_every_kind_in_flat_memory(server: Server, tmp_path: Path) -> None:
     kinds = ["good"] * 8 + ["png", "shaky", "moved", *REASONS]
     assert peak(server, tmp_path / "many", kinds, 1000) < peak(server, tmp_path / "few", kinds, 100) + 15e6
+
+
+def test_every_format_that_is_read_has_a_suffix() -> None:
+    assert tuple(SUFFIXES) == FORMATS

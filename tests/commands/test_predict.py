@@ -87,11 +87,11 @@ def test_a_bad_image_has_an_error_and_a_place_among_the_others(trained: Trained,
 def test_files_that_are_left_out_of_a_folder_are_counted(
     trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.heic", "b.heic", "c.avif"):
+    for name in ("a.jxl", "b.jxl", "c.dng"):
         (tmp_path / name).touch()
     (tmp_path / "d.jpg").write_bytes(encoded(photo()))
     assert len(predict(trained.linear, [tmp_path]).predictions) == 1
-    assert f"{tmp_path}: left out 3 files: 2 .heic, 1 .avif (formats that are not read" in caplog.text
+    assert f"{tmp_path}: left out 3 files: 2 .jxl, 1 .dng (formats that are not read" in caplog.text
 
 
 def test_only_bad_images_are_all_bad(trained: Trained, tmp_path: Path) -> None:

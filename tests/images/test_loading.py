@@ -176,3 +176,14 @@ except KeyboardInterrupt:
     assert run.stdout.strip() == "interrupted"
     assert run.stderr == ""
     assert run.returncode == 0
+
+
+def test_a_missing_decoder_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for number in range(5):
+        (tmp_path / f"{number}.heic").write_bytes(b"\0\0\0\x10ftypheic" + bytes(4))
+    loaded = flat(list(load(read_manifest(tmp_path).records, preprocess, batch_size=2)))
+    assert [image.error and image.error.reason for image in loaded] == ["unreadable"] * 5
+    assert caplog.text.count("pip install 'cached-feature-pipeline[heif]'") == 1

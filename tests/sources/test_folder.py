@@ -80,8 +80,8 @@ def test_a_class_may_lack_in_one_split(tmp_path: Path) -> None:
     [
         ((), "holds no images: it is empty"),
         (
-            ("a.txt", "b.txt", "c.heic"),
-            "holds no images, only other files (.txt 2, .heic 1); images are named",
+            ("a.txt", "b.txt", "c.jxl"),
+            "holds no images, only other files (.txt 2, .jxl 1); images are named",
         ),
         (("1.jpg", "ants/2.jpg"), "holds 1 image beside folders of images ('ants')"),
         (("train/ants/1.jpg", "extra/ants/1.jpg"), "holds splits (train) and also folder 'extra'"),
@@ -96,11 +96,11 @@ def test_folders_that_can_be_read_in_two_ways(tmp_path: Path, paths: tuple[str, 
 
 def test_hidden_files_and_other_files_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg", ".2.jpg", ".cache/3.jpg", "__MACOSX/4.jpg", "Thumbs.db", "notes.txt", "README")
-    touch(tmp_path, "1.heic", "2.HEIC", "3.svg")
+    touch(tmp_path, "1.jxl", "2.JXL", "3.svg", "4.HEIC", "5.avif")
     manifest = listed(tmp_path)
-    assert ids(manifest) == ["1.jpg"]
+    assert ids(manifest) == ["1.jpg", "4.HEIC", "5.avif"]
     assert manifest.notices == (
-        "left out 3 files: 2 .heic, 1 .svg (formats that are not read; save them as JPEG or PNG)",
+        "left out 3 files: 2 .jxl, 1 .svg (formats that are not read; save them as JPEG or PNG)",
         "left out 3 files: 1 .db, 1 .txt, 1 without suffix (not named like images)",
     )
     assert from_paths([tmp_path]).notices == tuple(f"{tmp_path}: {note}" for note in manifest.notices)
