@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,13 @@ def write_photos(folder: Path, count: int, *, first_seed: int = 0, colour: tuple
     for number in range(count):
         picture = photo(first_seed + number, colour=colour)
         (folder / f"{number:03}.jpg").write_bytes(encoded(picture, quality=90))
+
+
+def box(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def iso_of(brand: bytes, width: int, height: int) -> bytes:
+    """What an AVIF or HEIC file says of the size of its picture, without the picture."""
+    size = box(b"ispe", struct.pack(">III", 0, width, height))
+    return box(b"ftyp", brand + bytes(4)) + box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", size)))

@@ -205,6 +205,9 @@ class SourceSettings(Settings):
     split_column: str | None = Field(None, description="Column with train, val or test.")
     image_root: PathText | None = Field(None, description="Folder that image paths are relative to.")
     labels: PathText | None = Field(None, description="CSV or Parquet table with labels for the images.")
+    depth: Literal["first", "any"] = Field(
+        "first", description="Folder that is an image's class: the first on its path, or any: the one it is in."
+    )
 
 
 class FetchSettings(Settings):

@@ -24,6 +24,7 @@ class ExtractOptions(TypedDict, total=False):
     split_column: str | None
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
+    depth: Literal["first", "any"]
     max_pixels: int
     engine: Literal["auto", "torch", "onnxruntime", "openvino"]
     device: str
@@ -97,6 +98,7 @@ class FinetuneOptions(TypedDict, total=False):
     split_column: str | None
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
+    depth: Literal["first", "any"]
     head: str | os.PathLike[str] | None
     layer: str | Sequence[str]
     pool: Literal["none", "avg", "max", "flatten"]
@@ -137,6 +139,7 @@ class EvaluateOptions(TypedDict, total=False):
     split_column: str | None
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
+    depth: Literal["first", "any"]
     max_pixels: int
     engine: Literal["auto", "torch", "onnxruntime", "openvino"]
     device: str
@@ -181,6 +184,7 @@ class LabelOptions(TypedDict, total=False):
     split_column: str | None
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
+    depth: Literal["first", "any"]
     normal: str | Sequence[str]
     column: str
     seed: int
@@ -202,6 +206,7 @@ class PlotOptions(TypedDict, total=False):
     split_column: str | None
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
+    depth: Literal["first", "any"]
     kind: str | Sequence[str]
     source: str | os.PathLike[str] | None
     augment: str | Sequence[str]

@@ -70,7 +70,7 @@ SOURCES.add(
     SourceKind(
         lambda source: _ends(".tar")(source) or tars.is_shards(Path(source)),
         lambda source, settings: tars.read_tars(Path(source), settings),
-        frozenset(("target",)),
+        frozenset(("target", "depth")),
     ),
 )
 SOURCES.add(
@@ -78,6 +78,7 @@ SOURCES.add(
     SourceKind(
         lambda source: _ends(".zip")(source) and not Path(source).is_dir(),
         lambda source, settings: zips.read_zip(Path(source), settings),
+        frozenset(("depth",)),
     ),
 )
 SOURCES.add(
@@ -85,6 +86,7 @@ SOURCES.add(
     SourceKind(
         lambda source: Path(source).is_dir(),
         lambda source, settings: folder.read_folder(Path(source), settings),
+        frozenset(("depth",)),
     ),
 )
 SOURCES.add(
@@ -165,8 +167,8 @@ def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings)
     allowed = kind.options
     if settings.labels is not None and "image_column" not in kind.options:
         allowed |= _LABELS
-    for option in SourceSettings.model_fields:
-        if getattr(settings, option) and option not in allowed:
+    for option, field in SourceSettings.model_fields.items():
+        if getattr(settings, option) not in (field.default, None) and option not in allowed:
             flag = "--" + option.replace("_", "-")
             ways_out = " (give a table with --labels)" if option in _TABLE and not settings.labels else ""
             raise SettingsError(f"{flag} does not apply to a source of kind {name}{ways_out}")

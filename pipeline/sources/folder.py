@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pipeline.config import SourceSettings
 from pipeline.errors import SourceError
@@ -23,6 +24,9 @@ from pipeline.sources.manifest import (
     split_name,
 )
 from pipeline.text import plural
+
+#: Which folder is the class of an image: the first of its path, or that which it is in.
+Depth = Literal["first", "any"]
 
 #: Names of files that are rows. What such a file really holds, its content decides when it is decoded.
 EXTENSIONS = frozenset(
@@ -65,7 +69,7 @@ def read_folder(source: Path, settings: SourceSettings) -> Manifest:
     name = shown(source)
     if not listing.files:
         raise SourceError(f"{name} holds no images{_only(listing.skipped)}")
-    layout = find_layout(name, listing.files, listing.folders)
+    layout = find_layout(name, listing.files, listing.folders, settings.depth)
     root = os.fspath(source)
     rows = [
         Row(as_id(path), FileImage(f"{root}/{path}"), split)
@@ -145,7 +149,7 @@ class Layout:
     notices: tuple[str, ...] = ()
 
 
-def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layout:
+def find_layout(name: str, files: Sequence[str], folders: Sequence[str], depth: Depth = "first") -> Layout:
     """Return the layout of these relative paths; `folders` are all folders, also those without images.
 
     Raises `SourceError` where there are two ways to read it.
@@ -153,9 +157,8 @@ def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layo
     parts = [path.split("/") for path in files]
     tops = {part[0] for part in parts if len(part) > 1}
     if not any(top.lower() in SPLITS for top in tops):
-        labels = _labels(name, parts)
-        empty = _empty_classes([f for f in folders if "/" not in f], labels)
-        return Layout([""] * len(files), labels, empty)
+        labels = _labels(name, parts, depth)
+        return Layout([""] * len(files), labels, _doubts(parts, folders, labels, depth))
     others = sorted(top for top in tops if top.lower() not in SPLITS)
     if others or any(len(part) == 1 for part in parts):
         other = f"folder {others[0]!r}" if others else "images of no split"
@@ -163,7 +166,7 @@ def find_layout(name: str, files: Sequence[str], folders: Sequence[str]) -> Layo
             f"{name} holds splits ({', '.join(sorted(tops - set(others)))}) and also {other}:"
             " move it away, or list the images in a CSV with a split column"
         )
-    return _split_layout(name, parts, folders)
+    return _split_layout(name, parts, folders, depth)
 
 
 def without_common_top(paths: list[str]) -> list[str]:
@@ -173,20 +176,20 @@ def without_common_top(paths: list[str]) -> list[str]:
     return paths
 
 
-def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str]) -> Layout:
+def _split_layout(name: str, parts: Sequence[Sequence[str]], folders: Sequence[str], depth: Depth) -> Layout:
     labels: list[str | None] = [None] * len(parts)
     for top in {part[0] for part in parts}:
         inside = [index for index, part in enumerate(parts) if part[0] == top]
-        found = _labels(f"{name}/{top}", [parts[index][1:] for index in inside])
+        found = _labels(f"{name}/{top}", [parts[index][1:] for index in inside], depth)
         for index, label in zip(inside, found, strict=True):
             labels[index] = label
-    inner = {f.split("/")[1] for f in folders if f.count("/") == 1 and f.split("/")[0].lower() in SPLITS}
-    empty = _empty_classes(sorted(inner), labels)
-    return Layout([split_name(part[0]) or "" for part in parts], labels, empty)
+    inner = [f.split("/", 1)[1] for f in folders if "/" in f and f.split("/")[0].lower() in SPLITS]
+    notices = _doubts([part[1:] for part in parts], inner, labels, depth)
+    return Layout([split_name(part[0]) or "" for part in parts], labels, notices)
 
 
-def _labels(name: str, parts: Sequence[Sequence[str]]) -> list[str | None]:
-    """Return the first folder of each path as its class; in a flat folder none has one."""
+def _labels(name: str, parts: Sequence[Sequence[str]], depth: Depth) -> list[str | None]:
+    """Return the first folder of each path as its class, or the last; in a flat folder none has one."""
     tops = {part[0] for part in parts if len(part) > 1}
     loose = sum(len(part) == 1 for part in parts)
     if not tops:
@@ -196,16 +199,36 @@ def _labels(name: str, parts: Sequence[Sequence[str]]) -> list[str | None]:
             f"{name} holds {plural(loose, 'image')} beside folders of images ({_some(tops)}): move them into a folder a"
             " class, or move the folders away"
         )
+    if depth == "any":
+        if splits := sorted({part[-2] for part in parts if part[-2].lower() in SPLITS}):
+            raise SourceError(
+                f"with --depth any the folder that an image is in is its class, and {name} has folders called"
+                f" {_some(splits)} there: rename them, or move them to the top, where they are splits"
+            )
+        return [as_id(part[-2]) for part in parts]
     if len(tops) == 1 and all(len(part) > 2 for part in parts):
-        raise SourceError(f"{name} holds one folder of folders; did you mean {name}/{shown(*tops)}?")
+        inner = f"{name}/{shown(*tops)}"
+        raise SourceError(f"{name} holds one folder of folders; did you mean {inner}, or --depth any?")
     return [as_id(part[0]) for part in parts]
 
 
-def _empty_classes(folders: Sequence[str], labels: Sequence[str | None]) -> tuple[str, ...]:
-    """Return a notice on the class folders that have no image, where there are classes at all."""
+def _doubts(
+    parts: Sequence[Sequence[str]], folders: Sequence[str], labels: Sequence[str | None], depth: Depth
+) -> tuple[str, ...]:
+    """Return notices on class folders that have no image, and on folders of classes that have some."""
     classes = {label for label in labels if label is not None}
-    empty = sorted(set(map(as_id, folders)) - classes) if classes else []
-    return (f"left out {plural(len(empty), 'class folder')} without images: {_some(empty)}",) if empty else ()
+    if not classes:
+        return ()
+    above, ends = set(), [folder for folder in folders if "/" not in folder]
+    if depth == "any":
+        above = {folder.rpartition("/")[0] for folder in folders}
+        ends = [folder.rpartition("/")[2] for folder in folders if folder not in above]
+    empty = sorted(set(map(as_id, ends)) - classes)
+    notices = [f"left out {plural(len(empty), 'class folder')} without images: {_some(empty)}"] if empty else []
+    if mixed := sorted(above & {"/".join(part[:-1]) for part in parts} - {""}):
+        named = plural(len(mixed), "folder")
+        notices.append(f"{named} of classes with images beside them, whose class it is: {_some(mixed)}")
+    return tuple(notices)
 
 
 def _some(names: Sequence[str] | set[str], most: int = 5) -> str:

@@ -106,7 +106,7 @@ def read_tars(source: Path, settings: SourceSettings) -> Manifest:
     if labels:
         targets = _label_targets(name, rows, labels, settings)
     elif not several:
-        layout = find_layout(name, without_common_top([row.id for row in rows]), ())
+        layout = find_layout(name, without_common_top([row.id for row in rows]), (), settings.depth)
         splits, targets = layout.splits, [class_target("class", layout.labels)] if any(layout.labels) else []
     split_rows = [row._replace(split=split) for row, split in zip(rows, splits, strict=True)]
     notices = [f"left out members that are not plain files ({counted(left_out)})"] if left_out else []

@@ -93,7 +93,7 @@ def read_zip(source: Path, settings: SourceSettings) -> Manifest:
     told = f"left out members that cannot be read ({counted(left_out)})"
     if not rows:
         raise SourceError(f"{shown(source)} holds no images" + (f": {told}" if left_out else ""))
-    layout = find_layout(shown(source), without_common_top([row.id for row in rows]), ())
+    layout = find_layout(shown(source), without_common_top([row.id for row in rows]), (), settings.depth)
     rows = [row._replace(split=split) for row, split in zip(rows, layout.splits, strict=True)]
     targets = [class_target("class", layout.labels)] if any(layout.labels) else []
     manifest = make_manifest(os.fspath(source), rows, targets, [told] if left_out else [])

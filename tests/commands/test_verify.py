@@ -246,6 +246,18 @@ def test_another_limit_of_pixels_looks_at_too_large_images_again(tmp_path: Path)
     assert verify(store, recompute=4, max_pixels=50_000).problems[0].endswith("extract again with --rehash")
 
 
+def test_another_depth_costs_nothing_and_is_verified_as_it_was_read(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "2021" / "cat", 2)
+    write_photos(tmp_path / "photos" / "2022" / "home" / "dog", 2, first_seed=5)
+    store = tmp_path / "F.h5"
+    assert extract(tmp_path / "photos", store, **OPTIONS).computed == 4
+    assert extract(tmp_path / "photos", store, depth="any", **OPTIONS).computed == 0
+    with FeatureStore.open(store) as opened:
+        assert opened.targets["class"].names == ("cat", "dog")
+        assert opened.environment.source == {"depth": "any"}
+    assert verify(store, recompute=4).ok
+
+
 def test_an_image_changed_at_equal_size_and_time_is_named_with_what_helps(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos" / "a", 3)
     photo = tmp_path / "photos" / "a" / "001.jpg"

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import encoded, photo
+from pictures import encoded, iso_of, photo
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from pipeline.errors import BAD_IMAGE, ImageError
-from pipeline.images import decoding, iso
+from pipeline.images import decoding
 from pipeline.images.decoding import FORMATS, MISSING_DECODERS, Limits, decode
 
 #: Formats that have a decoder on every machine, and those that may have none.
@@ -191,26 +191,6 @@ def test_what_has_no_decoder_says_what_to_install(brand: bytes, format: str, mon
     with pytest.raises(ImageError) as caught:
         decode(iso_of(brand, 64, 48))
     assert str(caught.value) == f"unreadable: {MISSING_DECODERS[format]}"
-
-
-def test_brands_tell_pictures_from_films() -> None:
-    assert iso.kind_of(box(b"ftyp", b"mif1" + bytes(4) + b"miafavif")) == "AVIF"
-    assert iso.kind_of(box(b"ftyp", b"mif1" + bytes(4) + b"miafheic")) == "HEIF"
-    assert reason(box(b"ftyp", b"mp42" + bytes(4) + b"isomheic")) == "not-an-image"
-
-
-@pytest.mark.parametrize("brand", [b"avif", b"heic"])
-def test_boxes_that_never_end_take_no_time(brand: bytes) -> None:
-    head, start = box(b"ftyp", brand + bytes(4)), time.perf_counter()
-    for data in (
-        head + struct.pack(">I4s", 8, b"free") * 10**6,
-        head + box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", struct.pack(">I4s", 8, b"free") * 10**6))),
-        head + struct.pack(">I4sQ", 1, b"meta", 0) * 10**5,
-        head + struct.pack(">I4sQ", 1, b"mdat", 2**64 - 1),
-        head + struct.pack(">I4s", 0, b"meta"),
-    ):
-        assert reason(data) in ("too-large", "corrupt", "truncated", "unreadable")
-    assert time.perf_counter() - start < 2
 
 
 # ---- orientation ----
@@ -503,16 +483,6 @@ def webp_of(width: int, height: int) -> bytes:
     data = bytearray(encoded(photo(1), "WEBP", **frames))
     data[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return bytes(data)
-
-
-def box(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", 8 + len(body)) + name + body
-
-
-def iso_of(brand: bytes, width: int, height: int) -> bytes:
-    """What an AVIF or HEIC file says of the size of its picture, without the picture."""
-    size = box(b"ispe", struct.pack(">III", 0, width, height))
-    return box(b"ftyp", brand + bytes(4)) + box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", size)))
 
 
 #: Small files whose headers declare images that would need gigabytes.

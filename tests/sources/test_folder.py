@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from listing import ids, labels, listed, make_shard, refusal, touch
+from listing import ids, labels, listed, make_shard, refusal, table, touch
 from pictures import encoded, photo
 
 from pipeline.errors import ImageError
@@ -264,3 +265,59 @@ def test_listing_opens_no_image(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["0", "False", "False"]
+
+
+# ---- the class at any depth ----
+
+
+def test_at_any_depth_the_class_is_the_folder_that_an_image_is_in(tmp_path: Path) -> None:
+    touch(tmp_path, "2021/trip/cat/1.jpg", "2021/home/dog/2.jpg", "2022/cat/3.jpg", "fox/4.jpg", ".old/cat/5.jpg")
+    manifest = listed(tmp_path, depth="any")
+    assert dict(zip(ids(manifest), labels(manifest), strict=True)) == {
+        "2021/home/dog/2.jpg": "dog",
+        "2021/trip/cat/1.jpg": "cat",
+        "2022/cat/3.jpg": "cat",
+        "fox/4.jpg": "fox",
+    }
+    assert manifest.notices == ()
+    assert labels(listed(tmp_path)) == ["2021", "2021", "2022", "fox"]
+
+
+def test_at_any_depth_splits_are_still_at_the_top(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a/cat/1.jpg", "train/b/dog/2.jpg", "val/cat/3.jpg", "test/4.jpg")
+    (tmp_path / "val/b/wasp").mkdir(parents=True)
+    manifest = listed(tmp_path, depth="any")
+    assert [record.split for record in manifest.records] == ["test", "train", "train", "val"]
+    assert labels(manifest) == [None, "cat", "dog", "cat"]
+    assert manifest.notices == ("left out 1 class folder without images: 'wasp'",)
+
+
+def test_at_any_depth_a_flat_folder_has_no_classes_and_one_top_is_fine(tmp_path: Path) -> None:
+    assert listed(touch(tmp_path / "flat", "1.jpg", "2.jpg"), depth="any").targets == {}
+    assert labels(listed(touch(tmp_path / "one", "photos/cat/1.jpg", "photos/dog/2.jpg"), depth="any")) == [
+        "cat",
+        "dog",
+    ]
+    assert "or --depth any?" in refusal(tmp_path / "one")
+
+
+def test_at_any_depth_what_is_doubtful_is_told(tmp_path: Path) -> None:
+    manifest = listed(touch(tmp_path / "a", "2021/1.jpg", "2021/cat/2.jpg"), depth="any")
+    assert labels(manifest) == ["2021", "cat"]
+    assert manifest.notices == ("1 folder of classes with images beside them, whose class it is: '2021'",)
+    assert "holds 1 image beside folders" in refusal(touch(tmp_path / "b", "1.jpg", "cat/2.jpg"), depth="any")
+    assert "folders called 'train', 'val' there" in refusal(
+        touch(tmp_path / "c", "cat/train/1.jpg", "cat/val/2.jpg"), depth="any"
+    )
+
+
+def test_depth_is_for_folders_in_archives_too(tmp_path: Path) -> None:
+    members = {"2021/trip/cat/1.jpg": encoded(photo(1)), "2022/dog/2.jpg": encoded(photo(2))}
+    assert labels(listed(make_shard(tmp_path / "a.tar", members), depth="any")) == ["cat", "dog"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    assert labels(listed(tmp_path / "a.zip", depth="any")) == ["cat", "dog"]
+    assert "--depth does not apply to a source of kind csv" in refusal(
+        table(tmp_path, "image,class\na.jpg,x\n"), depth="any"
+    )
