@@ -60,10 +60,17 @@ def find_zoo(base: str) -> tuple[Zoo, str]:
     zoo, name = ZOOS[prefix], base.removeprefix(prefix)
     known = zoo.names()
     if name not in known:
+        if not prefix and "/" in name:
+            raise BaseError(f"base {base!r} is no name, nor the folder of a fine-tuned model (no model.json)")
         near = (not prefix and _elsewhere(name)) or nearest(base, [prefix + one for one in known])
         listing = f"pipeline bases {prefix}".strip()
         raise BaseError(f"unknown base {base!r}{near}; {listing} lists all {len(known)}")
     return zoo, name
+
+
+def is_known(base: str) -> bool:
+    """Return True for the name of a base, which a folder of the same name does not hide."""
+    return bool(prefix_of(base)) or base in ZOOS[""].names()
 
 
 def _elsewhere(name: str) -> str:

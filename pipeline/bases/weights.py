@@ -34,6 +34,7 @@ UNREADABLE = (
     *(KeyError, IndexError, TypeError, AttributeError, AssertionError),
 )
 SECONDS_TO_CONNECT = 10.0
+TUNED = "base.safetensors"  # in the folder of a model whose base was trained too
 COUNTER = "num_batches_tracked"  # of batch norm, unused by a frozen one and absent from old files
 
 
@@ -54,7 +55,11 @@ class without_memory(TorchFunctionMode):
 
 
 def read_state(path: Path) -> State:
-    """Read the tensors of a .safetensors, .pt or .pth file by name; run nothing in it; raise `BaseError`."""
+    """Read the tensors of a .safetensors, .pt or .pth file by name; run nothing in it; raise `BaseError`.
+
+    Of the folder of a fine-tuned model, those of its base.
+    """
+    path = path / TUNED if path.is_dir() else path
     if not path.is_file():
         raise BaseError(f"weights file {path} does not exist")
     try:

@@ -335,7 +335,8 @@ def _resolved(config: Path, step: Planned, before: Sequence[Planned], root: Path
     after: dict[str, None] = {}
 
     def placed(key: str, value: Any) -> Any:
-        if key not in paths or not isinstance(value, str | list):
+        is_base = key == "base" and isinstance(value, str) and _is_model(root, value)
+        if not (key in paths or is_base) or not isinstance(value, str | list):
             return value
         if isinstance(value, list):
             return [placed(key, one) for one in value]
@@ -373,6 +374,11 @@ def _referred(config: Path, step: Planned, name: str, before: Sequence[Planned])
     if found[0].output is None:
         raise SettingsError(f"{config}: [{step.label}] {REFERENCE}{name} writes nothing; give it an output")
     return found[0]
+
+
+def _is_model(root: Path, base: str) -> bool:
+    """Tell whether a base is that of a model folder: one that is there, or that an earlier step makes."""
+    return base.startswith(REFERENCE) or (root / base / "model.json").is_file()
 
 
 def _from(root: Path, value: str, *, is_weights: bool) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from pipeline.bases import Base, base_of, load_base
+from pipeline.bases import Base, base_of
 from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.config.options import ExtractOptions
@@ -30,6 +30,7 @@ from pipeline.engines.workers import Computer, Crew, device_names
 from pipeline.errors import ImageError, SettingsError, StoreLockedError
 from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
+from pipeline.models.model import start_base
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import Environment, LayerSpec, Part, StoreWriter, earlier_headers, part_range, waiting_rows
@@ -328,7 +329,8 @@ class Job:
         whole = read_manifest(source, settings)
         start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
         manifest = whole.rows(start, stop)
-        base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size, fit=settings.fit)
+        base = start_base(settings, seed=settings.seed)
+        settings = settings.model_copy(update={"base": base.name, "weights": base.weights})  # of a tuned model: its own
         part = Part.of([record.id for record in whole.records], start, stop)
         job = cls(settings, manifest, part, base, recipe_of(settings, base))
         if settings.precision != "int8":

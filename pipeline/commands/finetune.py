@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import metrics, plots
-from pipeline.bases import Base, load_base
+from pipeline.bases import Base
 from pipeline.bases.weights import digest
 from pipeline.commands.results import Result
 from pipeline.config import FinetuneSettings, Pool, Recipe
@@ -40,7 +40,7 @@ from pipeline.images import decoding
 from pipeline.images.augment import View, build_view
 from pipeline.models import pictures
 from pipeline.models.folder import BaseRecord, DataRecord, ModelRecord, save_model
-from pipeline.models.model import load_model
+from pipeline.models.model import load_model, start_base
 from pipeline.models.provenance import fingerprint_images, request_of, start_files
 from pipeline.models.seen import Seen
 from pipeline.progress import Bar
@@ -330,8 +330,8 @@ class Start:
 
 def fresh_start(settings: FinetuneSettings) -> Start:
     """Load the base that the settings name; its head is drawn at random."""
-    base = load_base(settings.base, settings.weights, seed=settings.seed, size=settings.size, fit=settings.fit)
-    record = BaseRecord(name=settings.base, weights=settings.weights, seed=settings.seed)
+    base = start_base(settings, seed=settings.seed)
+    record = BaseRecord(name=base.name, weights=base.weights, seed=settings.seed)
     return Start(base, record, settings.layer, settings.pool)
 
 

@@ -56,7 +56,7 @@ GO_ON = ("extract", "fetch", "predict")
 #: Commands that show no progress.
 SILENT = ("verify", "merge", "label", "compare", "export", "plot")
 #: Settings that name files whose content is an input by itself; that of labels is read with the images.
-READ = ("head", "weights")
+READ = ("head", "weights", "base")
 
 
 @dataclass(frozen=True)
@@ -319,8 +319,8 @@ class Experiment:
 
     def _made(self, step: Planned, inputs: dict[str, str]) -> Entry:
         settings = chosen_settings(step.settings)
-        for name in step.stage.paths:
-            if name in settings and (path := Path(str(step.options[name]))).exists():
+        for name in (*step.stage.paths, "base"):
+            if name in settings and _is_file(name, path := Path(str(step.options[name]))):
                 del settings[name]
                 if name == "source":  # the images of a picture
                     inputs[name] = self._fingerprint(step, name, str(path))
@@ -355,6 +355,11 @@ class Experiment:
         self._journal.entries[_key(step)] = entry
         if not self._dry:
             self._journal.write()
+
+
+def _is_file(name: str, path: Path) -> bool:
+    """Tell whether what a setting names is there; a base is a name where it is not that of a model folder."""
+    return (path / "model.json" if name == "base" else path).exists()
 
 
 def _is_made(path: str) -> bool:

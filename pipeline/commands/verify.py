@@ -15,7 +15,7 @@ from pipeline.commands.results import Result
 from pipeline.config import RerunSettings, SourceSettings
 from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
-from pipeline.errors import SourceError, StoreDamagedError
+from pipeline.errors import BaseError, SourceError, StoreDamagedError
 from pipeline.images import decoding
 from pipeline.images.loading import BATCH, Loaded
 from pipeline.sources import Record, read_manifest, shown
@@ -206,7 +206,10 @@ class Recomputation:
         def load() -> Base:
             from pipeline.bases import base_of  # torch, which a graph at hand does without
 
-            return base_of(recipe, settings.weights or weights, seed=seed)
+            try:
+                return base_of(recipe, settings.weights or weights, seed=seed)
+            except BaseError as error:
+                raise BaseError(f"{store.path}: its base cannot be loaded: {error}; give --weights FILE") from error
 
         # Weights that are named now are compared with those of the file.
         self._embedder = Embedder(load() if settings.weights else load, recipe, settings)

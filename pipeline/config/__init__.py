@@ -252,7 +252,9 @@ class CompareSettings(Settings):
 class BaseSettings(Settings):
     """Settings of a base: its name, its weights and the size of its input."""
 
-    base: str = Field("resnet18", description="Frozen base: a torchvision model, timm:NAME or scratch:NAME.")
+    base: str = Field(
+        "resnet18", description="Frozen base: a torchvision model, timm:NAME, scratch:NAME, or a fine-tuned model."
+    )
     weights: PathText = Field(
         "DEFAULT",
         description="DEFAULT, a published name, embedded, none (random) or a file.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe, RerunSettings
+from pipeline.config import BaseSettings, Recipe, RerunSettings
 from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError, SettingsError
@@ -26,9 +26,6 @@ from pipeline.models.seen import FILE as SEEN_FILE
 from pipeline.models.seen import Seen
 from pipeline.sources import Record, from_paths
 from pipeline.text import plural
-
-#: The weights of a base that was trained too.
-TUNED = "base.safetensors"
 
 if TYPE_CHECKING:
     from pipeline.bases import Base
@@ -119,6 +116,7 @@ class Model:
 
     def _load_base(self, known: BaseRecord, recipe: Recipe) -> Base:
         from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
+        from pipeline.bases.weights import TUNED
 
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
         fine_tuned = self.folder / TUNED if known.fine_tuned else None
@@ -158,6 +156,7 @@ class Model:
 
     def _embedder(self, load: Callable[[], Base], known: BaseRecord, recipe: Recipe) -> Embedder:
         """Make the embedder of one base."""
+        from pipeline.bases.weights import TUNED
         from pipeline.engines.embedder import Embedder
 
         if self.views == 1:
@@ -259,6 +258,34 @@ class Model:
             known = [None] * len(scores) if halves is None else halves.tolist()
             return [number(value, half) for value, half in zip(scores.tolist(), known, strict=True)]
         return [ranked(self.record.classes, row, top, least=self.head.least_in_set) for row in scores]
+
+
+def start_base(settings: BaseSettings, *, seed: int) -> Base:
+    """Load the base that the settings name, which may be that of a fine-tuned model, by its folder.
+
+    Such a base is one like any other from then on: a network with a file of weights, under the transform of its
+    training. Raises `BaseError`, `ModelError`, or `SettingsError` for options that the folder answers.
+    """
+    from dataclasses import replace
+
+    from pipeline.bases import is_known, load_base
+    from pipeline.bases.weights import TUNED
+
+    folder = Path(settings.base)
+    if is_known(settings.base) or not (folder / "model.json").exists():
+        return load_base(settings.base, settings.weights, seed=seed, size=settings.size, fit=settings.fit)
+    given = [name for name in ("weights", "size", "fit") if name in settings.model_fields_set]
+    twice = [name for name in given if getattr(settings, name) is not None]
+    if twice:
+        raise SettingsError(f"{twice[0]} comes from the model folder {folder} that base names; leave it out")
+    model = load_model(folder, device="cpu")
+    known = model.record.base
+    if model.record.beside or not known.fine_tuned:
+        raise SettingsError(
+            f"{folder} has no base of its own, which fine-tuning makes; give --base {known.name} --weights "
+            f"{known.weights}"
+        )
+    return replace(model.base, weights=str((folder / TUNED).resolve()))
 
 
 Answers = list[dict[str, Any]]

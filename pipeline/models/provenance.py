@@ -59,7 +59,10 @@ def fingerprint_images(manifest: Manifest, files: Iterable[Path] = ()) -> str:
 
 def start_files(settings: FinetuneSettings) -> list[Path]:
     """List the files that a training begins from, where they are the user's own: a model's record, or weights."""
-    return [Path(settings.head) / "model.json"] if settings.head is not None else [Path(settings.weights)]
+    tuned = Path(settings.base) / "model.json"
+    if settings.head is not None:
+        return [Path(settings.head) / "model.json"]
+    return [tuned] if tuned.is_file() else [Path(settings.weights)]
 
 
 def _state(record: Record) -> tuple[int, int] | None:

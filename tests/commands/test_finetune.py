@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pictures import photo
@@ -26,16 +27,19 @@ from pipeline.commands.extract import extract
 from pipeline.commands.finetune import FinetuneResult, finetune
 from pipeline.commands.fit_head import fit_head
 from pipeline.commands.predict import predict
+from pipeline.commands.verify import verify
 from pipeline.errors import (
     BaseError,
     HeadError,
     ModelError,
     OutputExistsError,
     PipelineError,
+    RecipeMismatchError,
     SettingsError,
     SourceError,
 )
 from pipeline.models.model import load_model
+from pipeline.store import FeatureStore
 
 EMBEDDED = {"base": "squeezenet1_1", "weights": "embedded"}
 QUICK = {"epochs": 1, "train": ("features.12",), "workers": 2}
@@ -201,6 +205,58 @@ def test_what_does_not_beat_its_head_is_the_head(source: Path, fitted: Path, tmp
     assert not model.record.base.fine_tuned
     assert not (found.model / "base.safetensors").exists()
     assert found.metrics["val"]["accuracy"] == json.loads((fitted / "metrics.json").read_text())["val"]["accuracy"]
+
+
+def test_a_tuned_model_is_the_base_of_stage_one(
+    source: Path, few: Path, tuned: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(shutil.copytree(tuned.model, tmp_path / "tuned"))
+    recipe = load_model(model).record.recipe
+    stores = [
+        extract(source, tmp_path / f"{engine}.h5", base=str(model), engine=engine).store
+        for engine in ("torch", "onnxruntime")
+    ]
+    rows = []
+    for path in stores:
+        with FeatureStore.open(path) as store:
+            assert store.recipe == recipe, "base, digest of the weights, layers and transform are those of the model"
+            assert store.base_origin[0] == str(model.resolve() / "base.safetensors")
+            rows.append(store.features("avgpool"))
+    np.testing.assert_allclose(rows[0], rows[1], atol=2e-4 * np.abs(rows[0]).max())
+    again = evaluate(model, stores[0])
+    assert (again.metrics["n"], again.metrics["accuracy"]) == (12, tuned.metrics["val"]["accuracy"])
+    head = fit_head(stores[0], tmp_path / "svm", head="svm").model
+    images = [source / "val/warm/050.png", source / "val/cold/051.png"]
+    known = predict(head, images, no_unknown=True).predictions
+    assert [one["label"] for one in known] == ["warm", "cold"]
+    assert verify(stores[0], recompute=2).ok
+    model.rename(tmp_path / "moved")
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "empty"))  # a graph at hand needs no weights
+    for act in (lambda: predict(head, images), lambda: verify(stores[0], recompute=2)):
+        with pytest.raises(PipelineError, match=r"tuned/base\.safetensors does not exist.*give --weights FILE"):
+            act()
+    found = predict(head, images, weights=str(tmp_path / "moved"), no_unknown=True).predictions
+    assert [one["label"] for one in found] == ["warm", "cold"]
+    assert verify(stores[0], recompute=2, weights=str(tmp_path / "moved" / "base.safetensors")).ok
+    with pytest.raises(BaseError, match=r"tuned' is no name, nor the folder of a fine-tuned model"):
+        extract(source, tmp_path / "no.h5", base=str(model))
+    other = finetune(few, tmp_path / "tuned", base=str(tmp_path / "moved"), **QUICK).model
+    assert load_model(other).base.transform == load_model(tuned.model).base.transform
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "as empty"))
+    with pytest.raises(ModelError, match=r"holds [0-9a-f]{12}; give the right file with --weights FILE"):
+        predict(head, images)
+    with pytest.raises(RecipeMismatchError, match=r"was made with weights='[0-9a-f]+'"):
+        extract(source, stores[0], base=str(other))
+
+
+def test_what_a_tuned_model_answers_as_a_base_is_not_asked_for(
+    few: Path, fitted: Path, tuned: FinetuneResult, tmp_path: Path
+) -> None:
+    for name, value in (("weights", "embedded"), ("size", 128), ("fit", "longest")):
+        with pytest.raises(SettingsError, match=f"{name} comes from the model folder .* that base names"):
+            extract(few, tmp_path / "f.h5", base=str(tuned.model), **{name: value})
+    with pytest.raises(SettingsError, match=r"no base of its own.*give --base squeezenet1_1 --weights embedded"):
+        extract(few, tmp_path / "f.h5", base=str(fitted))
 
 
 def test_a_tuned_model_can_be_tuned_on(source: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
