@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ from pipeline.heads.calibration import fit_inverse_temperature, softmax
 from pipeline.heads.contract import TOO_FEW, Head, Problem, Search, Task
 from pipeline.heads.criterion import Best
 from pipeline.heads.linear import LinearHead
+from pipeline.heads.solvers.arrays import solver_device
+from pipeline.heads.solvers.basis import Basis, make_basis
+from pipeline.heads.solvers.descent import Fits
+from pipeline.heads.solvers.logistic import search_logistic
+from pipeline.heads.solvers.losses import LogLoss
+from pipeline.heads.solvers.path import fit_all
 from pipeline.heads.tensors import FILE, Tensors
-
-if TYPE_CHECKING:
-    from pipeline.heads.solvers.basis import Basis
-    from pipeline.heads.solvers.descent import Fits
 
 #: Ranges that are tried, each with about as many rows as any other.
 BINS = (2, 3, 5, 8)
@@ -48,11 +50,6 @@ class BinnedHead(Head):
 
     def train(self, problem: Problem, folds: Codes | None) -> Search:
         """Search the number of ranges, and for each the penalty."""
-        from pipeline.heads.solvers.basis import make_basis  # torch, which answers do without
-        from pipeline.heads.solvers.logistic import solver_device
-        from pipeline.heads.solvers.losses import LogLoss
-        from pipeline.heads.solvers.path import fit_all
-
         cuts = _cuts(problem.y, folds)
         if not cuts:
             return self._learn_the_mean(problem, folds)
@@ -148,8 +145,6 @@ class Trial:
     @classmethod
     def of(cls, problem: Problem, basis: Basis, codes: Codes, folds: Codes | None) -> Trial:
         """Search the penalty for the ranges `codes` (n,)."""
-        from pipeline.heads.solvers.logistic import search_logistic
-
         coded = replace(problem, y=codes, classes=int(codes.max()) + 1)
         search, start = search_logistic(coded, basis, folds)
         return cls(coded, {"bins": coded.classes, **search.chosen}, search.scores, start)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.contract import Problem, Search
+from pipeline.heads.solvers.arrays import solver_device
+from pipeline.heads.solvers.logistic import fit_logistic
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors
 
@@ -31,8 +33,6 @@ class LinearHead(AffineHead):
         if self.settings.solver == "sgd":
             weight, bias, search = self._by_steps(problem, standard, folds)
         else:
-            from pipeline.heads.solvers.logistic import fit_logistic, solver_device  # torch, which answers do without
-
             device = solver_device(self.settings.device)
             weight, bias, search = fit_logistic(problem, standard, folds, device=device)
         weight, bias = standard.fold(weight, bias)
@@ -43,6 +43,7 @@ class LinearHead(AffineHead):
         self, problem: Problem, standard: Standard, folds: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
         """Train by the recipe of the PyTorch tutorial, but choose the epoch by folds of the training rows."""
+        # Torch, which the optimum and answers do without.
         from pipeline.heads.solvers.minibatch import Lesson, Plan, search_epochs, train_on_all
 
         settings = self.settings

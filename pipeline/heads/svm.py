@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,14 @@ from pipeline.heads.criterion import Best
 from pipeline.heads.estimators import FILE, Estimator
 from pipeline.heads.machines import Machine, machine_of
 from pipeline.heads.parallel import in_threads
+from pipeline.heads.solvers.arrays import solver_device
+from pipeline.heads.solvers.basis import Basis, make_basis
+from pipeline.heads.solvers.kernel import kernel_basis
+from pipeline.heads.solvers.losses import SquaredHinge
+from pipeline.heads.solvers.path import Path, fit_all, search_paths
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors, write_tensors
 from pipeline.progress import Steps
-
-if TYPE_CHECKING:
-    from pipeline.heads.solvers.basis import Basis
-    from pipeline.heads.solvers.path import Path
 
 #: Rows below which kernels are tried, and classes up to which; beyond, all pairs of rows are too many.
 KERNEL_ROWS, KERNEL_CLASSES = 5000, 100
@@ -79,11 +80,6 @@ class SvmHead(Head):
         self.classes = problem.classes
         if problem.classes is None:
             return self._train_numbers(problem, folds)
-        from pipeline.heads.solvers.basis import make_basis  # torch, which numbers and answers do without
-        from pipeline.heads.solvers.logistic import solver_device
-        from pipeline.heads.solvers.losses import SquaredHinge
-        from pipeline.heads.solvers.path import Path, fit_all, search_paths
-
         standard = problem.standard()
         families = self._families(problem)
         basis = make_basis(problem.rows, standard, solver_device(self.settings.device))
@@ -248,9 +244,6 @@ class SvmHead(Head):
 
 def _path(family: tuple[Setting, ...], linear: Basis, features: NDArray[np.float32] | None) -> Path:
     """Return the penalties of a `family` on the basis of its kernel, which is made only when its turn has come."""
-    from pipeline.heads.solvers.kernel import kernel_basis
-    from pipeline.heads.solvers.path import Path
-
     strengths, gamma = [setting.C for setting in family], family[0].gamma
     if gamma is None or features is None:
         return Path(linear, strengths, {"kernel": "linear"})

@@ -131,7 +131,7 @@ def excess(X: NDArray[np.float32], y: Any, fitted: Any) -> str:
     batch = Batch(basis, y, np.ones((len(y), 1)), int(y.max()) + 1, loss=LogLoss())
     fits = batch.solve(1.0, batch.start(), tolerance=SEARCH_TOLERANCE)
     weights = fits.weights[0].T
-    ours = objective(X, y, basis.standard_weights(weights[:-1]).T.numpy(), weights[-1].numpy())
+    ours = objective(X, y, basis.standard_weights(weights[:-1]).T, weights[-1])
     return f"{objective(X, y, fitted.coef_, fitted.intercept_) / ours - 1:+.1%}"
 
 

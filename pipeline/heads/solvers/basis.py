@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.heads.rows import ArrayRows, Rows
-from pipeline.heads.solvers.gram import add_products, eigen, zero_products
+from pipeline.heads.solvers.arrays import Array, cast, device_of, double, library, put
+from pipeline.heads.solvers.gram import LARGEST_DECOMPOSITION, add_products, eigen, gram, spanned, zero_products
 from pipeline.heads.standard import Standard
 
-#: Decompositions larger than this cost more than the iterations that they save.
-LARGEST_DECOMPOSITION = 4096
+if TYPE_CHECKING:
+    import torch
+
 #: Rows a dimension that tell the directions well enough. Where there are more, it is the weights that are rotated:
 #: rotating the rows would cost more than the decomposition.
 ENOUGH_ROWS = 8
-_RANK_TOLERANCE = 1e-7
 #: Floats of a block of logits: 1 MB, which a core's cache holds.
 BLOCK_FLOATS = 1 << 18
-CPU = torch.device("cpu")
+
+Single = NDArray[np.float32]
 
 
 class Basis(ABC):
@@ -36,8 +37,8 @@ class Basis(ABC):
     `variance` (r + 1,) is their mean square. `rotation` (D, r) is None where the rows of `blocks` are rotated already.
     """
 
-    variance: Tensor
-    rotation: Tensor | None
+    variance: Array
+    rotation: Array | None
 
     @abstractmethod
     def double(self) -> Basis:
@@ -48,26 +49,30 @@ class Basis(ABC):
         """Return the basis with rows in the order of their folds; None where rows have to be read as they come."""
 
     @abstractmethod
-    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Array]]:
         """Rows `start` to `stop` to multiply with `columns` columns of what `enter` gives, block by block."""
 
-    def enter(self, weights: Tensor) -> Tensor:
+    def enter(self, weights: Array) -> Array:
         """Weights (r + 1, M) of the rotated features as weights of the rows of `blocks`."""
-        return weights if self.rotation is None else torch.cat([self.rotation @ weights[:-1], weights[-1:]])
+        if self.rotation is None:
+            return weights
+        return library(weights).concatenate([self.rotation @ weights[:-1], weights[-1:]])
 
-    def leave(self, gradient: Tensor) -> Tensor:
+    def leave(self, gradient: Array) -> Array:
         """Return a gradient for the rows of `blocks` as one for the rotated features, (r + 1, M)."""
-        return gradient if self.rotation is None else torch.cat([self.rotation.T @ gradient[:-1], gradient[-1:]])
+        if self.rotation is None:
+            return gradient
+        return library(gradient).concatenate([self.rotation.T @ gradient[:-1], gradient[-1:]])
 
     @abstractmethod
-    def standard_weights(self, weights: Tensor) -> Tensor:
+    def standard_weights(self, weights: Array) -> Array:
         """Weights (r, M) of the rotated features as weights (D, M) of the standardised ones."""
 
 
 class RotatedRows(Basis):
     """Rows and a column of ones in memory: Z, of which `back` (D, r) makes standardised features, or these."""
 
-    def __init__(self, features: Tensor, variance: Tensor, *, rotation: Tensor | None, back: Tensor | None) -> None:
+    def __init__(self, features: Array, variance: Array, *, rotation: Array | None, back: Array | None) -> None:
         self._features = features  # in single precision whatever the basis: blocks are converted as they pass
         self._back = back
         self.rotation = rotation
@@ -75,31 +80,42 @@ class RotatedRows(Basis):
 
     @classmethod
     def of(
-        cls, features: Tensor, variance: Tensor, *, rotation: Tensor | None = None, back: Tensor | None = None
+        cls,
+        features: Single,
+        variance: NDArray[np.floating],
+        *,
+        rotation: Single | None = None,
+        back: NDArray[np.floating] | None = None,
+        device: torch.device | None = None,
     ) -> RotatedRows:
-        """From rows (n, r) or (n, D) and the mean square (r,) of rotated ones."""
-        return cls(_with_ones(features), torch.cat([variance, variance.new_ones(1)]), rotation=rotation, back=back)
+        """From rows (n, r) or (n, D) and the mean square (r,) of rotated ones; arrays go to the `device`."""
+        return cls(
+            put(_with_ones(features), device),
+            put(np.append(variance, 1).astype(np.float32), device),
+            rotation=None if rotation is None else put(rotation, device),
+            back=None if back is None else put(back, device),
+        )
 
     def double(self) -> Basis:
         """On the same rows."""
-        rotation = None if self.rotation is None else self.rotation.double()
-        back = None if self._back is None else self._back.double()
-        return RotatedRows(self._features, self.variance.double(), rotation=rotation, back=back)
+        rotation = None if self.rotation is None else double(self.rotation)
+        back = None if self._back is None else double(self._back)
+        return RotatedRows(self._features, double(self.variance), rotation=rotation, back=back)
 
     def sorted_by(self, folds: NDArray[np.int64]) -> Basis:
         """Copy the rows."""
-        order = torch.from_numpy(np.argsort(folds, kind="stable")).to(self._features.device)
+        order = put(np.argsort(folds, kind="stable"), device_of(self._features))
         return RotatedRows(self._features[order], self.variance, rotation=self.rotation, back=self._back)
 
-    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Array]]:
         """Parts of the rows, so long that the product stays in a cache."""
         length = min(max(BLOCK_FLOATS // columns, 256), 8192)
         end = len(self._features) if stop is None else stop
         for first in range(start, end, length):
             which = slice(first, min(first + length, end))
-            yield which, self._features[which].to(self.variance.dtype)
+            yield which, cast(self._features[which], self.variance)
 
-    def standard_weights(self, weights: Tensor) -> Tensor:
+    def standard_weights(self, weights: Array) -> Array:
         """Rotated back."""
         back = self.rotation if self._back is None else self._back
         return weights if back is None else back @ weights
@@ -108,7 +124,7 @@ class RotatedRows(Basis):
 class StreamedRotation(Basis):
     """Rows stay on disk and are standardised as they pass; it is the weights that are rotated."""
 
-    def __init__(self, rows: Rows, standard: Standard, rotation: Tensor | None, variance: Tensor) -> None:
+    def __init__(self, rows: Rows, standard: Standard, rotation: Array | None, variance: Array) -> None:
         self._rows = rows
         self._standard = standard
         self.rotation = rotation
@@ -116,70 +132,64 @@ class StreamedRotation(Basis):
 
     def double(self) -> Basis:
         """On the same rows."""
-        rotation = None if self.rotation is None else self.rotation.double()
-        return StreamedRotation(self._rows, self._standard, rotation, self.variance.double())
+        rotation = None if self.rotation is None else double(self.rotation)
+        return StreamedRotation(self._rows, self._standard, rotation, double(self.variance))
 
     def sorted_by(self, folds: NDArray[np.int64]) -> None:
         """Not here."""
 
-    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def blocks(self, columns: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, Array]]:
         """Read, standardise, forget; always all rows."""
         for which, block in self._rows.blocks():
-            yield which, _with_ones(torch.from_numpy(self._standard.apply(block)).to(self.variance))
+            rows = put(_with_ones(self._standard.apply(block)), device_of(self.variance))
+            yield which, cast(rows, self.variance)
 
-    def standard_weights(self, weights: Tensor) -> Tensor:
+    def standard_weights(self, weights: Array) -> Array:
         """Rotated to features."""
         return weights if self.rotation is None else self.rotation @ weights
 
 
-def _with_ones(rows: Tensor) -> Tensor:
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+def _with_ones(rows: Single) -> Single:
+    return np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
 
 
-def make_basis(rows: Rows, standard: Standard, device: torch.device = CPU) -> Basis:
-    """Make the basis for `rows` by the smaller of Gram matrix and covariance; none is rotated where both are large."""
+def make_basis(rows: Rows, standard: Standard, device: torch.device | None = None) -> Basis:
+    """Make the basis for `rows` by the smaller of Gram matrix and covariance; none is rotated where both are large.
+
+    It is in single precision: it steers how fast a solver is, not where it ends.
+    """
     count, dimensions = rows.shape
     if not isinstance(rows, ArrayRows):
         return _streamed(rows, standard, device)
-    features = torch.from_numpy(standard.apply(rows.array())).to(device)
+    features = standard.apply(rows.array())
     if min(count, dimensions) > LARGEST_DECOMPOSITION:
-        return RotatedRows.of(features, features.square().mean(dim=0))
+        return RotatedRows.of(features, np.square(features).mean(axis=0), device=device)
     if count <= dimensions:
-        return _from_gram(features)
-    some = features[:: max(count // (ENOUGH_ROWS * dimensions), 1)]
-    variance, rotation = _eigen((some.T @ some).double() / len(some))
-    if len(some) < count:
-        return RotatedRows.of(features, variance, rotation=rotation)
-    return RotatedRows.of(features @ rotation, variance, back=rotation)
+        squares, left = spanned(gram(features))
+        back = features.T @ (left / np.sqrt(squares)).astype(np.float32)
+        return RotatedRows.of(features @ back, squares / count, back=back, device=device)
+    variance, rotation = _directions(rows, standard)
+    if count >= 2 * ENOUGH_ROWS * dimensions:
+        return RotatedRows.of(features, variance, rotation=rotation, device=device)
+    return RotatedRows.of(features @ rotation, variance, back=rotation, device=device)
 
 
-def _from_gram(features: Tensor) -> Basis:
-    squares, left = _eigen((features @ features.T).double())
-    kept = squares > _RANK_TOLERANCE * squares[-1]
-    back = features.T @ (left[:, kept] / squares[kept].sqrt())
-    return RotatedRows.of(features @ back, squares[kept] / len(features), back=back)
-
-
-def _streamed(rows: Rows, standard: Standard, device: torch.device) -> Basis:
+def _directions(rows: Rows, standard: Standard) -> tuple[NDArray[np.float64], Single]:
+    """Variances (D,) and directions (D, D) of standardised features, from as many of the rows as tell them."""
     count, dimensions = rows.shape
-    if dimensions > LARGEST_DECOMPOSITION:
-        informative = torch.from_numpy(np.isfinite(standard.scale).astype(np.float32))
-        return StreamedRotation(rows, standard, None, torch.cat([informative, torch.ones(1)]).to(device))
     some = rows.take(np.arange(0, count, max(count // (ENOUGH_ROWS * dimensions), 1)))
     products = zero_products(dimensions)
     for _, block in some.blocks():
         add_products(products, standard.apply(block).astype(np.float64))
     squares, vectors = eigen(products)
-    variance = np.append(squares / some.shape[0], 1).astype(np.float32)
-    rotation = torch.from_numpy(vectors.astype(np.float32))
-    return StreamedRotation(rows, standard, rotation.to(device), torch.from_numpy(variance).to(device))
+    return squares / some.shape[0], vectors.astype(np.float32)
 
 
-def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and vectors in float32: the basis steers how fast a solver is, not where it ends."""
-    if matrix.device == CPU:
-        found = (torch.from_numpy(part) for part in eigen(np.array(matrix.numpy(), order="F")))
-    else:
-        found = iter(torch.linalg.eigh(matrix))
-    values, vectors = found
-    return values.clamp(min=0).float(), vectors.float()
+def _streamed(rows: Rows, standard: Standard, device: torch.device | None) -> Basis:
+    if rows.shape[1] > LARGEST_DECOMPOSITION:
+        informative = np.append(np.isfinite(standard.scale), 1).astype(np.float32)
+        return StreamedRotation(rows, standard, None, put(informative, device))
+    variance, rotation = _directions(rows, standard)
+    return StreamedRotation(
+        rows, standard, put(rotation, device), put(np.append(variance, 1).astype(np.float32), device)
+    )

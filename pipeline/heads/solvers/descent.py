@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
-from math import log
+from math import log, prod
 from operator import itemgetter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.heads.calibration import ABSENT
+from pipeline.heads.solvers.arrays import Array, cast, device_of, double, library, places, put, take_home, zeros
 from pipeline.heads.solvers.basis import Basis
 from pipeline.heads.solvers.losses import Loss
 
@@ -35,9 +34,9 @@ HALVINGS = 12
 _SAFE = 1e-30
 
 #: A step (K, classes, r + 1) and the change of the data's gradient along it; the penalty's is known anyway.
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Array, Array]
 #: Rows, by slice or by number, the fold that they all are in (-1: none), and their features.
-Part = tuple[int, slice | Tensor, Tensor]
+Part = tuple[int, slice | Array, Array]
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,16 @@ class Fits:
     `losses` (K,) are objectives, `seen` the last point and its gradient, `earlier` the models at `earlier_strength`.
     """
 
-    weights: Tensor
+    weights: Array
     strength: float | None = None
-    losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    losses: Array = field(default_factory=lambda: np.zeros(0))
     iterations: int = 0
     pairs: tuple[Pair, ...] = ()
     seen: Pair | None = None
-    earlier: Tensor | None = None
+    earlier: Array | None = None
     earlier_strength: float | None = None
 
-    def ahead(self, strength: float) -> Tensor:
+    def ahead(self, strength: float) -> Array:
         """Where the line through the last two models, drawn over log C, is at C = `strength`."""
         if self.earlier is None or self.strength is None or self.earlier_strength in (None, self.strength):
             return self.weights
@@ -65,19 +64,21 @@ class Fits:
 
     def mean(self) -> Fits:
         """Average all models, for a fit on all rows, whose curvature is much the same."""
-        pairs = tuple((step.mean(dim=0, keepdim=True), change.mean(dim=0, keepdim=True)) for step, change in self.pairs)
-        return Fits(self.weights.mean(dim=0, keepdim=True), pairs=pairs)
+        pairs = tuple(
+            (step.mean(axis=0, keepdims=True), change.mean(axis=0, keepdims=True)) for step, change in self.pairs
+        )
+        return Fits(self.weights.mean(axis=0, keepdims=True), pairs=pairs)
 
     def double(self) -> Fits:
         """Return the models in double precision, to go on from."""
-        return Fits(self.weights.double(), pairs=tuple((step.double(), change.double()) for step, change in self.pairs))
+        return Fits(double(self.weights), pairs=tuple((double(step), double(change)) for step, change in self.pairs))
 
 
 class Batch:
     """K fits of `loss` on the same rows: `weights` (n, K) is how much a row counts in each, `y` (n,) are class codes.
 
     With `folds` (n,), fit k holds out the rows of fold k, and these are left out of its matrix products too. All
-    tensors are on the device of `basis`.
+    arrays are where those of `basis` are.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Batch:
         folds: NDArray[np.int64] | None = None,
     ) -> None:
         self.loss = loss
-        device = basis.variance.device
+        device = device_of(basis.variance)
         counts = np.stack([np.bincount(y, weights=column, minlength=classes) for column in weights.T])
         self.present = counts > 0  # (K, classes)
         self._order: NDArray[np.int64] | None = None
@@ -102,42 +103,45 @@ class Batch:
             y, weights, folds = y[self._order], weights[self._order], folds[self._order]
             ends = np.cumsum(np.bincount(folds)).tolist()
             self._spans = [(fold, *span) for fold, span in enumerate(pairwise([0, *ends]))]
-        self._folds = None if folds is None else torch.from_numpy(folds).to(device)
+        self._folds = None if folds is None else put(folds, device)
         self.basis = basis
         self.classes = classes
-        self.y = torch.from_numpy(y).to(device)
-        self.total = torch.from_numpy(weights.sum(axis=0)).to(device)
-        self.weights = torch.from_numpy(weights / weights.sum(axis=0)).T.to(basis.variance).contiguous()
-        mask = torch.from_numpy(np.where(self.present, 0.0, ABSENT)).to(basis.variance)
+        self.y = put(y, device)
+        self.total = put(weights.sum(axis=0), device)
+        self.weights = cast(put(np.ascontiguousarray((weights / weights.sum(axis=0)).T), device), basis.variance)
+        mask = cast(put(np.where(self.present, 0.0, ABSENT), device), basis.variance)
         self._mask = None if self.present.all() else mask[:, :, None]
 
     def start(self) -> Fits:
         """All weights zero: all classes are as likely."""
-        return Fits(self.basis.variance.new_zeros(len(self.total), self.classes, len(self.basis.variance)))
+        return Fits(zeros((len(self.total), self.classes, len(self.basis.variance)), self.basis.variance))
 
-    def penalties(self, strength: float) -> Tensor:
+    def penalties(self, strength: float) -> Array:
         """1 / (C sum of weights) of every fit, (K,)."""
-        return (self.loss.pull(self.classes) / (strength * self.total)).to(self.basis.variance)
+        return cast(self.loss.pull(self.classes) / (strength * self.total), self.basis.variance)
 
-    def evaluate(self, weights: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, weights: Array, fits: Array) -> tuple[Array, Array]:
         """Losses (k,) in float64 and gradients (k, classes, r + 1) of the fits with numbers `fits` (k,)."""
         columns = self._enter(weights)
-        gradient = torch.zeros_like(columns)
-        loss = torch.zeros(len(fits), dtype=torch.float64, device=fits.device)
-        for fold, parts in groupby(self._parts(columns[..., 0].numel()), key=itemgetter(0)):
-            counted = (fits != fold).nonzero()[:, 0]  # the fit that holds these rows out has nothing to learn from them
+        gradient = library(columns).zeros_like(columns)
+        loss = zeros((len(fits),), self.total)
+        for fold, parts in groupby(self._parts(prod(columns.shape[:2])), key=itemgetter(0)):
+            counted = places(fits != fold)  # the fit that holds these rows out has nothing to learn from them
             if not len(counted):
                 continue
-            some, sums = columns[counted], torch.zeros_like(columns[counted])
+            some = columns[counted]
+            sums = library(some).zeros_like(some).reshape(-1, some.shape[-1])
             for _, which, rows in parts:
-                loss[counted] += self._add_rows(which, rows, some, fits[counted], sums.flatten(0, 1))
-            gradient[counted] += sums
-        return loss, self.basis.leave(gradient.flatten(0, 1).T).T.reshape(weights.shape)
+                loss[counted] += self._add_rows(which, rows, some, fits[counted], sums)
+            gradient[counted] += sums.reshape(some.shape)
+        return loss, self.basis.leave(gradient.reshape(-1, gradient.shape[-1]).T).T.reshape(weights.shape)
 
-    def _enter(self, weights: Tensor) -> Tensor:
+    def _enter(self, weights: Array) -> Array:
         """Weights (k, classes, D + 1) of the rows as the basis has them."""
-        entered = self.basis.enter(weights.flatten(0, 1).T).T.contiguous()
-        return entered.view(*weights.shape[:2], -1)
+        if self.basis.rotation is None:
+            return weights
+        entered = self.basis.enter(weights.reshape(-1, weights.shape[-1]).T).T
+        return entered.reshape(*weights.shape[:2], -1)
 
     def _parts(self, columns: int) -> Iterator[Part]:
         """All rows, those of a part in one fold."""
@@ -148,34 +152,31 @@ class Batch:
                     continue
                 of_rows = self._folds[which]
                 for one in range(len(self.total)):
-                    mine = (of_rows == one).nonzero()[:, 0]
+                    mine = places(of_rows == one)
                     if len(mine):
                         yield one, mine + which.start, rows[mine]
 
-    def _add_rows(self, which: slice | Tensor, rows: Tensor, columns: Tensor, fits: Tensor, sums: Tensor) -> Tensor:
+    def _add_rows(self, which: slice | Array, rows: Array, columns: Array, fits: Array, sums: Array) -> Array:
         """Losses (k,) of `rows` (n, r + 1); their gradient is added to `sums` (k classes, r + 1)."""
         share = self.weights[:, which][fits]
-        logits = self._logits(rows, columns, fits)
-        target = self.y[which].expand(len(fits), 1, -1)
-        losses, slopes = self.loss.evaluate(logits, target)
-        loss = (share * losses).sum(dim=1, dtype=torch.float64)
-        slopes.mul_(share[:, None])
-        sums.addmm_(slopes.flatten(0, 1), rows)
-        return loss
+        losses, slopes = self.loss.evaluate(self._logits(rows, columns, fits), self.y[which])
+        slopes *= share[:, None]
+        sums += slopes.reshape(-1, len(rows)) @ rows
+        return (share * losses).sum(axis=1, dtype=self.total.dtype)
 
-    def _logits(self, rows: Tensor, columns: Tensor, fits: Tensor) -> Tensor:
+    def _logits(self, rows: Array, columns: Array, fits: Array) -> Array:
         """(k, classes, n) of rows (n, r + 1)."""
-        logits = (columns.flatten(0, 1) @ rows.T).view(len(fits), self.classes, len(rows))
-        return logits if self._mask is None else logits.add_(self._mask[fits])
+        logits = (columns.reshape(-1, columns.shape[-1]) @ rows.T).reshape(len(fits), self.classes, len(rows))
+        return logits if self._mask is None else logits + self._mask[fits]
 
-    def held_out(self, weights: Tensor) -> NDArray[np.float32]:
+    def held_out(self, weights: Array) -> NDArray[np.float32]:
         """Logits (n, classes) of each row by the fit that holds it out; for a batch with `folds`."""
         columns = self._enter(weights)
-        out = torch.empty(len(self.y), self.classes, device=weights.device)
+        out = zeros((len(self.y), self.classes), weights)
         for fold, which, rows in self._parts(self.classes):
-            fits = torch.tensor([fold], device=weights.device)
-            out[which] = self._logits(rows, columns[fits], fits)[0].T.float()
-        found = out.cpu().numpy()
+            fits = put(np.array([fold]), device_of(weights))
+            out[which] = self._logits(rows, columns[fits], fits)[0].T
+        found = take_home(out).astype(np.float32)
         if self._order is None:
             return found
         as_given = np.empty_like(found)
@@ -184,7 +185,8 @@ class Batch:
 
     def solve(self, strength: float, start: Fits, *, tolerance: float = 1e-6, most: int = 500) -> Fits:
         """Minimise all fits at C = `strength` from `start`, to a relative gap of about `tolerance`."""
-        return _Descent(self, strength, start).run(tolerance, most)
+        with np.errstate(over="ignore", invalid="ignore"):  # a step that is too long is seen by its loss
+            return _Descent(self, strength, start).run(tolerance, most)
 
 
 class _Descent:
@@ -195,15 +197,16 @@ class _Descent:
         self.strength = strength
         self.start = start
         variance = batch.basis.variance
-        self.pull = batch.penalties(strength)[:, None, None].repeat(1, 1, len(variance))
+        xp = self.library = library(variance)
+        self.pull = batch.penalties(strength)[:, None, None] * xp.ones_like(variance)
         self.pull[..., -1] = 0  # nothing pulls the bias
         self.curvature = variance * batch.loss.curvature(batch.classes) + self.pull
-        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // (3 * start.weights.numel())))
+        self.memory = max(3, min(MEMORY, MEMORY_FLOATS // (3 * prod(start.weights.shape))))
         self.pairs: list[_Secant] = []
         for step, change in start.pairs:
             self._remember(step, change)
         self.point = start.ahead(strength)
-        self.losses, self.slopes = self._evaluate(self.point, torch.arange(len(self.point), device=variance.device))
+        self.losses, self.slopes = self._evaluate(self.point, put(np.arange(len(self.point)), device_of(variance)))
         if start.seen is not None:
             self._remember(self.point - start.seen[0], self.slopes - start.seen[1])
 
@@ -212,20 +215,20 @@ class _Descent:
 
         The step that is predicted to gain less than the tolerance is taken without looking.
         """
-        last = torch.zeros_like(self.point)
-        running = torch.ones(len(self.point), dtype=torch.bool, device=self.point.device)
+        last = self.library.zeros_like(self.point)
+        running = self.library.ones_like(self.losses) > 0
         taken = 0
         while taken < most:
             gradient = self.slopes + self.pull * self.point
             direction = self._direction(gradient)
-            gain = -(gradient * direction).sum(dim=(1, 2)).double()
+            gain = -double((gradient * direction).sum(axis=(1, 2)))
             settled = running & (gain >= 0) & (gain / 2 <= tolerance * self.losses) & (taken > 0)
             last[settled] = direction[settled]
             running &= ~settled
             if not running.any():
                 break
             direction, gain = self._downhill(gradient, direction, gain)
-            running &= self._step(direction, gain, running.nonzero()[:, 0])
+            running &= self._step(direction, gain, places(running))
             taken += 1
         return Fits(
             weights=self.point + last,
@@ -238,28 +241,29 @@ class _Descent:
             earlier_strength=self.start.strength,
         )
 
-    def _evaluate(self, point: Tensor, fits: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, point: Array, fits: Array) -> tuple[Array, Array]:
         """Objectives (k,), and gradients of the data's part."""
         loss, slopes = self.batch.evaluate(point, fits)
-        return loss + (self.pull[fits] * point.square()).sum(dim=(1, 2), dtype=torch.float64) / 2, slopes
+        penalties = (self.pull[fits] * self.library.square(point)).sum(axis=(1, 2), dtype=loss.dtype)
+        return loss + penalties / 2, slopes
 
-    def _downhill(self, gradient: Tensor, direction: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    def _downhill(self, gradient: Array, direction: Array, gain: Array) -> tuple[Array, Array]:
         """Where rounding spoiled the memory of a fit, the steepest direction."""
         uphill = (gain <= 0)[:, None, None]
-        direction = torch.where(uphill, -gradient / self.curvature, direction)
-        return direction, -(gradient * direction).sum(dim=(1, 2)).double()
+        direction = self.library.where(uphill, -gradient / self.curvature, direction)
+        return direction, -double((gradient * direction).sum(axis=(1, 2)))
 
-    def _step(self, direction: Tensor, gain: Tensor, trying: Tensor) -> Tensor:
+    def _step(self, direction: Array, gain: Array, trying: Array) -> Array:
         """Backtrack, each fit on its own; False for those that no step improves: the floor of the arithmetic."""
-        before, point, slopes, losses = self.losses, self.point, self.slopes, self.losses.clone()
-        self.point, self.slopes = point.clone(), slopes.clone()
-        eps = torch.finfo(point.dtype).eps
-        length = torch.ones_like(losses)
+        xp, before, point, slopes = self.library, self.losses, self.point, self.slopes
+        losses, self.point, self.slopes = (xp.zeros_like(one) + one for one in (before, point, slopes))
+        floor = 4 * xp.finfo(point.dtype).eps * xp.abs(before)
+        length = xp.ones_like(losses)
         for _ in range(HALVINGS):
-            here = point[trying] + length[trying, None, None].to(point) * direction[trying]
+            here = point[trying] + cast(length, point)[trying, None, None] * direction[trying]
             found, found_slopes = self._evaluate(here, trying)
             rise = found - before[trying]
-            good = rise <= 4 * eps * before[trying].abs() - SUFFICIENT_DECREASE * length[trying] * gain[trying]
+            good = rise <= floor[trying] - SUFFICIENT_DECREASE * length[trying] * gain[trying]
             better = trying[good]
             losses[better], self.point[better], self.slopes[better] = found[good], here[good], found_slopes[good]
             trying, rise = trying[~good], rise[~good]
@@ -268,24 +272,24 @@ class _Descent:
             length[trying] = _shorter(length[trying], gain[trying], rise)
         self.losses = losses
         self._remember(self.point - point, self.slopes - slopes)
-        return before - losses > eps * before.abs()
+        return before - losses > floor / 4
 
-    def _remember(self, step: Tensor, change: Tensor) -> None:
+    def _remember(self, step: Array, change: Array) -> None:
         self.pairs.append(_Secant.of(step, change, self.pull, self.curvature))
         del self.pairs[: -self.memory]
 
-    def _direction(self, gradient: Tensor) -> Tensor:
+    def _direction(self, gradient: Array) -> Array:
         """Run the two loops of Nocedal (1980) for every fit at once; a pair with inverse 0 is skipped."""
-        direction, passed, size = -gradient, [], torch.ones_like(gradient[:, :1, :1])
+        direction, passed, size = -gradient, [], self.library.ones_like(gradient[:, :1, :1])
         for pair in reversed(self.pairs):
             part = pair.inverse * _dot(pair.step, direction)
             passed.append(part)
-            direction.addcmul_(part, pair.curved, value=-1)
+            direction -= part * pair.curved
         for pair in self.pairs:  # the last one that a fit has
-            size = torch.where(pair.inverse > 0, pair.size, size)
+            size = self.library.where(pair.inverse > 0, pair.size, size)
         direction *= size / self.curvature
         for pair, part in zip(self.pairs, reversed(passed), strict=True):
-            direction.addcmul_(part - pair.inverse * _dot(pair.curved, direction), pair.step)
+            direction += (part - pair.inverse * _dot(pair.curved, direction)) * pair.step
         return direction
 
 
@@ -296,31 +300,39 @@ class _Secant:
     `size` (K, 1, 1) is how much longer a step is than the one that the curvature of the basis suggests.
     """
 
-    step: Tensor
-    change: Tensor
-    curved: Tensor
-    inverse: Tensor
-    size: Tensor
+    step: Array
+    change: Array
+    curved: Array
+    inverse: Array
+    size: Array
 
     @classmethod
-    def of(cls, step: Tensor, change: Tensor, pull: Tensor, curvature: Tensor) -> _Secant:
+    def of(cls, step: Array, change: Array, pull: Array, curvature: Array) -> _Secant:
+        xp = library(step)
         curved = change + pull * step
         along = _dot(step, curved)
-        rounding = torch.finfo(step.dtype).eps * _dot(step, step).sqrt() * _dot(curved, curved).sqrt()
-        size = along / _dot(curved, curved / curvature).clamp(min=_SAFE)
-        return cls(step, change, curved, torch.where(along > rounding, 1 / along, 0.0), size)
+        rounding = xp.finfo(step.dtype).eps * xp.sqrt(_dot(step, step)) * xp.sqrt(_dot(curved, curved))
+        size = along / xp.clip(_dot(curved, curved / curvature), _SAFE, None)
+        told = along > rounding
+        return cls(step, change, curved, xp.where(told, 1 / xp.where(told, along, 1.0), 0.0), size)
 
 
-def _dot(one: Tensor, other: Tensor) -> Tensor:
+def _mean(fits: Array) -> Array:
+    """Of all fits, (1, ...)."""
+    return fits.mean(axis=0, keepdims=True)
+
+
+def _dot(one: Array, other: Array) -> Array:
     """Of every fit, (K, 1, 1)."""
-    return one.flatten(1)[:, None] @ other.flatten(1)[:, :, None]
+    return one.reshape(len(one), 1, -1) @ other.reshape(len(other), -1, 1)
 
 
-def _shorter(length: Tensor, gain: Tensor, rise: Tensor) -> Tensor:
+def _shorter(length: Array, gain: Array, rise: Array) -> Array:
     """Where the parabola through both losses and the slope is least, kept within a tenth and a half of the step."""
-    parabola = gain * length**2 / (2 * (rise + gain * length)).clamp(min=_SAFE)
-    best = torch.where(torch.isfinite(rise), parabola, 0.0)
-    return torch.minimum(torch.maximum(best, 0.1 * length), 0.5 * length)
+    xp = library(length)
+    parabola = gain * length**2 / xp.clip(2 * (rise + gain * length), _SAFE, None)
+    best = xp.where(xp.isfinite(rise), parabola, 0.0)
+    return xp.minimum(xp.maximum(best, 0.1 * length), 0.5 * length)
 
 
 def fold_weights(weights: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Symmetric matrices by their lower triangle, in place: half the work of a product, and no second copy of the matrix.
+"""Symmetric matrices of inner products: by their lower triangle, in place, and what is made of their eigenvectors.
 
 All are float64 in Fortran order, as BLAS has them.
 """
@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+
+#: Decompositions larger than this cost more than the iterations that they save.
+LARGEST_DECOMPOSITION = 4096
+#: Share of the largest eigenvalue below which one is rounding.
+RANK_TOLERANCE = 1e-7
 
 
 def zero_products(size: int) -> Matrix:
@@ -23,6 +28,12 @@ def add_products(products: Matrix, rows: Matrix, scale: float = 1.0) -> None:
     blas.dsyrk(scale, rows.T, beta=1.0, c=products, lower=True, overwrite_c=True)
 
 
+def gram(rows: NDArray[np.floating]) -> Matrix:
+    """Return the inner products (n, n) of rows (n, D)."""
+    exact = rows.astype(np.float64, copy=False)
+    return np.asfortranarray(exact @ exact.T)  # numpy sees that it is symmetric, and does half of the work
+
+
 def eigen(matrix: Matrix) -> tuple[Matrix, Matrix]:
     """Values (r,) in rising order, none below zero, and vectors (r, r) of a lower triangle, which is used up.
 
@@ -33,3 +44,10 @@ def eigen(matrix: Matrix) -> tuple[Matrix, Matrix]:
     driver = "evd" if len(matrix) > 1 else "evr"  # SciPy 1.13 gives the first too little room for one number
     values, vectors = eigh(matrix, lower=True, overwrite_a=True, check_finite=False, driver=driver)
     return np.maximum(values, 0), vectors
+
+
+def spanned(matrix: Matrix) -> tuple[Matrix, Matrix]:
+    """Values (r,) of a matrix (n, n) that are more than rounding, and their vectors (n, r); it is used up."""
+    values, vectors = eigen(matrix)
+    kept = values > RANK_TOLERANCE * values[-1]
+    return values[kept], vectors[:, kept]

@@ -7,17 +7,11 @@ is orthogonal to its rows is shrunk to zero.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.solvers.gram import eigen
-
-if TYPE_CHECKING:
-    from pipeline.heads.solvers.basis import RotatedRows
-
-_RANK_TOLERANCE = 1e-7
+from pipeline.heads.solvers.basis import RotatedRows
+from pipeline.heads.solvers.gram import spanned
 
 Array = NDArray[np.float64]
 
@@ -33,12 +27,7 @@ def rbf(rows: Array, vectors: Array, gamma: float) -> Array:
 
 def kernel_basis(rows: Array, landmarks: Array, gamma: float) -> RotatedRows:
     """Coordinates of rows (n, D) by landmarks (m, D), whose weights leave as those (m, M) of the landmarks."""
-    import torch  # which a trained machine answers without
-
-    from pipeline.heads.solvers.basis import RotatedRows
-
-    values, vectors = eigen(np.asfortranarray(rbf(landmarks, landmarks, gamma)))
-    kept = values > _RANK_TOLERANCE * values[-1]
-    back = vectors[:, kept] / np.sqrt(values[kept])
-    features = torch.from_numpy((rbf(rows, landmarks, gamma) @ back).astype(np.float32))
-    return RotatedRows.of(features, features.square().mean(dim=0), back=torch.from_numpy(back))
+    values, vectors = spanned(np.asfortranarray(rbf(landmarks, landmarks, gamma)))
+    back = vectors / np.sqrt(values)
+    features = (rbf(rows, landmarks, gamma) @ back).astype(np.float32)
+    return RotatedRows.of(features, np.square(features).mean(axis=0), back=back)

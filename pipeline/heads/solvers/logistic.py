@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.devices import pick_device
 from pipeline.heads.contract import Problem, Search
-from pipeline.heads.solvers.basis import CPU, Basis, make_basis
+from pipeline.heads.solvers.basis import Basis, make_basis
 from pipeline.heads.solvers.descent import Fits
 from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.solvers.path import Path, fit_all, search_paths
 from pipeline.heads.standard import Standard
+
+if TYPE_CHECKING:
+    import torch
 
 #: Penalties a row, 1 / (C n), from strong to weak; what is best is rarely outside.
 PENALTIES = tuple(float(value) for value in np.logspace(1, -5, 10))
@@ -22,14 +25,8 @@ CLEARLY = 0.5
 DEFAULT_PENALTY = 0.1
 
 
-def solver_device(name: str) -> torch.device:
-    """Pick the device called `name`; the CPU in place of MPS, which has no double precision."""
-    device = pick_device(name)
-    return CPU if device.type == "mps" else device
-
-
 def fit_logistic(
-    problem: Problem, standard: Standard, folds: NDArray[np.int64] | None, *, device: torch.device = CPU
+    problem: Problem, standard: Standard, folds: NDArray[np.int64] | None, *, device: torch.device | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Search]:
     """Weight (C, D) and bias (C,) on standardised features, and the search that led there."""
     basis = make_basis(problem.rows, standard, device)

@@ -1,16 +1,14 @@
 """Losses that a descent can take: what the scores of a class are worth to a row, and in which direction they should go.
 
-Scores and slopes are (k, C, n), for k fits at once; the true classes are (k, 1, n).
+Scores and slopes are (k, C, n), for k fits at once; the true classes are (n,).
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-import torch
-from torch import Tensor
+from pipeline.heads.solvers.arrays import Array, library
 
-_SAFE = 1e-30
 #: Beyond this, squares are no numbers in single precision; only rows that count nothing are so far off.
 _FAR = 1e15
 
@@ -24,7 +22,7 @@ class Loss(Protocol):
     def pull(self, classes: int) -> float:
         """Return what the penalty is multiplied with, so that C means what it does in scikit-learn."""
 
-    def evaluate(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, scores: Array, target: Array) -> tuple[Array, Array]:
         """Return losses (k, n) and slopes (k, C, n)."""
 
 
@@ -39,12 +37,17 @@ class LogLoss:
         """Return 2 for two classes: they have w/2 and -w/2, half the square of the one vector w of scikit-learn."""
         return 2.0 if classes == 2 else 1.0
 
-    def evaluate(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, scores: Array, target: Array) -> tuple[Array, Array]:
         """Return -log p of the true class, and p less 1 for it."""
-        slope = scores.softmax(dim=1)
-        loss = _surprise(scores, slope, target)
-        slope.scatter_add_(1, target, slope.new_full((1, 1, 1), -1.0).expand(target.shape))
-        return loss, slope
+        xp = library(scores)
+        rows = xp.arange(len(target))
+        slope = scores - xp.amax(scores, axis=1, keepdims=True)
+        given = slope[:, target, rows]
+        xp.exp(slope, out=slope)
+        total = slope.sum(axis=1)
+        slope /= total[:, None]
+        slope[:, target, rows] -= 1
+        return xp.log(total) - given, slope
 
 
 class SquaredHinge:
@@ -58,16 +61,14 @@ class SquaredHinge:
         """Return 1: the classes have nothing to do with each other, of two each has the whole penalty."""
         return 1.0
 
-    def evaluate(self, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, scores: Array, target: Array) -> tuple[Array, Array]:
         """Return the sum over classes, and the slope of each."""
-        sign = torch.full_like(scores, -1.0).scatter_(1, target, 1.0)
-        short = (1 - sign * scores).clamp_(min=0, max=_FAR)
-        return short.square().sum(dim=1), sign.mul_(short).mul_(-2)
-
-
-def _surprise(scores: Tensor, chance: Tensor, target: Tensor) -> Tensor:
-    """Log loss (k, n) of the true classes, whose softmax is `chance`."""
-    given = chance.gather(1, target)[:, 0]
-    if given.min() > _SAFE:
-        return -given.log()
-    return scores.logsumexp(dim=1) - scores.gather(1, target)[:, 0]  # where the probability itself underflows
+        xp = library(scores)
+        sign = xp.full_like(scores, -1.0)
+        sign[:, target, xp.arange(len(target))] = 1.0
+        short = 1 - sign * scores
+        xp.clip(short, 0, _FAR, out=short)
+        loss = xp.square(short).sum(axis=1)
+        short *= sign
+        short *= -2
+        return loss, short

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.criterion import Best
+from pipeline.heads.solvers.arrays import take_home
 from pipeline.heads.solvers.basis import Basis
 from pipeline.heads.solvers.descent import Batch, Fits, fold_weights
 from pipeline.heads.solvers.losses import Loss
@@ -109,4 +110,4 @@ def fit_all(
     exact = Batch(basis, *all_rows, loss=loss)
     fits = exact.solve(strength, fits.double(), tolerance=FINAL_TOLERANCE, most=FINAL_STEPS)
     weights = fits.weights[0].T
-    return basis.standard_weights(weights[:-1]).T.cpu().numpy(), weights[-1].cpu().numpy()
+    return take_home(basis.standard_weights(weights[:-1]).T), take_home(weights[-1])

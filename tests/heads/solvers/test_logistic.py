@@ -1,22 +1,11 @@
-"""The optimum of logistic regression is found on standardised features, on the device that is asked for."""
+"""The optimum of logistic regression is found on standardised features."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from examples import blobs, problem_of
 
-from pipeline.heads.solvers.logistic import fit_logistic, solver_device
-
-
-def test_the_solver_runs_on_the_cpu_where_it_is_asked_to():
-    assert solver_device("cpu").type == "cpu"
-
-
-def test_mps_has_no_double_precision(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert solver_device("auto") == solver_device("mps") == torch.device("cpu")
+from pipeline.heads.solvers.logistic import fit_logistic
 
 
 def test_at_the_optimum_the_gradient_is_the_penalty():

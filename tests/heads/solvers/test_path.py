@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from examples import blobs, problem_of
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.heads.calibration import softmax
 from pipeline.heads.solvers.basis import make_basis
 from pipeline.heads.solvers.losses import LogLoss
 from pipeline.heads.solvers.path import PATIENCE, Path, fit_all, search_paths
@@ -22,7 +22,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def basis(problem):
-    return make_basis(problem.rows, problem.standard(), torch.device("cpu"))
+    return make_basis(problem.rows, problem.standard())
 
 
 def test_the_search_ends_where_weaker_penalties_are_no_better(problem, basis):
@@ -46,7 +46,7 @@ def test_the_fit_of_all_rows_is_scikit_learns(problem, basis):
     features = problem.standard().apply(problem.rows.array()).astype(np.float64)
     reference = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit(features, problem.y)
     np.testing.assert_allclose(
-        torch.softmax(torch.from_numpy(features @ weight.T + bias), 1).numpy(),
+        softmax(features @ weight.T + bias),
         reference.predict_proba(features),
         atol=1e-4,
     )
