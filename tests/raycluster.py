@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
+#: Where processes find this package, and workers of these tests.
+_PATH = [str(HERE), str(HERE / "tests"), str(HERE / "tests/harness")]
 
 
 class Nodes:
@@ -25,7 +27,10 @@ class Nodes:
         self.on = f"ray:{address}"
 
     def ask(self, line: str) -> str:
-        """Have the cluster do something: ``add CORES`` a node, or ``remove NUMBER`` one without grace."""
+        """Have the cluster do something: ``add CORES`` a node, or ``remove NUMBER`` one without grace.
+
+        ``settle 0`` waits until the cluster knows all of that, and starts a process on no node that is gone.
+        """
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(line + "\n")
@@ -56,7 +61,7 @@ def nodes(*cores: int) -> Iterator[Nodes]:
 
 def environment() -> dict[str, str]:
     """The environment of a process that has to do with Ray, or with these tests' cluster."""
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(_PATH), "OMP_NUM_THREADS": "1"}
 
 
 def extract(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -81,6 +86,8 @@ def _serve(cores: Sequence[int]) -> None:
         what, number = line.split()
         if what == "add":
             workers.append(cluster.add_node(num_cpus=int(number), **here))
+        elif what == "settle":
+            cluster.wait_for_nodes(timeout=60)
         else:
             cluster.remove_node(workers[int(number)], allow_graceful=False)
         print("done", flush=True)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -30,10 +31,11 @@ from pipeline.engines.workers import Computer, Crew, device_names
 from pipeline.errors import ImageError, SettingsError, StoreLockedError
 from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
+from pipeline.images.trial import Trial
 from pipeline.models.model import start_base
 from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Record, Target, read_manifest
-from pipeline.store import Environment, LayerSpec, Part, StoreWriter, earlier_headers, part_range, waiting_rows
+from pipeline.store import Environment, LayerSpec, Part, Source, StoreWriter, earlier_headers, part_range, waiting_rows
 from pipeline.store.extraction import Extraction
 from pipeline.store.writer import usable_path
 from pipeline.text import shown
@@ -226,7 +228,7 @@ def _on_cluster(job: Job, output: Path, *, force: bool, progress: bool, started:
     from pipeline.store.spread import Spread
 
     merge = job.settings.merge
-    folder = output.with_name(f"{output.name}.parts") if merge else output
+    folder = _parts_of(output) if merge else output
     also = usable_path(output) if merge and output.exists() else None
     spread = Spread(job.manifest, job.recipe, job.settings, folder.absolute(), force=force, also=also)
     with progress_bar(len(job.manifest), "extracting", show=progress) as bar:
@@ -240,7 +242,7 @@ def _on_cluster(job: Job, output: Path, *, force: bool, progress: bool, started:
     return ExtractResult(
         store=output,
         rows=len(job.manifest),
-        bad={name: reason for _, report in sorted(spread.reports.items()) for name, reason in report.bad.items()},
+        bad=dict(sorted(spread.bad.items())),
         computed=sum(report.computed for report in reports),
         reused=sum(report.reused for report in reports),
         seconds={"total": time.perf_counter() - started, **stages},
@@ -249,9 +251,15 @@ def _on_cluster(job: Job, output: Path, *, force: bool, progress: bool, started:
         layers=reports[0].layers,
         dropped=spread.dropped,
         targets=job.manifest.targets,
+        drift=job.drift,
         notes=job.manifest.all_notices(),
         nodes=spread.nodes,
     )
+
+
+def _parts_of(output: Path) -> Path:
+    """Return the folder of parts that become the file `output`."""
+    return output.with_name(f"{output.name}.parts")
 
 
 @takes(ExtractSettings)
@@ -339,7 +347,8 @@ class Job:
 
     def calibrated_as(self, output: Path) -> Job | None:
         """Return the job with the calibration of an earlier run to `output`; None where there is none of its recipe."""
-        for header in earlier_headers(output):
+        places = (output, _parts_of(output)) if self.settings.merge else (output,)
+        for header in chain.from_iterable(map(earlier_headers, places)):
             recipe = self.recipe.model_copy(update={"calibration": header.recipe.calibration})
             if recipe.calibration and not recipe.first_difference(header.recipe):
                 return replace(self, recipe=recipe, drift=header.environment.drift)
@@ -364,33 +373,43 @@ def computing(job: Job) -> Computer:
 class PartWorker:
     """The work of an actor: whole parts, each an ordinary feature file; the base is loaded once."""
 
-    def __init__(self, settings: ExtractSettings, recipe: Recipe, witness: Witness, *, forced: bool) -> None:
+    def __init__(
+        self,
+        settings: ExtractSettings,
+        recipe: Recipe,
+        witness: Witness,
+        *,
+        forced: bool,
+        drift: dict[str, float] | None = None,
+    ) -> None:
         """Load the base of `recipe`. Raises `EngineError` where this machine sees other files, and as `base_of`."""
         witness.check()
         self._settings, self._recipe, self._forced = settings, recipe, forced
         self._base = base_of(recipe, settings.weights, seed=settings.seed)
         self._computer = Embedder(self._base, recipe, settings)
+        self._drift = drift
         self._done = _Count()
+        self._tried = 0
         self._extraction: Extraction | None = None
 
     def __call__(self, order: Order) -> Report:
         """Make the file of one part, beside where somebody else may be making it; raise as `extract` does."""
-        if not order.contested:
+        if not order.attempt.contested:
             with suppress(StoreLockedError):  # by an actor that nobody hears of any more, and that may not be dead
                 return self._fill(order, order.path, order.beside)
         with order.made_beside() as (path, beside):
             return self._fill(order, path, beside)
 
-    def progress(self) -> tuple[int, int]:
-        """Count the rows of the part at hand that are settled, and the bad ones among those of this run."""
-        return self._done.count, self._extraction.failed if self._extraction else 0
+    def progress(self) -> tuple[int, int, int]:
+        """Count rows of the part at hand: settled, bad ones among those of this run, and those tried alone."""
+        return self._done.count, self._extraction.failed if self._extraction else 0, self._tried
 
     def _fill(self, order: Order, path: Path, beside: tuple[Path, ...]) -> Report:
         from pipeline.store.spread import Report
 
         settings, computer, manifest = self._settings, self._computer, order.manifest
         layers = layer_specs(settings, computer.shapes)
-        job = Job(settings, manifest, order.part, self._base, self._recipe)
+        job = Job(settings, manifest, order.part, self._base, self._recipe, self._drift)
         environment = environment_of(job, computer)
         if self._forced:
             environment = environment.model_copy(update={"forced": True})
@@ -408,11 +427,15 @@ class PartWorker:
             self._done.count = len(manifest) - len(pending)
             self._extraction = extraction = Extraction(writer, manifest, computer, settings.layer)
             before = extraction.seconds
-            extraction.compute(pending, self._done)
+            harmful = list(self._fail_harmful(writer, manifest)) if order.attempt.with_care else []
+            extraction.compute(writer.pending, self._done)
             writer.publish()
+            bad = writer.bad()
             return Report(
                 rows=len(manifest),
-                bad=writer.bad(),
+                bad=bad,
+                unseen=[record.image for record in self._unread(manifest, bad, harmful)],
+                harmful=[f"{record.image.where}: {error}" for record, error in harmful],
                 computed=extraction.computed,
                 reused=len(manifest) - len(pending) + extraction.adopted,
                 seconds={stage: seconds - before[stage] for stage, seconds in extraction.seconds.items()},
@@ -420,6 +443,38 @@ class PartWorker:
                 device=computer.device,
                 layers={spec.name: spec.shape for spec in layers},
             )
+
+    def _fail_harmful(self, writer: StoreWriter, manifest: Manifest) -> Iterator[tuple[Record, ImageError]]:
+        """Give their status to images that hang or end a process, and yield them."""
+        trial = Trial(self._recipe, self._settings.max_pixels, self._settings.image_seconds)
+        waiting = [manifest.records[row] for row in writer.pending]
+        for record, error in trial.harmful(waiting):
+            self._tried += 1
+            if error is not None:
+                writer.fail(record.index, error.reason, _source_by_stat(record))
+                self._done.advance()
+                yield record, error
+
+    def _unread(
+        self, manifest: Manifest, bad: Mapping[str, str], harmful: Sequence[tuple[Record, ImageError]]
+    ) -> Iterator[Record]:
+        """Yield records whose files cannot be read here, as another node may be able to."""
+        from pipeline.store.spread import is_readable
+
+        known = {record.id for record, _ in harmful}
+        for record in manifest.records if bad else ():
+            away = bad.get(record.id) in ("missing", "unreadable") and record.id not in known
+            if away and not is_readable(record.image):
+                yield record
+
+
+def _source_by_stat(record: Record) -> Source | None:
+    """Return what tells that an image is still the same one, without reading it."""
+    try:
+        size, mtime_ns = record.image.stat()
+    except ImageError:
+        return None
+    return Source(size, mtime_ns, None)
 
 
 class _Count:
@@ -441,7 +496,8 @@ class _Count:
 def part_maker(job: Job, share: Share, witness: Witness, *, forced: bool) -> Callable[[], PartWorker]:
     """Return what makes the worker of an actor that has `share` of a node."""
     own = {"device": share.device, "workers": share.cores or 1, "on": None}
-    return partial(PartWorker, job.settings.model_copy(update=own), job.recipe, witness, forced=forced)
+    settings = job.settings.model_copy(update=own)
+    return partial(PartWorker, settings, job.recipe, witness, forced=forced, drift=job.drift)
 
 
 def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) -> list[LayerSpec]:

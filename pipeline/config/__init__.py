@@ -301,6 +301,9 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
         "auto", description="Rows of such a part; auto: about 10,000."
     )
     merge: bool = Field(False, description="Make one file, -o, of the parts that --on makes.")
+    image_seconds: float = Field(
+        300, gt=0, le=86_400, description="Seconds without one more image after which --on looks for the one at fault."
+    )
     rehash: bool = Field(False, description="Read every file again, whatever its size and time say.")
     max_bad: float = Field(0.1, ge=0, le=1, description="Largest share of bad images that is not an error.")
     seed: Seed = Field(13, description="Seed of everything random.")
@@ -308,19 +311,20 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
     @model_validator(mode="after")
     def _parts_are_cut_once(self) -> Self:
         if self.on is None:
-            given = "merge" if self.merge else "part_rows" if self.part_rows != "auto" else None
+            given = [name for name in ("merge", "part_rows", "image_seconds") if self._is_changed(name)]
             if given:
-                raise ValueError(f"{given} is for the parts that on makes; give on=ray, or leave it out")
+                raise ValueError(f"{given[0]} is for the parts that on makes; give on=ray, or leave it out")
             return self
         if re.fullmatch(r"ray(:.+)?", self.on) is None:
             raise ValueError(f"on={self.on!r} is no cluster; give ray (this machine), ray:auto or ray:HOST:PORT")
         if self.rows is not None or self.part is not None:
             raise ValueError("on cuts the rows into parts by itself; leave out rows and part")
-        if self.precision == "int8":
-            raise ValueError("precision int8 is calibrated for one file; with on give fp32, bf16 or fp16")
         if self.device not in ("auto", *KINDS):
             raise ValueError(f"device={self.device!r} is for one process; with on=ray give auto, cpu or cuda")
         return self
+
+    def _is_changed(self, name: str) -> bool:
+        return bool(getattr(self, name) != ExtractSettings.model_fields[name].default)
 
     @model_validator(mode="after")
     def _views_need_augment(self) -> Self:

@@ -43,6 +43,7 @@ class ExtractOptions(TypedDict, total=False):
     part: str | None
     on: str | None
     part_rows: Literal["auto"] | int
+    image_seconds: float
     merge: bool
     rehash: bool
     max_bad: float

@@ -3,13 +3,16 @@
     tasks --the next one--> idle actors --results--> the process that drives, with progress once a second
 
 Ray starts actors, and tells of their death and of nodes that come and go. A task has to be one that may run twice: that
-of an actor that died is given out again, and so is one that takes far longer than others; whoever ends first wins. A
-node that refuses, since it lacks a file or has another version of this package, is left out, and named.
+of an actor that died is given out again, and so is one that takes far longer than others; whoever ends first wins. An
+actor that gets nothing done any more is ended. A task that ended its actors is given out with care: whoever gets it has
+to find out what in it is at fault. A node that refuses, since it lacks a file, has a full disk or another version of
+this package, is left out, and named.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -43,8 +46,8 @@ LOOK_EVERY = 1.0
 PATIENCE = 60.0
 #: Seconds that a cluster has to take our connection.
 ANSWER_WITHIN = 10.0
-#: A task whose actors die so often is at fault itself.
-MOST_DEATHS = 4
+#: A task is done with care after so many deaths of its actors; after more of them it is given up.
+CARE_AFTER, MOST_DEATHS = 2, 5
 #: A task is a straggler from so many seconds on, if others take less than half of what it has taken.
 STRAGGLES_AFTER = 30.0
 
@@ -58,7 +61,15 @@ class Worker(Protocol[Given, Outcome]):
         """Do one task; it may have been done before, or be done by another at this moment."""
 
     def progress(self) -> tuple[int, ...]:
-        """Count what is done of the task at hand; asked by another thread."""
+        """Count what is done of the task at hand; asked by another thread. No change for long is a standstill."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What may be wrong with a task: another actor is at it (`contested`), or it ended actors before (`with_care`)."""
+
+    contested: bool
+    with_care: bool
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class Node:
     actors: int = 0
     tasks: int = 0
     refused: str | None = None
+    is_there: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return address, actors, tasks that it ended first, and why it was left out, if it was."""
@@ -243,6 +255,7 @@ class _Hand(Generic[Task]):
     since: float = 0.0
     progress_ref: Any = None
     progress: tuple[int, ...] = ()
+    moved: float = 0.0  # when the progress was another one
 
 
 @dataclass
@@ -252,6 +265,7 @@ class _Book(Generic[Task]):
     waiting: deque[Task]
     left: set[Task]
     deaths: Counter[Any] = field(default_factory=Counter)
+    with_care: set[Task] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
 
 
@@ -260,7 +274,7 @@ class Team(Generic[Task]):
 
     >>> with connected("ray") as ray:  # doctest: +SKIP
     ...     team = Team(ray, make, Share(None, "auto"), say=print)
-    ...     for task, outcome, node in team.run(["a", "b"], lambda task, again: task):
+    ...     for task, outcome, node in team.run(["a", "b"], lambda task, attempt: task):
     ...         print(task, outcome, node.name)
     """
 
@@ -272,13 +286,18 @@ class Team(Generic[Task]):
         *,
         say: Callable[[str], None],
         straggles_after: float = STRAGGLES_AFTER,
+        stands_still_after: float = math.inf,
     ) -> None:
-        """Take the nodes of `ray`; `make` gives what makes the worker of an actor with that share of a node."""
+        """Take the nodes of `ray`; `make` gives what makes the worker of an actor with that share of a node.
+
+        A task is given to a second actor, or taken from its actor, after so many seconds.
+        """
         self._ray = ray
         self._make = make
         self._share = share
         self._say = say
         self._straggles_after = straggles_after
+        self._stands_still_after = stands_still_after
         self._code = code_digest()
         self._hands: list[_Hand[Task]] = []
         self._last_refusal: tuple[Node, PipelineError] | None = None
@@ -301,12 +320,12 @@ class Team(Generic[Task]):
         return list(found.values())
 
     def run(
-        self, tasks: Sequence[Task], give: Callable[[Task, bool], Any], *, look: Callable[[], None]
+        self, tasks: Sequence[Task], give: Callable[[Task, Attempt], Any], *, look: Callable[[], None]
     ) -> Iterator[tuple[Task, Any, Node]]:
         """Yield every task with its outcome and its node as they end; `give` makes what is sent, `look` sees progress.
 
-        `give` is told whether somebody else may be at the same task. Whoever iterates may send a task again by
-        `refuse`. Raises `EngineError` where no node can work, and where a task keeps ending its actors.
+        Whoever iterates may send a task again by `refuse`. Raises `EngineError` where no node can work, and where a
+        task keeps ending its actors.
         """
         self._book = book = _Book(deque(tasks), set(tasks))
         able = time.monotonic()
@@ -319,6 +338,7 @@ class Team(Generic[Task]):
                 self._hand_out(give)
                 yield from self._ended()
                 self._ask()
+                self._end_standstills()
                 look()
         finally:
             for hand in list(self._hands):
@@ -335,8 +355,9 @@ class Team(Generic[Task]):
     def _hire(self) -> None:
         """Start actors on nodes that have none: new ones, and those whose actors died."""
         alive = {node["NodeID"]: node for node in self._ray.nodes() if node["Alive"]}
+        self._tell_of_changes(alive)
         for key, found in alive.items():
-            node = self.nodes.setdefault(key, Node(key, found["NodeManagerAddress"]))
+            node = self.nodes[key]
             if node.refused is not None:
                 continue
             shares = self._share.actors(found["Resources"])
@@ -349,6 +370,17 @@ class Team(Generic[Task]):
         if self._last_refusal and not usable:
             node, error = self._last_refusal
             raise type(error)(f"node {node.name}: {error}")
+
+    def _tell_of_changes(self, alive: Mapping[str, Mapping[str, Any]]) -> None:
+        is_late = bool(self.nodes)
+        for key, node in self.nodes.items():
+            if node.is_there and key not in alive:
+                node.is_there = False
+                self._say(f"node {node.name} was lost; its work is given out again")
+        for key in alive.keys() - self.nodes.keys():
+            self.nodes[key] = Node(key, alive[key]["NodeManagerAddress"])
+            if is_late:
+                self._say(f"node {self.nodes[key].name} joined")
 
     def _start(self, node: Node, cpus: float, gpus: int) -> _Hand[Task]:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -382,7 +414,7 @@ class Team(Generic[Task]):
 
     # --- tasks go out and come back
 
-    def _hand_out(self, give: Callable[[Task, bool], Any]) -> None:
+    def _hand_out(self, give: Callable[[Task, Attempt], Any]) -> None:
         for hand in self._hands:
             if hand.started and hand.task is None:
                 again = not self._book.waiting
@@ -391,8 +423,10 @@ class Team(Generic[Task]):
                     return
                 if again:
                     self._say(f"part {task} takes long and is given to a second actor, on node {hand.node.name}")
-                hand.task, hand.since, hand.progress = task, time.monotonic(), ()
-                hand.ref = hand.actor.run.remote(give(task, again))
+                hand.task, hand.progress = task, ()
+                hand.since = hand.moved = time.monotonic()
+                attempt = Attempt(contested=again, with_care=task in self._book.with_care)
+                hand.ref = hand.actor.run.remote(give(task, attempt))
 
     def _straggler(self) -> Task | None:
         """Return the task that has taken longest, where it takes far longer than others and one actor alone has it."""
@@ -418,8 +452,8 @@ class Team(Generic[Task]):
                 continue
             try:
                 outcome = self._ray.get(ref)
-            except self._ray.exceptions.RayActorError as error:
-                self._mourn(hand, error)
+            except (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError) as error:
+                self._mourn(hand, "died", str(error))
                 continue
             except self._ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
@@ -448,19 +482,33 @@ class Team(Generic[Task]):
             self._dismiss(other)
         return task, outcome, hand.node
 
-    def _mourn(self, hand: _Hand[Task], error: Exception) -> None:
-        """Give out again what a dead actor had."""
+    def _mourn(self, hand: _Hand[Task], how: str, cause: str) -> None:
+        """Give out again what an actor had that came to an end."""
         self._dismiss(hand)
-        task = hand.task
+        task, book = hand.task, self._book
         what = "before it had a part" if task is None else f"at part {task}"
-        self._say(f"an actor on node {hand.node.name} died {what}; its work is given out again")
-        self._book.deaths[task if task is not None else hand.node] += 1
-        if max(self._book.deaths.values()) >= MOST_DEATHS:
-            cause = str(error).strip().splitlines()[0]
+        key: Any = hand.node if task is None else task
+        book.deaths[key] += 1
+        if book.deaths[key] >= MOST_DEATHS:
+            last = (cause.strip().splitlines() or [how])[0]
             raise EngineError(
-                f"node {hand.node.name}: {MOST_DEATHS} actors died {what}: {cause}; more memory or other nodes may help"
+                f"node {hand.node.name}: {MOST_DEATHS} actors {how} {what}: {last}; more memory or other nodes may help"
             )
+        care = ""
+        if task is not None and task not in book.with_care and book.deaths[key] >= CARE_AFTER:
+            book.with_care.add(task)
+            care = ", and each image is tried alone before"
+        self._say(f"an actor on node {hand.node.name} {how} {what}; its work is given out again{care}")
         self._give_back(hand)
+
+    def _end_standstills(self) -> None:
+        """End actors whose progress has not changed for too long; their task is done with care from now on."""
+        now = time.monotonic()
+        for hand in [hand for hand in self._hands if hand.task is not None]:
+            if now - hand.moved > self._stands_still_after:
+                assert hand.task is not None
+                self._book.deaths[hand.task] = max(self._book.deaths[hand.task], CARE_AFTER - 1)
+                self._mourn(hand, "stood still", f"nothing in {now - hand.moved:.0f} s")
 
     def _give_back(self, hand: _Hand[Task]) -> None:
         elsewhere = any(other.task == hand.task for other in self._hands if other is not hand)
@@ -477,5 +525,7 @@ class Team(Generic[Task]):
                 hand.progress_ref = hand.actor.progress.remote()
             elif self._ray.wait([hand.progress_ref], timeout=0)[0]:
                 with suppress(self._ray.exceptions.RayError):  # of a dead actor, which `_ended` sees
-                    hand.progress = self._ray.get(hand.progress_ref)
+                    progress = self._ray.get(hand.progress_ref)
+                    if progress != hand.progress:
+                        hand.progress, hand.moved = progress, time.monotonic()
                 hand.progress_ref = None

@@ -9,11 +9,9 @@ and images do not: a row of 2048 numbers is 8 kB. A process that dies is an erro
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
@@ -25,6 +23,7 @@ from pipeline.devices import cores, devices_of_kind, pick_device
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
 from pipeline.images.loading import BATCHES_AHEAD, Timings
+from pipeline.images.trial import nothing_imported_from_here
 from pipeline.sources import Record
 
 if TYPE_CHECKING:
@@ -193,23 +192,6 @@ class Crew:
 
 
 Computer = Embedder | Crew
-
-
-@contextmanager
-def nothing_imported_from_here() -> Iterator[None]:
-    """Keep Python processes that start in this block from importing what lies in the current folder.
-
-    They would look there first: `multiprocessing` starts them with ``-c``.
-    """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:

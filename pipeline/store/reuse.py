@@ -208,8 +208,12 @@ def origins_of(paths: Sequence[Path], recipe: Recipe, opened: contextlib.ExitSta
 
 
 def earlier_headers(path: Path) -> Iterator[Header]:
-    """Yield the headers of the unfinished and of the finished file of `path`, as far as there are such and readable."""
-    for there in (partial_path(path), path):
+    """Yield the headers of the unfinished and of the finished file of `path`, as far as there are such and readable.
+
+    Of a folder, they are those of all its parts.
+    """
+    parts = sorted(path.glob(f"*.h5{PARTIAL}")) + sorted(path.glob("*.h5")) if path.is_dir() else []
+    for there in parts or (partial_path(path), path):
         try:
             with RowFile.open(there) as file:
                 yield file.header

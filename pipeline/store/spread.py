@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline import files
 from pipeline.config import ExtractSettings, Recipe
-from pipeline.engines.ray import Node, Share, Team, Worker, connected
+from pipeline.engines.ray import Attempt, Node, Share, Team, Worker, connected
 from pipeline.errors import EngineError, ImageError, OutputExistsError
 from pipeline.images.decoding import Limits
 from pipeline.images.loading import refuse_too_many_bad
@@ -27,6 +27,7 @@ from pipeline.store.header import Part, escape
 from pipeline.store.parts import Asked, PartFolder
 from pipeline.store.reader import FeatureStore
 from pipeline.store.reuse import partial_path
+from pipeline.text import plural
 
 #: Rows of a part: minutes on a few cores. A list has at most so many parts, which one folder can hold.
 PART_ROWS, MOST_PARTS = 10_000, 10_000
@@ -40,14 +41,14 @@ WITNESSES = 16
 class Order:
     """One part: its rows, the file to make, and others that may have some of them.
 
-    `contested` says that somebody else may be making it.
+    `attempt` says whether somebody else may be making it, and whether it ended actors before.
     """
 
     manifest: Manifest
     part: Part
     path: Path
     beside: tuple[Path, ...]
-    contested: bool
+    attempt: Attempt
 
     @contextlib.contextmanager
     def made_beside(self) -> Iterator[tuple[Path, tuple[Path, ...]]]:
@@ -60,7 +61,10 @@ class Order:
 
 @dataclass
 class Report:
-    """The outcome of a part: its rows, the reasons of bad ones by their ids, counts, and seconds by stage."""
+    """The outcome of a part: its rows, the reasons of bad ones by their ids, counts, and seconds by stage.
+
+    `unseen` are images whose files this node cannot read, `harmful` says what those did that ended actors.
+    """
 
     rows: int
     bad: dict[str, str]
@@ -70,6 +74,8 @@ class Report:
     engine: str
     device: str
     layers: dict[str, tuple[int, ...]]
+    unseen: list[ImageRef] = field(default_factory=list)
+    harmful: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ class Spread:
     reports: dict[int, Report] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     dropped: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    _done: int = 0
 
     def run(self, make: Callable[[Share, Witness], Callable[[], Worker[Order, Report]]], bar: Bar) -> None:
         """Make all parts by workers that `make` makes. Raises what one raises, and what nodes refuse.
@@ -138,7 +146,13 @@ class Spread:
             held.enter_context(files.lock(self.folder))
             ray = held.enter_context(connected(str(self.settings.on)))
             witness = held.enter_context(Witness.of(self.manifest, self.folder))
-            team: Team[int] = Team(ray, lambda share: make(share, witness), share, say=bar.say)
+            team: Team[int] = Team(
+                ray,
+                lambda share: make(share, witness),
+                share,
+                say=bar.say,
+                stands_still_after=self.settings.image_seconds,
+            )
             plan = self._plan(team.room)
             self._make(team, plan, bar)
             self.nodes = list(team.nodes.values())
@@ -154,44 +168,37 @@ class Spread:
     def _make(self, team: Team[int], plan: PartFolder, bar: Bar) -> None:
         numbers = range(1, plan.of + 1)
         for number, report, node in team.run(
-            numbers, lambda number, again: self._order(plan, number, again), look=lambda: self._look(team, bar)
+            numbers, lambda number, attempt: self._order(plan, number, attempt), look=lambda: self._look(team, bar)
         ):
             path = plan.part(number)
-            if (unseen := self._unseen(report)) is not None:
+            if (unseen := next(filter(is_readable, report.unseen), None)) is not None:
                 withdraw(path)
-                team.refuse(node, number, EngineError(f"it does not see {unseen}, which is there"))
+                team.refuse(node, number, EngineError(f"it does not see {unseen.where}, which is there"))
                 continue
+            for line in report.harmful:
+                bar.say(line)
             self.reports[number] = report
-            bad = {name: reason for one in self.reports.values() for name, reason in one.bad.items()}
+            self._done += report.rows
+            self.bad |= report.bad
             with withdrawing(path):
                 refuse_too_many_bad(
-                    bad, len(self.manifest), self.settings.max_bad, self.manifest.source, kept="what was computed"
+                    self.bad, len(self.manifest), self.settings.max_bad, self.manifest.source, kept="what was computed"
                 )
 
-    def _order(self, plan: PartFolder, number: int, again: bool) -> Order:
+    def _order(self, plan: PartFolder, number: int, attempt: Attempt) -> Order:
         total = len(self.manifest)
         start, stop = total * (number - 1) // plan.of, total * number // plan.of
         rows = self.manifest.rows(start, stop)
         part = self._whole.model_copy(update={"start": start, "stop": stop})
         beside = plan.near([record.id for record in rows.records])
-        return Order(rows, part, plan.part(number), beside, contested=again)
+        return Order(rows, part, plan.part(number), beside, attempt)
 
     def _look(self, team: Team[int], bar: Bar) -> None:
         """Show progress: rows of parts that are done, and of those at hand."""
-        done = sum(report.rows for report in self.reports.values())
-        bad = sum(len(report.bad) for report in self.reports.values())
         at_hand = team.progress
-        done += sum(rows for rows, _ in at_hand)
-        bad += sum(count for _, count in at_hand)
-        bar.reach(min(1.0, done / len(self.manifest)), f"{team.at_work} at work, {bad} bad")
-
-    def _unseen(self, report: Report) -> str | None:
-        """Return an image that a node could not read, though this machine can."""
-        away = {name for name, reason in report.bad.items() if reason in ("missing", "unreadable")}
-        for record in self.manifest.records if away else ():
-            if record.id in away and _is_readable(record.image):
-                return record.image.where
-        return None
+        done = self._done + sum(rows for rows, *_ in at_hand)
+        bad = len(self.bad) + sum(count for _, count, *_ in at_hand)
+        bar.reach(min(1.0, done / len(self.manifest)), f"{plural(team.at_work, 'actor')} at work, {bad} bad")
 
     def _finish(self, plan: PartFolder) -> None:
         with withdrawing(plan.part(plan.of)):
@@ -204,7 +211,8 @@ class Spread:
             self.dropped = sum(digest not in kept for digest in unwanted.values())
 
 
-def _is_readable(image: ImageRef) -> bool:
+def is_readable(image: ImageRef) -> bool:
+    """Return True where this machine can read the bytes of an image."""
     try:
         image.read(Limits().max_bytes)
     except ImageError:

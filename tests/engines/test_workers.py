@@ -19,8 +19,9 @@ from pictures import write_photos
 from pipeline.bases import Base, load_base
 from pipeline.config import ExtractSettings
 from pipeline.engines.embedder import Embedded, Embedder
-from pipeline.engines.workers import Crew, device_names, nothing_imported_from_here
+from pipeline.engines.workers import Crew, device_names
 from pipeline.errors import BaseError, EngineError, ImageError, SettingsError
+from pipeline.images.trial import nothing_imported_from_here
 from pipeline.sources import Manifest, read_manifest
 
 
