@@ -29,6 +29,7 @@ class Nodes:
     def ask(self, line: str) -> str:
         """Have the cluster do something: ``add CORES`` a node, or ``remove NUMBER`` one without grace.
 
+        A node may get variables: ``add 1 NAME=VALUE``; those of `odd/sitecustomize.py` make it an odd one.
         ``settle 0`` waits until the cluster knows all of that, and starts a process on no node that is gone.
         """
         assert self._process.stdin
@@ -64,6 +65,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(_PATH), "OMP_NUM_THREADS": "1"}
 
 
+def odd(**variables: object) -> str:
+    """The variables of a node whose processes are odd: see `odd/sitecustomize.py`."""
+    path = os.pathsep.join([str(HERE / "tests/odd"), *_PATH])
+    return " ".join([f"PYTHONPATH={path}", *(f"{name}={value}" for name, value in variables.items())])
+
+
 def extract(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run ``pipeline extract`` to its end."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=folder, env=environment())
@@ -83,9 +90,10 @@ def _serve(cores: Sequence[int]) -> None:
     workers = [cluster.add_node(num_cpus=count, **here) for count in cores]
     print(cluster.address, flush=True)
     for line in sys.stdin:
-        what, number = line.split()
+        what, number, *variables = line.split()
         if what == "add":
-            workers.append(cluster.add_node(num_cpus=int(number), **here))
+            given = dict(one.split("=", 1) for one in variables)
+            workers.append(cluster.add_node(num_cpus=int(number), env_vars=given, **here))
         elif what == "settle":
             cluster.wait_for_nodes(timeout=60)
         else:

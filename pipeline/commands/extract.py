@@ -446,7 +446,8 @@ class PartWorker:
 
     def _fail_harmful(self, writer: StoreWriter, manifest: Manifest) -> Iterator[tuple[Record, ImageError]]:
         """Give their status to images that hang or end a process, and yield them."""
-        trial = Trial(self._recipe, self._settings.max_pixels, self._settings.image_seconds)
+        # A third for reading and one for decoding: whoever watches has to see progress in time.
+        trial = Trial(self._recipe, self._settings.max_pixels, self._settings.image_seconds / 3)
         waiting = [manifest.records[row] for row in writer.pending]
         for record, error in trial.harmful(waiting):
             self._tried += 1

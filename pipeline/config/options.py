@@ -43,8 +43,8 @@ class ExtractOptions(TypedDict, total=False):
     part: str | None
     on: str | None
     part_rows: Literal["auto"] | int
-    image_seconds: float
     merge: bool
+    image_seconds: float
     rehash: bool
     max_bad: float
     seed: int

@@ -66,7 +66,7 @@ class Worker(Protocol[Given, Outcome]):
 
 @dataclass(frozen=True)
 class Attempt:
-    """What may be wrong with a task: another actor is at it (`contested`), or it ended actors before (`with_care`)."""
+    """One giving out of a task: `contested` where another actor is at it, `with_care` where it ended actors before."""
 
     contested: bool
     with_care: bool

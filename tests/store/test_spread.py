@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import clusterfaults
 import numpy as np
 import pytest
 import raycluster
@@ -19,6 +24,9 @@ from pipeline.errors import EngineError
 from pipeline.sources import read_manifest
 from pipeline.store import FeatureStore
 from pipeline.store.spread import Witness, part_count, withdraw
+
+#: Parts of three images, and counts to read.
+SMALL_PARTS = ("--part-rows", 3, "--json")
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +112,28 @@ def test_merged_parts_are_one_file_whose_rows_are_kept_when_images_come(cluster:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cores", [(1,), (2,), (4,), (1, 0, 0), (1, 1, 0), (2, 1, 1)], ids=str)
+def test_any_number_of_actors_on_any_number_of_nodes_makes_the_store_of_one_process(
+    cores: tuple[int, ...], desk: Path
+) -> None:
+    output = f"parts-{'-'.join(map(str, cores))}"
+    with raycluster.nodes(*cores) as cluster:
+        done = extract("photos", "-o", output, "--on", cluster.on, *SMALL_PARTS, "--workers", 1, folder=desk)
+    assert done.returncode == 0, done.stderr
+    assert sum(node["actors"] for node in json.loads(done.stdout)["nodes"]) == sum(cores)
+    assert_same(desk / output, desk / "one.h5")
+
+
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_the_driver_was_killed_and_a_node_went(desk: Path) -> None:
     with raycluster.nodes(1, 1) as cluster:
-        asked = ("photos", "-o", "again", "--on", cluster.on, "--part-rows", 3, "--json")
+        asked = ("photos", "-o", "again", "--on", cluster.on, *SMALL_PARTS)
         driver = started(*asked, folder=desk)
         wait_for_a_part(desk / "again")
         driver.kill()
         driver.communicate()
-        assert cluster.ask("remove 0") == "done"
+        cluster.ask("remove 0")
+        cluster.ask("settle 0")
         done = extract(*asked, folder=desk)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
@@ -124,16 +146,94 @@ def test_the_same_command_goes_on_after_the_driver_was_killed_and_a_node_went(de
 
 
 @pytest.mark.slow
-def test_a_node_that_goes_at_work_costs_no_row(desk: Path) -> None:
+def test_ctrl_c_keeps_what_was_computed(cluster: Nodes, desk: Path) -> None:
+    asked = ("photos", "-o", "stopped", "--on", cluster.on, *SMALL_PARTS)
+    driver = started(*asked, folder=desk)
+    wait_for_a_part(desk / "stopped")
+    driver.send_signal(signal.SIGINT)
+    out, said = driver.communicate(timeout=30)
+    assert (driver.returncode, out) == (130, "")
+    assert "the same command goes on from there" in said
+    assert not list((desk / "stopped").glob(".seen-*"))
+    done = extract(*asked, folder=desk)
+    assert json.loads(done.stdout)["reused"] > 0
+    assert_same(desk / "stopped", desk / "one.h5")
+
+
+@pytest.mark.slow
+def test_nodes_that_cannot_work_are_left_out_and_the_others_go_on(desk: Path, tmp_path: Path) -> None:
+    shutil.copytree(raycluster.HERE / "pipeline", tmp_path / "pipeline")
+    (tmp_path / "pipeline/more.py").touch()
+    with raycluster.nodes(1) as cluster:
+        cluster.ask(f"add 1 PYTHONPATH={tmp_path}")
+        cluster.ask(f"add 1 {raycluster.odd(LARGEST_FILE=1 << 14)}")
+        reasons = ["it has another version of this package", "part-.* cannot be written: File too large"]
+        if os.geteuid() == 0:
+            cluster.ask(f"add 1 {raycluster.odd(HIDDEN_FOLDER=desk / 'photos')}")
+            reasons.append("it has no .*photos/ants/000.jpg; every node has to see the same files")
+        done = extract("photos", "-o", "left", "--on", cluster.on, *SMALL_PARTS, folder=desk)
+    assert done.returncode == 0, done.stderr
+    refused = [node["refused"] for node in json.loads(done.stdout)["nodes"] if node["refused"]]
+    assert len(refused) == len(reasons), refused
+    for reason in reasons:
+        assert any(re.search(reason, why) for why in refused), (reason, refused)
+        assert re.search(f"node 127.0.0.2 is left out: .*{reason}", done.stderr), done.stderr
+    assert_same(desk / "left", desk / "one.h5")
+
+
+@pytest.mark.slow
+def test_an_image_that_hangs_or_ends_actors_costs_itself_alone(cluster: Nodes, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos/m", 120)
+    for name in ("a/hang.jpg", "z/crash.jpg", "z/eat.jpg"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photos/m/000.jpg").read_bytes())
+    asked = (str(tmp_path / "photos"), str(tmp_path / "parts"), cluster.on, str(tmp_path / "log"), 0.0, 20.0)
+    driver = clusterfaults.driver(*asked)
+    out, said = driver.communicate()
+    assert driver.returncode == 0, said
+    assert json.loads(out)["bad"] == {"a/hang.jpg": "unreadable", "z/crash.jpg": "corrupt", "z/eat.jpg": "too-large"}
+    assert re.search(r"an actor on node 127\.0\.0\.2 stood still at part 1; .* each image is tried alone", said)
+    assert re.search(r"photos/z/crash\.jpg: corrupt: .*SIGSEGV", said)
+    with FeatureStore.open(tmp_path / "parts") as store:
+        assert (len(store), int((store.statuses == 1).sum())) == (123, 120)
+
+
+@pytest.mark.slow
+def test_a_straggler_s_part_is_made_by_another_actor(cluster: Nodes, desk: Path, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 300)
+    clusterfaults.extract(tmp_path / "photos", tmp_path / "one.h5", **clusterfaults.SMALL)
+    log = tmp_path / "log"
+    asked = (str(tmp_path / "photos"), str(tmp_path / "parts"), cluster.on, str(log), 0.02)
+    driver = clusterfaults.driver(*asked)
+    wait_until(lambda: log.exists() and len(log.with_suffix(".pids").read_text().splitlines()) == 2)
+    process = int(log.with_suffix(".pids").read_text().split()[0])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        _, said = driver.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    assert driver.returncode == 0, said
+    assert "takes long and is given to a second actor, on node 127.0.0.2" in said
+    assert_same(tmp_path / "parts", tmp_path / "one.h5")
+
+
+@pytest.mark.slow
+def test_nodes_that_are_lost_and_that_join_at_work_cost_no_row(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 700)
+    clusterfaults.extract(tmp_path / "photos", tmp_path / "one.h5", **clusterfaults.SMALL)
+    asked = (str(tmp_path / "photos"), str(tmp_path / "parts"))
     with raycluster.nodes(1, 1) as cluster:
-        asked = ("photos", "-o", "lost", "--on", cluster.on, "--part-rows", 2, "--json")
-        driver = started(*asked, folder=desk)
-        wait_for_a_part(desk / "lost")
-        assert cluster.ask("remove 0") == "done"
+        driver = clusterfaults.driver(*asked, cluster.on, str(tmp_path / "log"), 0.03)
+        wait_until((tmp_path / "log").exists)
+        cluster.ask("remove 0")
+        cluster.ask("add 1")
         out, said = driver.communicate()
-        assert driver.returncode == 0, said
-        assert json.loads(out)["rows"] == 30
-        assert_same(desk / "lost", desk / "one.h5")
+    assert driver.returncode == 0, said
+    assert "node 127.0.0.2 was lost; its work is given out again" in said
+    assert "node 127.0.0.2 joined" in said
+    assert json.loads(out)["nodes"][-1]["parts"] > 0
+    assert_same(tmp_path / "parts", tmp_path / "one.h5")
 
 
 def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:
@@ -144,9 +244,13 @@ def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:
 
 
 def wait_for_a_part(folder: Path) -> None:
+    wait_until(lambda: any(folder.glob("*.h5")))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 90
-    while not list(folder.glob("*.h5")):
-        assert time.monotonic() < deadline, "no part was made"
+    while not is_so():
+        assert time.monotonic() < deadline, "it does not come"
         time.sleep(0.1)
 
 
