@@ -192,7 +192,8 @@ def predicted_against_true(
         label += f"{np.max([truth, predicted]):.4g}"
         at_border = [np.clip(values[far], ends[0], ends[1]) for values in (truth, predicted)]
         axes.plot(*at_border, "X", color=WRONG, markersize=8, clip_on=False, label=label)
-    axes.set(xlabel=f"true {spelled(name)}", ylabel=f"predicted {spelled(name)}", xlim=ends, ylim=ends)
+    written = spelled(name, 24)
+    axes.set(xlabel=f"true {written}", ylabel=f"predicted {written}", xlim=ends, ylim=ends)
     _legend_below(figure, axes)
     return _finished(figure, title)
 
@@ -292,7 +293,8 @@ def bars(
     measure: str,
 ) -> Figure:
     """Draw a bar from zero for each name, in the order given, with its interval where there is one."""
-    figure = _figure(7, 1.2 + 0.45 * len(names))
+    written = [spelled(name) for name in names]
+    figure = _figure(max(7, 4.5 + _inches(written, STYLE["ytick.labelsize"])), 1.2 + 0.45 * len(names))
     axes = figure.add_subplot()
     places = list(range(len(names)))
     axes.barh(places, scores, color=COLOURS[0], alpha=0.6, height=0.6)
@@ -301,7 +303,7 @@ def bars(
         if between is not None:
             axes.plot(between, [place, place], color="black", linewidth=1.5)
         axes.annotate(f"{score:.4g}", (end, place), (5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(places, [spelled(name) for name in names])
+    axes.set_yticks(places, written)
     axes.set(xlabel=measure, xlim=(0, 1.15 * max(*ends, 1e-9)), ylim=(len(names) - 0.4, -0.6))
     return _finished(figure)
 
@@ -399,9 +401,11 @@ def _shrink(figure: Figure, texts: Iterable[Text], room: float) -> None:
 
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     for text in texts:
-        width = text.get_window_extent(renderer).width
-        if width > room:
-            text.set_fontsize(SMALL * room / width)
+        # Letters keep whole pixels: a text does not shrink as its size does.
+        size = SMALL
+        while (width := text.get_window_extent(renderer).width) > room:
+            size *= min(0.97, room / width)
+            text.set_fontsize(size)
 
 
 def _line_length(width: float) -> int:

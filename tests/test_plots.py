@@ -323,6 +323,35 @@ def test_a_histogram_can_be_read(naming: str) -> None:
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("models", [2, 10])
+def test_bars_can_be_read(models: int, naming: str) -> None:
+    names, scores = [NAMINGS[naming](number) for number in range(models)], np.linspace(0.5, 1, models)
+    between = [None if number == 1 else (score - 0.05, min(1, score + 0.03)) for number, score in enumerate(scores)]
+    with plots.styled():
+        figure = plots.bars(names, list(scores), between, measure="accuracy of held-out rows")
+        assert_readable(figure)
+    assert figure.axes[0].get_position().width > 0.3
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_predictions_of_a_long_name_can_be_read(naming: str) -> None:
+    truth = np.random.default_rng(1).normal(100, 10, 50)
+    with plots.styled():
+        assert_readable(
+            plots.predicted_against_true(truth, truth + 3, name=NAMINGS[naming](7), half_width=9.0, title="R2 0.8")
+        )
+
+
+def test_scores_by_rows_can_be_read() -> None:
+    points = [
+        {"rows": rows, "accuracy": 0.5 + rows / 1e4, "low": None if rows < 99 else 0.4, "high": 0.99}
+        for rows in (24, 48, 99, 2400)
+    ]
+    with plots.styled():
+        assert_readable(plots.score_by_rows(points, title="a ridge head"))
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
 @pytest.mark.parametrize("count", [1, 3, 16])
 def test_a_grid_can_be_read(count: int, naming: str) -> None:
     tiles = [
@@ -335,10 +364,11 @@ def test_a_grid_can_be_read(count: int, naming: str) -> None:
     with plots.styled():
         figure = plots.grid(tiles, title=title)
         assert_readable(figure)
+        captions = [text for text in figure.texts if text is not figure._suptitle]
+        assert all(text.get_window_extent().width <= plots.SIDE for text in captions)
         assert_readable(plots.grid(tiles[:1]))
-    captions = [text.get_text() for text in figure.texts]
-    assert captions[0].startswith("✗ ")
-    assert captions[1] == "true: other"
+    assert captions[0].get_text().startswith("✗ ")
+    assert captions[1].get_text() == "true: other"
 
 
 def test_an_image_stands_whole_in_its_square_with_a_frame_that_says_whether_it_is_right() -> None:
@@ -354,3 +384,14 @@ def test_an_image_stands_whole_in_its_square_with_a_frame_that_says_whether_it_i
 def test_a_grid_of_no_image_is_no_plot_and_no_notice() -> None:
     rendered = plots.render({"predictions": lambda: plots.grid([])})
     assert (rendered.plots, rendered.notices) == ({}, [])
+
+
+def test_every_drawing_is_held_to_be_readable() -> None:
+    """A drawing that is added needs such a test too."""
+    drawings = {
+        name for name, made in vars(plots).items() if getattr(made, "__annotations__", {}).get("return") == "Figure"
+    }
+    public = {name for name in drawings if not name.startswith("_")}
+    source = Path(__file__).read_text().partition("# --- what a reader can read")[2]
+    assert len(public) == 9
+    assert [name for name in sorted(public) if f"plots.{name}(" not in source] == []
