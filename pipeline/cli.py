@@ -73,7 +73,9 @@ def settings_options(settings: type[Settings], *names: str) -> Callable[[Command
             shown = ",".join(default) if isinstance(default, tuple) else default
             text = f"{field.description}" + ("" if shown in (None, "") or shown is False else f"  [default: {shown}]")
             flags = [f"--{name.replace('_', '-')}", name]
-            if field.annotation is bool:
+            if bool in _alternatives(field.annotation):
+                if field.annotation is not bool:  # left out, it is decided elsewhere: so both can be said
+                    flags[0] += f"/--no-{name.replace('_', '-')}"
                 command = click.option(*flags, is_flag=True, default=None, help=text)(command)
             else:
                 kind = click.Path() if takes_paths(field) else _click_type(field.annotation)

@@ -108,7 +108,7 @@ def _cells(option: click.Option) -> tuple[str, ...]:
 
 def _value(option: click.Option) -> str:
     if option.is_flag:
-        return ""
+        return ", ".join(f"or `{other}`" for other in option.secondary_opts)
     if isinstance(option.type, click.Choice):
         return ", ".join(option.type.choices)
     return option.metavar or {"integer range": "N", "path": "PATH"}.get(option.type.name, "TEXT")

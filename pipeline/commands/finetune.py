@@ -49,16 +49,17 @@ from pipeline.scores import Scored
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.sources.groups import without_group
 from pipeline.text import plural
-from pipeline.training.batches import Batch, Feeder, Images, Indices
+from pipeline.training.batches import Batch, Feeder, Images, Indices, groups
 from pipeline.training.cached import Choice, CutFeeder, CutRows, choose
 from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place, stopped_request
 from pipeline.training.cut import find_cut
-from pipeline.training.dataset import Examples, read_images, split_examples
-from pipeline.training.line import ALPHAS, Part, Verdict, settle
+from pipeline.training.dataset import Examples, expected_rows, read_images, split_examples
+from pipeline.training.line import Part, Verdict, settle
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import (
     Network,
     State,
+    blocks,
     build_network,
     folded_head,
     freeze,
@@ -68,6 +69,8 @@ from pipeline.training.network import (
     start_from,
     write_base,
 )
+from pipeline.training.recipes import Case, Hyperparameters, resolve
+from pipeline.training.start import fit_weights, weights_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,13 +81,18 @@ log = logging.getLogger(__name__)
 SAMPLE, SAMPLE_FLOATS = 1024, 2**26
 #: Images that tell what rounding changes.
 DRIFT = 16
-#: A calibrated start, with logits times the head's inverse temperature, has the right loss from the first step. The fit
-#: is unbounded for a head without a mistake, and logits that are too large leave no gradients: at most so much.
-LARGEST_INVERSE_TEMPERATURE = 10.0
+#: The same of those that a head is fitted to where none is given.
+FITTED_FLOATS = 2**28
 #: Share of new numbers that a prediction interval covers.
 COVERAGE = 0.9
 #: What a training's request calls the places where what is frozen ends, if they are cached.
 CACHED = "cached activations"
+#: The settings that decide a training, which are recorded as the recipe filled them in.
+RECIPE = (
+    *("recipe", "train", "freeze_norm", "beat_head", "optimizer", "lr", "base_lr", "layer_decay", "momentum"),
+    *("weight_decay", "warmup", "step", "gamma", "clip", "class_weight", "label_smoothing", "augment", "epochs"),
+    *("patience", "batch_size", "seed"),
+)
 
 
 @dataclass
@@ -92,7 +100,7 @@ class FinetuneResult(Result):
     """A fine-tuned model and its epochs. `metrics` are of the best epoch; `bad` maps an id to its reason.
 
     The first `resumed` epochs were taken by a run that was stopped. `cached` is True where the frozen part was computed
-    once, and `cache` says why, or why not.
+    once, and `cache` says why, or why not; `recipe` says by which numbers it was trained.
     """
 
     model: Path
@@ -110,12 +118,13 @@ class FinetuneResult(Result):
     verdict: Verdict | None = None
     cached: bool = False
     cache: str = ""
+    recipe: str = ""
     notices: list[str] = field(default_factory=list)
 
     @property
     def looks(self) -> int:
         """Number of looks at the val rows that chose the model: a figure on them is the best of so many."""
-        return len(self.epochs) + (0 if self.verdict is None else len(ALPHAS))
+        return len(self.epochs) + (0 if self.verdict is None else self.verdict.tried)
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys that `--json` promises."""
@@ -125,8 +134,7 @@ class FinetuneResult(Result):
         """Summarise every epoch, the best one's metrics, and every bad image."""
         counted = ", ".join(f"{count} {part}" for part, count in self.rows.items())
         lines = [f"{shown(self.target)} from {', '.join(self.layers)}: {counted} images, {self.seconds:.1f} s"]
-        if self.cache:
-            lines.append(self.cache)
+        lines += [line for line in (self.cache, self.recipe) if line]
         if self.resumed:
             lines.append(f"went on after epoch {self.resumed} of a training that was stopped")
         for epoch in self.epochs:
@@ -177,105 +185,88 @@ def _finetune(
 ) -> FinetuneResult:
     """Do it as the one who writes `output`."""
     started = time.perf_counter()
-    start = fresh_start(settings) if settings.head is None else fitted_start(settings.head, settings)
-    view = make_view(settings, start.base)
-    manifest = read_manifest(source, settings)
-    log_notices(manifest)
-    inputs = fingerprint_images(manifest, start_files(settings))  # as they are before the first one is read
-    request = request_of("finetune", settings, inputs)
-    targets = without_group(manifest.targets, settings.group, learned=start.target)
-    target = choose_target(targets, where=shown(manifest.source), name=start.target, task=start.task)
-    target = target.recoded(start.classes)
-    network = make_network(start, target, settings)
-    if start.changes_base(settings):
-        require_room(output, sum(tensor.nbytes for tensor in start.base.module.state_dict().values()))
-    refuse_no_place(output, size=checkpoint_bytes(network, settings))
-    choice = choose(
-        settings,
-        lambda: find_cut(network.features, start.base.transform.size),
-        start.base,
-        start.pool,
-        manifest,
-        target,
-        before=None if force else cached_before(output),
-    )
+    job = Job.of(source, settings)
+    job.refuse_no_place(output)
+    choice = job.choose_cut(before=None if force else cached_before(output))
     with ExitStack() as opened:
-        cut_rows: CutRows | None = None
-        if choice.cut is None:
-            images = images_of(manifest, target, start, settings, progress=progress)
-        else:
-            network.cut_before(choice.cut.suffix)
-            cut_rows = opened.enter_context(CutRows(choice.cut, start.base, start.pool, manifest, settings))
-            images = cut_rows.read_images(target, progress=progress)
-        examples = split_examples(manifest, target, images, settings)
-        if cut_rows is not None:
-            cut_rows.draw_views(examples.train, progress=progress)
-        training = Training(start, network, examples, images, settings, choice, cut_rows)
-        checkpoint = Checkpoint(output, training_request(request, start, examples, images, choice))
+        training = start_training(job, choice, opened, progress=progress)
+        checkpoint = Checkpoint(output, training.request())
         saved = checkpoint.read(force=force)
-        opened.enter_context(training.feeder)
-        history = training.run(view, saved=saved, keep=checkpoint.write, progress=progress)
-        verdict = training.settle(history) if settings.beat_head else None
-        parts = training.score(manifest, progress=progress)
-    head = fitted_head(network, examples, half_width=parts["val"].median_half_width)
-    result = FinetuneResult(
-        model=output,
-        head=head.name,
-        target=target.name,
-        layers=start.layers,
-        metrics={name: part.metrics for name, part in parts.items()},
-        chosen=chosen_settings(settings, best_epoch=history.best),
-        epochs=history.epochs,
-        best_epoch=history.best,
-        resumed=0 if saved is None else saved.epoch,
-        rows={name: len(part) for name, part in parts.items()},
-        bad={manifest.records[index].id: str(error) for index, error in sorted(images.bad.items())},
-        seconds=time.perf_counter() - started,
-        verdict=verdict,
-        cached=choice.cut is not None,
-        cache=choice.line,
-        notices=[
-            *examples.notices,
-            *start.flattered(images, examples.held_out),
-            *notices_of(parts, examples),
-            *[metrics.BALANCED] * settings.is_balanced,
-            *training.notices,
-        ],
-    )
-    epochs = [epoch.to_json() for epoch in result.epochs]
-    drawings = training.drawings(manifest, target, view, parts["val"])
-    drawings |= pictures.of_training({"epochs": epochs, "best_epoch": history.best}, task=target.task, nested="")
-    drawn = plots.render(drawings, names=(target.name, *(target.names or ())))
+        history = training.run(saved=saved, keep=checkpoint.write, progress=progress)
+        verdict = training.settle(history) if job.settings.beat_head else None
+        parts = training.score(progress=progress)
+    result = training.describe(output, history, verdict, parts, resumed=0 if saved is None else saved.epoch)
+    drawn = training.draw(history, parts)
     result.notices += drawn.notices
-    put_back(network, start.base)
-    changed = start.record.fine_tuned or (start.changes_base(settings) and not (verdict and verdict.kept == "head"))
-    record = ModelRecord.of(
-        head,
-        target,
-        base=start.record.model_copy(update={"fine_tuned": changed}),
-        recipe=recipe_of(start),
-        metrics={**result.metrics, "epochs": epochs, "seconds": round(result.seconds, 3)},
-        data=DataRecord(
-            source=shown(manifest.source), rows=len(examples.train), fingerprint=examples.fingerprint(images)
-        ),
-        chosen=result.chosen,
-        request=request,
-    )
-    save_model(
-        result.model,
-        head,
-        record=record,
-        predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
-        plots=drawn.plots,
-        save_base=(lambda path: write_base(start.base, path)) if changed else None,
-        seen=Seen.of(
-            images.contents(examples.train),
-            tested=images.contents(examples.held_out["test"]) if "test" in examples.held_out else None,
-        ),
-        replace=force,
-    )
+    result.seconds = time.perf_counter() - started
+    training.save(result, parts, drawn=drawn, replace=force)
     checkpoint.remove()
     return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training before an image is read: from where, on what, and by which numbers; `settings` leave nothing out."""
+
+    start: Start
+    manifest: Manifest
+    target: Target
+    network: Network
+    settings: Hyperparameters
+    request: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: str | Path, given: FinetuneSettings) -> Job:
+        """Load the base, list the images, and make the network of which the recipe's part is trained."""
+        start = fresh_start(given) if given.head is None else fitted_start(given.head, given)
+        make_view(given, start.base)  # which refuses what is no augmentation
+        manifest = read_manifest(source, given)
+        log_notices(manifest)
+        inputs = fingerprint_images(manifest, start_files(given))  # as they are before the first one is read
+        targets = without_group(manifest.targets, given.group, learned=start.target)
+        target = choose_target(targets, where=shown(manifest.source), name=start.target, task=start.task)
+        target = target.recoded(start.classes)
+        network = make_network(start, target, seed=given.seed)
+        settings = fill_in(given, start, network, manifest, target)
+        freeze(network, settings.train, freeze_norm=settings.freeze_norm)
+        return cls(start, manifest, target, network, settings, request_of("finetune", given, inputs))
+
+    def refuse_no_place(self, output: Path) -> None:
+        """Raise an error where the disk has no room for the model, or for a checkpoint."""
+        if self.start.changes_base(self.settings):
+            require_room(output, sum(one.nbytes for one in self.start.base.module.state_dict().values()))
+        refuse_no_place(output, size=checkpoint_bytes(self.network, self.settings))
+
+    def choose_cut(self, *, before: bool | None) -> Choice:
+        """Choose whether what is frozen is computed once; `before` is what a stopped training chose."""
+        start = self.start
+        return choose(
+            self.settings,
+            lambda: find_cut(self.network.features, start.base.transform.size),
+            start.base,
+            start.pool,
+            self.manifest,
+            self.target,
+            before=before,
+        )
+
+
+def start_training(job: Job, choice: Choice, opened: ExitStack, *, progress: bool) -> Training:
+    """Read the images, or compute what passes the cut, and split them; `opened` closes what that takes."""
+    manifest, target, settings = job.manifest, job.target, job.settings
+    rows: CutRows | None = None
+    if choice.cut is None:
+        images = images_of(manifest, target, job.start, settings, progress=progress)
+    else:
+        job.network.cut_before(choice.cut.suffix)
+        rows = opened.enter_context(CutRows(choice.cut, job.start.base, job.start.pool, manifest, settings))
+        images = rows.read_images(target, progress=progress)
+    examples = split_examples(manifest, target, images, settings)
+    if rows is not None:
+        rows.draw_views(examples.train, progress=progress)
+    training = Training(job, examples, images, choice, rows)
+    opened.enter_context(training.feeder)
+    return training
 
 
 def images_of(
@@ -323,7 +314,12 @@ class Start:
             if count
         ]
 
-    def changes_base(self, settings: FinetuneSettings) -> bool:
+    @property
+    def is_random(self) -> bool:
+        """The base was never trained."""
+        return self.record.weights == "none" and not self.record.fine_tuned
+
+    def changes_base(self, settings: Hyperparameters) -> bool:
         """Return True where the model needs weights of its own for the base."""
         return self.record.fine_tuned or "head" not in settings.train
 
@@ -352,9 +348,7 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
             f"{folder} holds a head on the square root of features, whose slope has no end at zero; "
             "fit it with --power none, or leave --head out for a fresh one"
         )
-    inverse_temperature = 1.0
-    if head.task == "classes":
-        inverse_temperature = min(head.inverse_temperature, LARGEST_INVERSE_TEMPERATURE)
+    weight, bias = weights_of(head)
     return Start(
         base=model.base,
         record=model.record.base,
@@ -363,8 +357,8 @@ def fitted_start(folder: str, settings: FinetuneSettings) -> Start:
         target=model.record.target,
         task=model.record.task,
         classes=model.record.classes,
-        weight=head.weight * inverse_temperature,
-        bias=head.bias * inverse_temperature,
+        weight=weight,
+        bias=bias,
         seen=model.seen,
     )
 
@@ -376,42 +370,36 @@ def make_view(settings: FinetuneSettings, base: Base) -> View:
     return build_view(names, size=transform.size, plain=np.asarray, interpolation=transform.resampling)
 
 
-def make_network(start: Start, target: Target, settings: FinetuneSettings) -> Network:
-    """Make base and head one network, frozen but for what the settings name. Raises `SettingsError` for what cannot."""
-    if target.task == "numbers" and settings.class_weight == "balanced":
-        raise SettingsError(f"class_weight=balanced is for classes; target {target.name!r} is numbers")
+def make_network(start: Start, target: Target, *, seed: int) -> Network:
+    """Make base and head one network; the head is drawn from `seed`."""
     outputs = 1 if target.names is None else len(target.names)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        network = build_network(start.base, start.layers, start.pool, outputs=outputs)
-    freeze(network, settings.train, freeze_norm=settings.freeze_norm)
-    return network
+        torch.manual_seed(seed)
+        return build_network(start.base, start.layers, start.pool, outputs=outputs)
 
 
-def checkpoint_bytes(network: Network, settings: FinetuneSettings) -> int:
+def fill_in(
+    given: FinetuneSettings, start: Start, network: Network, manifest: Manifest, target: Target
+) -> Hyperparameters:
+    """Let the recipe fill in what was left out. Raises `SettingsError` for what is not for numbers."""
+    for name, off in (("class_weight", "none"), ("label_smoothing", None)):
+        if target.task == "numbers" and getattr(given, name) not in (off, 0):
+            raise SettingsError(f"{name}={getattr(given, name)} is for classes; target {target.name!r} is numbers")
+    case = Case(
+        rows=expected_rows(manifest, target, given),
+        side=max(start.base.transform.size),
+        blocks=len(blocks(network.features.network)),
+        fresh=start.is_random,
+        fitted=start.weight is not None,
+        smoothable=target.task == "classes",
+    )
+    return resolve(given, case)
+
+
+def checkpoint_bytes(network: Network, settings: Hyperparameters) -> int:
     """Return the size of a checkpoint: what moves, the best of it, and as much for each moment of the optimizer."""
-    copies = 4 if settings.optimizer in ("adam", "adamw") else 3
+    copies = 1 + settings.kept_epochs + (2 if settings.optimizer in ("adam", "adamw") else 1)
     return copies * sum(tensor.nbytes for tensor in snapshot(network).values())
-
-
-def training_request(
-    request: Mapping[str, Any], start: Start, examples: Examples, images: Images, choice: Choice
-) -> dict[str, Any]:
-    """Make the request of a training from that of its model: two are equal where all steps are the same.
-
-    It is of the content of the images, not of the times of their files: a copy of a folder goes on.
-    """
-    target = examples.target
-    labels = {"rows": examples.fingerprint(images), "target": target.name, "classes": target.names}
-    origin = {"base": digest(start.base.module, without=start.base.missing)}
-    if start.weight is not None and start.bias is not None:
-        origin["head"] = digest_tensors({"weight": start.weight, "bias": start.bias})
-    return {
-        "settings": request["settings"],
-        "images, labels or splits": digest_json(labels),
-        "weights to start from": digest_json(origin),
-        CACHED: None if choice.cut is None else choice.cut.prefix.names,
-    }
 
 
 def cached_before(output: Path) -> bool | None:
@@ -432,25 +420,18 @@ def threads(settings: FinetuneSettings) -> int:
 
 
 class Training:
-    """The training of one network: its feeder of batches and its trainer; the ``with`` block is the feeder's."""
+    """The training of one network: its feeder of batches, whose ``with`` block is the caller's, and its trainer."""
 
-    def __init__(
-        self,
-        start: Start,
-        network: Network,
-        examples: Examples,
-        images: Images,
-        settings: FinetuneSettings,
-        choice: Choice,
-        rows: CutRows | None,
-    ) -> None:
+    def __init__(self, job: Job, examples: Examples, images: Images, choice: Choice, rows: CutRows | None) -> None:
         self.notices: list[str] = []
-        self._choice = choice
-        self._rows = rows
-        self._start = start
+        self._job = job
+        self._start = job.start
         self._examples = examples
         self._images = images
-        self._settings = settings
+        self._settings = settings = job.settings
+        self._choice = choice
+        self._rows = rows
+        self._view = make_view(settings, job.start.base)
         self._beginning: State = {}
         feeding = {"batch_size": settings.batch_size, "seed": settings.seed, "threads": threads(settings)}
         self.feeder = (
@@ -459,14 +440,36 @@ class Training:
             else CutFeeder(rows, images, examples.inputs(), **feeding)
         )
         self._trainer = Trainer(
-            network,
+            job.network,
             make_goal(examples, settings),
-            normalize=start.base.transform.normalize,
+            normalize=job.start.base.transform.normalize,
             device=pick_device(settings.device),
             clip=settings.clip,
         )
 
-    def run(self, view: View, *, saved: Saved | None, keep: Callable[[Saved], None], progress: bool) -> History:
+    def request(self) -> dict[str, Any]:
+        """Make the request of the training from that of its model: two are equal where all steps are the same.
+
+        It is of the content of the images, not of the times of their files: a copy of a folder goes on.
+        """
+        start, target = self._start, self._examples.target
+        labels = {
+            "rows": self._examples.fingerprint(self._images),
+            "target": target.name,
+            "classes": target.names,
+        }
+        origin = {"base": digest(start.base.module, without=start.base.missing)}
+        if start.weight is not None and start.bias is not None:
+            origin["head"] = digest_tensors({"weight": start.weight, "bias": start.bias})
+        return {
+            "settings": self._job.request["settings"],
+            "numbers of the recipe": {name: getattr(self._settings, name) for name in RECIPE},
+            "images, labels or splits": digest_json(labels),
+            "weights to start from": digest_json(origin),
+            CACHED: None if self._choice.cut is None else self._choice.cut.prefix.names,
+        }
+
+    def run(self, *, saved: Saved | None, keep: Callable[[Saved], None], progress: bool) -> History:
         """Train, from what was `saved` on; the network ends with the weights of its best epoch.
 
         `keep` is called after every epoch with all that a training needs to go on from there.
@@ -477,45 +480,40 @@ class Training:
             self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
         if saved is None or settings.beat_head:
             self._begin(progress=progress)
-        if settings.beat_head:
-            self._beginning = snapshot(self._trainer.network)
+            self._beginning = snapshot(self._trainer.network) if settings.beat_head else {}
         val = examples.held_out["val"]
         left = settings.epochs - (0 if saved is None else saved.epoch)
         total = left * (len(examples.train) + len(val)) + len(val)
         with progress_bar(total, "fine-tuning", show=progress) as bar:
-            if self._choice.line:
-                bar.say(self._choice.line)
-            bar.say(
-                f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
-                f"{len(val)}: {plural(settings.epochs, 'epoch')}; epoch 0 is before the first step"
-            )
-            if saved is not None:
-                bar.say(f"goes on after epoch {saved.epoch}, where it was stopped")
+            self._introduce(bar, saved)
             return train(
                 self._trainer,
-                lambda number: _counted(self.feeder.random(examples.train, view, number, crops=crops), bar),
+                lambda number: _counted(self.feeder.random(examples.train, self._view, number, crops=crops), bar),
                 lambda: _counted(self.feeder.plain(val), bar),
                 settings=settings,
+                steps=len(groups(examples.train, settings.batch_size)),
                 watch=lambda epoch: bar.say(epoch.summary()),
                 saved=saved,
                 keep=keep,
             )
 
-    def drawings(self, manifest: Manifest, target: Target, view: View, held_out: Scored) -> dict[str, plots.Drawing]:
-        """Return what is to be drawn of images: held-out ones with their answers, the first batch, the numbers."""
-        rows = {record.id: record.index for record in manifest.records}
-        drawings = held_out.plots(lambda id: Image.fromarray(self._images.preprocessed(rows[id])))
-        drawings["batch"] = lambda: self.draw_batch(view, target)
-        if target.task == "numbers":
-            drawings["histogram"] = lambda: pictures.histogram(target, manifest.targets)
-        return drawings
+    @property
+    def recipe(self) -> str:
+        """The hyperparameters in one line."""
+        return self._settings.line(len(blocks(self._job.network.features.network)))
 
-    def draw_batch(self, view: View, target: Target) -> Figure:
-        """Draw images of the first batch as the network saw them, with their class or number."""
-        crops = "crop" in self._settings.augment
-        seen = self.feeder.first(self._examples.train, view, 1, crops=crops, most=pictures.SHOWN)
-        tiles = [plots.Tile(Image.fromarray(pixels), pictures.written(target, row)) for row, pixels in seen]
-        return plots.grid(tiles, title=f"the first batch of epoch 1, {plural(len(tiles), 'image')} of it")
+    def _introduce(self, bar: Bar, saved: Saved | None) -> None:
+        """Say what begins, or goes on."""
+        examples = self._examples
+        if self._choice.line:
+            bar.say(self._choice.line)
+        bar.say(
+            f"fine-tuning {self._start.record.name} on {plural(len(examples.train), 'image')}, judged by "
+            f"{len(examples.held_out['val'])}; epoch 0 is before the first step"
+        )
+        bar.say(self.recipe)
+        if saved is not None:
+            bar.say(f"goes on after epoch {saved.epoch}, where it was stopped")
 
     def settle(self, history: History) -> Verdict:
         """Keep of the line from the fitted head's network to the tuned one what is worth it."""
@@ -534,16 +532,108 @@ class Training:
         verdict = settle(
             self._trainer,
             self._beginning,
+            history.weights,
             val=part("val"),
             judged=part("test" if "test" in examples.held_out else "val"),
-            epochs=len(trained),
+            looks=len(trained),
             time_ratio=spent / one_pass,
             scale=examples.scale,
             seed=self._settings.seed,
         )
-        if verdict.kept == "head":
-            history.best = 0
+        history.best = 0 if verdict.kept == "head" else verdict.epochs[0]
         return verdict
+
+    def describe(
+        self, output: Path, history: History, verdict: Verdict | None, parts: Mapping[str, Scored], *, resumed: int
+    ) -> FinetuneResult:
+        """Make the result of what was trained."""
+        job, examples = self._job, self._examples
+        bad = {job.manifest.records[index].id: str(error) for index, error in sorted(self._images.bad.items())}
+        return FinetuneResult(
+            model=output,
+            head=(LinearHead if examples.target.task == "classes" else RidgeHead).name,
+            target=examples.target.name,
+            layers=job.start.layers,
+            metrics={name: part.metrics for name, part in parts.items()},
+            chosen=chosen_settings(job.settings, best_epoch=history.best),
+            epochs=history.epochs,
+            best_epoch=history.best,
+            resumed=resumed,
+            rows={name: len(part) for name, part in parts.items()},
+            bad=bad,
+            seconds=0.0,
+            verdict=verdict,
+            cached=self._choice.cut is not None,
+            cache=self._choice.line,
+            recipe=self.recipe,
+            notices=[
+                *examples.notices,
+                *job.start.flattered(self._images, examples.held_out),
+                *notices_of(parts, examples),
+                *[metrics.BALANCED] * job.settings.is_balanced,
+                *self.notices,
+            ],
+        )
+
+    def draw(self, history: History, parts: Mapping[str, Scored]) -> plots.Rendered:
+        """Draw the held-out images with their answers, the first batch, the numbers, and the epochs."""
+        target, manifest = self._examples.target, self._job.manifest
+        rows = {record.id: record.index for record in manifest.records}
+        drawings = parts["val"].plots(lambda id: Image.fromarray(self._images.preprocessed(rows[id])))
+        drawings["batch"] = self.draw_batch
+        if target.task == "numbers":
+            drawings["histogram"] = lambda: pictures.histogram(target, manifest.targets)
+        epochs = {"epochs": [epoch.to_json() for epoch in history.epochs], "best_epoch": history.best}
+        drawings |= pictures.of_training(epochs, task=target.task, nested="")
+        return plots.render(drawings, names=(target.name, *(target.names or ())))
+
+    def draw_batch(self) -> Figure:
+        """Draw images of the first batch as the network saw them, with their class or number."""
+        crops, target = "crop" in self._settings.augment, self._examples.target
+        seen = self.feeder.first(self._examples.train, self._view, 1, crops=crops, most=pictures.SHOWN)
+        tiles = [plots.Tile(Image.fromarray(pixels), pictures.written(target, row)) for row, pixels in seen]
+        return plots.grid(tiles, title=f"the first batch of epoch 1, {plural(len(tiles), 'image')} of it")
+
+    def save(
+        self, result: FinetuneResult, parts: Mapping[str, Scored], *, drawn: plots.Rendered, replace: bool
+    ) -> None:
+        """Write the model folder; it holds the base where that is another one than it came from."""
+        job, examples, base = self._job, self._examples, self._start.base
+        head = fitted_head(job.network, examples, half_width=parts["val"].median_half_width)
+        put_back(job.network, base)
+        kept_head = result.verdict is not None and result.verdict.kept == "head"
+        changed = job.start.record.fine_tuned or (job.start.changes_base(job.settings) and not kept_head)
+        record = ModelRecord.of(
+            head,
+            examples.target,
+            base=job.start.record.model_copy(update={"fine_tuned": changed}),
+            recipe=recipe_of(job.start),
+            metrics={
+                **result.metrics,
+                "epochs": [epoch.to_json() for epoch in result.epochs],
+                "seconds": round(result.seconds, 3),
+            },
+            data=DataRecord(
+                source=shown(job.manifest.source),
+                rows=len(examples.train),
+                fingerprint=examples.fingerprint(self._images),
+            ),
+            chosen=result.chosen,
+            request=job.request,
+        )
+        save_model(
+            result.model,
+            head,
+            record=record,
+            predictions=[row for name in examples.held_out for row in parts[name].rows(split=True)],
+            plots=drawn.plots,
+            save_base=(lambda path: write_base(base, path)) if changed else None,
+            seen=Seen.of(
+                self._images.contents(examples.train),
+                tested=self._images.contents(examples.held_out["test"]) if "test" in examples.held_out else None,
+            ),
+            replace=replace,
+        )
 
     def _preprocess(self, parts: list[Indices], progress: bool) -> None:
         """Keep of the rows without random crops only what the base sees of them."""
@@ -552,15 +642,19 @@ class Training:
                 self._images.keep_preprocessed(rows, bar)
 
     def _begin(self, *, progress: bool) -> None:
-        """Standardise what the head takes, and give it the fitted weights."""
+        """Standardise what the head takes, and give it the fitted weights, fitted now where the recipe wants that."""
         start, examples, network = self._start, self._examples, self._trainer.network
-        most = min(SAMPLE, max(64, SAMPLE_FLOATS // network.head.in_features))
-        sample = examples.train[:: -(-len(examples.train) // most)]
+        fits = start.weight is None and self._settings.recipe == "default" and not start.is_random
+        most = FITTED_FLOATS if fits else min(SAMPLE_FLOATS, SAMPLE * network.head.in_features)
+        sample = examples.train[:: -(-len(examples.train) // max(64, most // network.head.in_features))]
         with progress_bar(len(sample), "embedding for the start", show=progress) as bar:
-            standardise(network, self._trainer.features(_counted(self.feeder.plain(sample), bar)))
-        if start.weight is not None and start.bias is not None:
-            bias = (start.bias - examples.centre) / examples.scale
-            start_from(network, start.weight / examples.scale, bias)
+            features = self._trainer.features(_counted(self.feeder.plain(sample), bar))
+        standardise(network, features)
+        weight, bias = start.weight, start.bias
+        if fits:
+            weight, bias = fit_weights(features.numpy(), sample, examples, self._settings)
+        if weight is not None and bias is not None:
+            start_from(network, weight / examples.scale, (bias - examples.centre) / examples.scale)
         if self._rows is not None and self._settings.cache_dtype != "float32":
             self._tell_drift(sample[:DRIFT])
 
@@ -575,9 +669,9 @@ class Training:
             f"largest ({plural(len(rows), 'image')})"
         )
 
-    def score(self, manifest: Manifest, *, progress: bool) -> dict[str, Scored]:
+    def score(self, *, progress: bool) -> dict[str, Scored]:
         """Score all rows, without random views, part by part."""
-        examples, scores = self._examples, {}
+        examples, manifest, scores = self._examples, self._job.manifest, {}
         with progress_bar(sum(map(len, examples.parts.values())), "scoring", show=progress) as bar:
             for name, rows in examples.parts.items():
                 outputs = self._trainer.outputs(_counted(self.feeder.plain(rows), bar))[0].numpy()
@@ -601,12 +695,12 @@ class Training:
         }
 
 
-def make_goal(examples: Examples, settings: FinetuneSettings) -> Goal:
+def make_goal(examples: Examples, settings: Hyperparameters) -> Goal:
     """Choose the loss, and the measures that an epoch is judged by."""
     if examples.target.task == "numbers":
         return Numbers(examples.scale)
-    balanced = settings.class_weight == "balanced"
-    return Classes(torch.from_numpy(examples.balance()) if balanced else None)
+    weights = torch.from_numpy(examples.balance()) if settings.is_balanced else None
+    return Classes(weights, smoothing=settings.label_smoothing)
 
 
 def _counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
@@ -635,12 +729,9 @@ def fitted_head(network: Network, examples: Examples, *, half_width: float | Non
     return head
 
 
-def chosen_settings(settings: FinetuneSettings, *, best_epoch: int) -> dict[str, Any]:
+def chosen_settings(settings: Hyperparameters, *, best_epoch: int) -> dict[str, Any]:
     """Return the settings that decided the training, and the epoch that was kept."""
-    names = ("train", "freeze_norm", "beat_head", "optimizer", "base_lr", "momentum", "weight_decay", "step", "gamma")
-    more = ("clip", "class_weight", "augment", "epochs", "patience", "batch_size", "seed")
-    chosen = settings.model_dump(mode="json", include={*names, *more})
-    return {**chosen, "lr": settings.rate, "best_epoch": best_epoch}
+    return {**settings.model_dump(mode="json", include={*RECIPE}), "best_epoch": best_epoch}
 
 
 def recipe_of(start: Start) -> Recipe:

@@ -336,27 +336,38 @@ class ExtractSettings(RunSettings, SourceSettings, BaseSettings):
 
 
 class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
-    """Settings of stage three: train the base too, wholly or in part. Defaults are those of the PyTorch tutorial."""
+    """Settings of stage three: train the base too, wholly or in part. What is left out is decided by the recipe."""
+
+    recipe: Literal["default", "tutorial"] = Field(
+        "default",
+        description="What decides the settings left out: default, by rows and input, keeping the head where it is not "
+        "beaten; tutorial, PyTorch's.",
+    )
 
     head: PathText | None = Field(None, description="Model folder of a fitted linear head to start from, and its base.")
     layer: Names = Field(("avgpool",), description="Layer(s) that a fresh head takes.", examples=[*LAYERS])
     pool: Pool = Field("none", description="How a layer's map becomes a row.")
     train: Names = Field(
-        ("all",),
+        (),
         description="Parameters to train: head, all, last:N blocks, or modules such as layer4 or features.1?.",
         examples=["head", "all"],
     )
-    freeze_norm: bool = Field(False, description="Keep batch norm as in evaluation where the rest is trained.")
-    beat_head: bool = Field(False, description="Keep the model of head unless training is surely better.")
-    epochs: int = Field(25, ge=1, description="Passes over the training rows.")
+    freeze_norm: bool | None = Field(None, description="Keep batch norm as in evaluation where the rest is trained.")
+    beat_head: bool | None = Field(None, description="Keep the model of the head unless training is surely better.")
+    epochs: int | None = Field(None, ge=1, description="Passes over the training rows.")
     patience: int = Field(0, ge=0, description="Epochs without a better one that end the training; 0: none do.")
-    batch_size: int = Field(4, ge=1, description="Images a step.")
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field("sgd", description="Optimizer.")
-    lr: float | None = Field(None, gt=0, description="Learning rate; left out: 0.001, or 0.0001 from a fitted head.")
-    base_lr: float | None = Field(None, gt=0, description="Learning rate of the base, where not that of the head.")
+    batch_size: int | None = Field(None, ge=1, description="Images a step.")
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] | None = Field(None, description="Optimizer.")
+    lr: float | None = Field(None, gt=0, description="Learning rate of the head, and of the base times its decay.")
+    base_lr: float | None = Field(None, gt=0, description="Learning rate of the base's last block, where another.")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="Factor of the rate from each block to that before."
+    )
+    warmup: float | None = Field(None, ge=0, lt=1, description="Share of the steps in which the rate rises to its own.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
-    step: int = Field(7, ge=0, description="Epochs until the learning rate drops; 0: never.")
+    weight_decay: float | None = Field(None, ge=0, description="Weight decay; norms and biases have none.")
+    label_smoothing: float | None = Field(None, ge=0, lt=1, description="Share of a label that all classes share.")
+    step: int | None = Field(None, ge=0, description="Epochs until the rate drops; 0: never; no number: by a cosine.")
     gamma: float = Field(0.1, gt=0, le=1, description="Factor of the learning rate at each drop.")
     class_weight: Literal["none", "balanced"] = Field("none", description="balanced: rare classes count more.")
     clip: float = Field(5.0, ge=0, description="Clip gradients to this norm; 0 disables clipping.")
@@ -383,11 +394,6 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         """Equal weights for all classes, however often each occurs."""
         return self.class_weight == "balanced"
 
-    @property
-    def rate(self) -> float:
-        """Learning rate. A fitted head is near its best: large steps of the base would only undo that."""
-        return self.lr or (0.001 if self.head is None else 0.0001)
-
     @model_validator(mode="after")
     def _head_brings_its_base(self) -> Self:
         given = {name for name in self.model_fields_set if getattr(self, name) is not None}
@@ -398,7 +404,7 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
 
     @model_validator(mode="after")
     def _there_is_a_head_to_beat(self) -> Self:
-        if self.beat_head and self.head is None:
+        if self.beat_head and self.head is None and (self.recipe == "tutorial" or self.weights == "none"):
             raise ValueError("beat_head needs head: a fitted head to compare with")
         return self
 
@@ -414,8 +420,6 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
             values = getattr(self, name)
             if word in values and len(values) > 1:
                 raise ValueError(f"{name}={word} stands alone; leave out the rest")
-        if not self.train:
-            raise ValueError("train is empty; give head, all or a module")
         return self
 
 

@@ -100,21 +100,25 @@ class FinetuneOptions(TypedDict, total=False):
     image_root: str | os.PathLike[str] | None
     labels: str | os.PathLike[str] | None
     depth: Literal["first", "any"]
+    recipe: Literal["default", "tutorial"]
     head: str | os.PathLike[str] | None
     layer: str | Sequence[str]
     pool: Literal["none", "avg", "max", "flatten"]
     train: str | Sequence[str]
-    freeze_norm: bool
-    beat_head: bool
-    epochs: int
+    freeze_norm: bool | None
+    beat_head: bool | None
+    epochs: int | None
     patience: int
-    batch_size: int
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+    batch_size: int | None
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] | None
     lr: float | None
     base_lr: float | None
+    layer_decay: float | None
+    warmup: float | None
     momentum: float
-    weight_decay: float
-    step: int
+    weight_decay: float | None
+    label_smoothing: float | None
+    step: int | None
     gamma: float
     class_weight: Literal["none", "balanced"]
     clip: float

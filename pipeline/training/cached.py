@@ -40,6 +40,8 @@ from pipeline.store import Environment, FeatureStore, LayerSpec, StoreWriter
 from pipeline.store.extraction import Extraction
 from pipeline.training.batches import Batch, Feeder, Images, Indices, groups
 from pipeline.training.cut import Cut
+from pipeline.training.dataset import expected_rows
+from pipeline.training.recipes import Hyperparameters
 
 #: Bytes of cut files that are kept; those used longest ago go first. Larger ones are not made unless that is asked for.
 KEPT_BYTES = 20_000_000_000
@@ -67,7 +69,7 @@ class Choice:
 
 
 def choose(
-    settings: FinetuneSettings,
+    settings: Hyperparameters,
     cut: Callable[[], Cut],
     base: Base,
     pool: Pool,
@@ -113,13 +115,11 @@ class Cost:
 
     @classmethod
     def of(
-        cls, settings: FinetuneSettings, cut: Cut, base: Base, pool: Pool, manifest: Manifest, target: Target
+        cls, settings: Hyperparameters, cut: Cut, base: Base, pool: Pool, manifest: Manifest, target: Target
     ) -> Cost:
         """Time both parts on a few blank images, and count the passes."""
-        known = np.flatnonzero(target.known)
-        held_out = sum(manifest.records[row].split in ("val", "test") for row in known.tolist())
-        rows = len(known)
-        train = rows - held_out if held_out else round(rows * (1 - settings.val))
+        rows = int(target.known.sum())
+        train = expected_rows(manifest, target, settings)
         views = settings.views if is_random(settings) else 0
         row_bytes = cut.numbers * np.dtype(settings.cache_dtype).itemsize
         at_hand = all(_path(_recipe(cut, base, pool, settings, count), manifest).exists() for count in {0, views})

@@ -69,6 +69,13 @@ class Examples:
         return found.hexdigest()
 
 
+def expected_rows(manifest: Manifest, target: Target, settings: FinetuneSettings) -> int:
+    """Count the rows that will train if all images are good, before one is read."""
+    known = np.flatnonzero(target.known)
+    held_out = sum(manifest.records[row].split in ("val", "test") for row in known.tolist())
+    return len(known) - held_out if held_out else round(len(known) * (1 - settings.val))
+
+
 def read_images(
     manifest: Manifest,
     target: Target,

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import FinetuneSettings
 from pipeline.errors import EngineError, HeadError, ModelError
 from pipeline.registry import Registry
 from pipeline.training.batches import Batch, Inputs
 from pipeline.training.checkpoint import Saved
 from pipeline.training.network import Given, Network, State, parameter_groups, restore, snapshot
+from pipeline.training.recipes import Hyperparameters
 
 #: The batches of an epoch; epochs count from 1.
 Batches = Callable[[int], Iterable[Batch]]
@@ -38,6 +38,9 @@ class Goal(Protocol):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean loss of a batch of network outputs (B, C) or (B, 1)."""
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss of each row (N,) of a pass, in double precision."""
+
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
         """Compute loss and accuracy, or errors in the target's unit, over all rows of a pass."""
 
@@ -46,15 +49,21 @@ class Goal(Protocol):
 
 
 class Classes:
-    """Cross entropy, judged by accuracy and then by loss."""
+    """Cross entropy of labels of which all classes share the part `smoothing`, judged by accuracy and then by loss."""
 
-    def __init__(self, weights: Tensor | None = None) -> None:
+    def __init__(self, weights: Tensor | None = None, *, smoothing: float = 0.0) -> None:
         self._weights = weights
+        self._smoothing = smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean weighted cross entropy of a batch; targets are int64 codes (B,)."""
         weights = None if self._weights is None else self._weights.to(outputs.device)
-        return functional.cross_entropy(outputs, targets, weight=weights)
+        return functional.cross_entropy(outputs, targets, weight=weights, label_smoothing=self._smoothing)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the weighted cross entropy of each row (B,), of labels as they are."""
+        weights = None if self._weights is None else self._weights.double()
+        return functional.cross_entropy(outputs.double(), targets, weight=weights, reduction="none")
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
         """Compute the loss without class weights, and the share of rows whose largest logit is the right one."""
@@ -75,6 +84,10 @@ class Numbers:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean squared error of standardised values (B,)."""
         return functional.mse_loss(outputs[:, 0], targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the squared error of each row (B,)."""
+        return (outputs[:, 0].double() - targets.double()).square()
 
     def measure(self, outputs: Tensor, targets: Tensor) -> Measures:
         """Compute `loss` of the standardised values; `mae` and `rmse` in the target's unit."""
@@ -116,34 +129,35 @@ class Epoch:
 
 @dataclass
 class History:
-    """All epochs, from 0, and the number of the best one."""
+    """All epochs, from 0, the number of the best one, and what moves as it was after the epochs that were kept."""
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = 0
+    weights: dict[int, State] = field(default_factory=dict)
 
 
-Optimizers = Callable[[list[dict[str, Any]], FinetuneSettings], torch.optim.Optimizer]
+Optimizers = Callable[[list[dict[str, Any]], Hyperparameters], torch.optim.Optimizer]
 OPTIMIZERS: Registry[Optimizers] = Registry("optimizer")
 
 
 @OPTIMIZERS.register("sgd")
-def _sgd(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
+def _sgd(groups: list[dict[str, Any]], settings: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, momentum=settings.momentum)
 
 
 @OPTIMIZERS.register("adam")
-def _adam(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
+def _adam(groups: list[dict[str, Any]], settings: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups)
 
 
 @OPTIMIZERS.register("adamw")
-def _adamw(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+def _adamw(groups: list[dict[str, Any]], settings: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups)
 
 
 @OPTIMIZERS.register("rmsprop")
-def _rmsprop(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(groups, weight_decay=settings.weight_decay)
+def _rmsprop(groups: list[dict[str, Any]], settings: Hyperparameters) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups)
 
 
 class Trainer:
@@ -170,12 +184,18 @@ class Trainer:
         self._normalize = normalize
         self._clip = clip
 
-    def learn(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer) -> Measures:
-        """Take the steps of one epoch; the measures are of the network as it was at each step."""
+    def learn(
+        self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, prepare: Callable[[int], None]
+    ) -> Measures:
+        """Take the steps of one epoch; the measures are of the network as it was at each step.
+
+        `prepare` is called with the number of each step, from 0, before it is taken.
+        """
         self.network.train()
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         passed = []
-        for inputs, targets in batches:
+        for number, (inputs, targets) in enumerate(batches):
+            prepare(number)
             wanted = torch.from_numpy(targets).to(self.device)
             optimizer.zero_grad()
             with _room(len(targets)):
@@ -219,15 +239,20 @@ class TrainingState:
     Order and views of the rows are no part of it: they follow from the seed and the number of the epoch.
     """
 
-    def __init__(self, network: Network, settings: FinetuneSettings, device: torch.device) -> None:
-        groups = parameter_groups(network, lr=settings.rate, base_lr=settings.base_lr)
+    def __init__(self, network: Network, settings: Hyperparameters, device: torch.device, *, steps: int) -> None:
+        groups = parameter_groups(
+            network,
+            lr=settings.lr,
+            base_lr=settings.base_lr,
+            layer_decay=settings.layer_decay,
+            weight_decay=settings.weight_decay,
+        )
         self.network = network
         self.optimizer = OPTIMIZERS[settings.optimizer](groups, settings)
-        self.schedule = torch.optim.lr_scheduler.StepLR(
-            self.optimizer, settings.step or settings.epochs + 1, settings.gamma
-        )
         self.history = History()
-        self.best = snapshot(network)
+        self._rates = [float(group["lr"]) for group in groups]
+        self._settings = settings
+        self._steps = steps
         self._device = device
 
     @property
@@ -235,20 +260,45 @@ class TrainingState:
         """The number of the epoch to come."""
         return len(self.history.epochs)
 
+    @property
+    def rate(self) -> float:
+        """The rate of the head as the optimizer has it now."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def prepare(self, number: int, step: int) -> None:
+        """Set the rates of a step, from 0, of the epoch `number`, from 1."""
+        factor = rate_factor(number - 1 + (step + 0.5) / self._steps, self._settings)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def add(self, epoch: Epoch, goal: Goal) -> None:
+        """Take an epoch into the history, and its weights where it is one of the best."""
+        history, most = self.history, self._settings.kept_epochs
+        history.epochs.append(epoch)
+        if goal.rank(epoch.val) > goal.rank(history.epochs[history.best].val):
+            history.best = epoch.number
+        if most == 1:
+            best = [history.best]
+        else:  # the line from epoch 0 is searched by the loss: so are its ends
+            trained = sorted(history.epochs[1:], key=lambda one: one.val["loss"])
+            best = [one.number for one in trained[:most]]
+        if epoch.number in best:
+            history.weights[epoch.number] = snapshot(self.network)
+        history.weights = {number: history.weights[number] for number in best}
+
     def save(self) -> Saved:
         """Copy it as tensors and numbers."""
         last = self.next_epoch - 1
         parts: dict[str, State] = {
             "weights": snapshot(self.network),
-            "best": self.best if self.history.best != last else {},  # they are the weights
+            **{f"epoch{number}": state for number, state in self.history.weights.items() if number != last},
             "optimizer": self._moments(),
             "random": self._random(),
         }
         progress = {
             "epochs": [dataclasses.asdict(epoch) for epoch in self.history.epochs],
             "best": self.history.best,
-            "rates": [group["lr"] for group in self.optimizer.param_groups],
-            "schedule": self.schedule.state_dict(),
+            "kept": [*self.history.weights],
         }
         return Saved(last, {f"{part}/{name}": one for part, of in parts.items() for name, one in of.items()}, progress)
 
@@ -263,18 +313,17 @@ class TrainingState:
             ) from error
 
     def _take(self, saved: Saved) -> None:
-        parts: dict[str, State] = {"weights": {}, "best": {}, "optimizer": {}, "random": {}}
+        parts: dict[str, State] = {"optimizer": {}, "random": {}}
         for path, tensor in saved.tensors.items():
             part, _, name = path.partition("/")
-            parts[part][name] = tensor
+            parts.setdefault(part, {})[name] = tensor
         progress = saved.progress
         self.history = History([Epoch(**epoch) for epoch in progress["epochs"]], progress["best"])
+        for number in progress["kept"]:
+            _put(self.network, parts["weights" if number == saved.epoch else f"epoch{number}"])
+            self.history.weights[number] = snapshot(self.network)
         _put(self.network, parts["weights"])
-        self.best = {**self.best, **parts["best"]} if parts["best"] else snapshot(self.network)
         self._put_moments(parts["optimizer"])
-        self.schedule.load_state_dict(dict(progress["schedule"]))
-        for group, rate in zip(self.optimizer.param_groups, progress["rates"], strict=True):
-            group["lr"] = rate
         self._put_random(parts["random"])
 
     def _moments(self) -> State:
@@ -311,49 +360,75 @@ class TrainingState:
             torch.get_device_module(self._device).set_rng_state(states["device"], self._device)
 
 
+def rate_factor(passed: float, settings: Hyperparameters) -> float:
+    """Return what the rates are times, `passed` epochs after the start: warm-up, then a cosine to 0, or drops.
+
+    >>> from pipeline.config import FinetuneSettings
+    >>> from pipeline.training.recipes import Case, resolve
+    >>> settings = resolve(FinetuneSettings.of({"epochs": 10, "warmup": 0.2}), Case(rows=100))
+    >>> [round(rate_factor(passed, settings), 3) for passed in (0.5, 1, 2, 6, 10)]
+    [0.25, 0.5, 1.0, 0.5, 0.0]
+    """
+    rising = settings.warmup * settings.epochs
+    if passed < rising:
+        return passed / rising
+    if settings.step is None:
+        return 0.5 * (1 + math.cos(math.pi * (passed - rising) / (settings.epochs - rising)))
+    drops = int(passed) // settings.step if settings.step else 0
+    return float(settings.gamma**drops)
+
+
 def train(
     trainer: Trainer,
     training: Batches,
     validation: Callable[[], Iterable[Batch]],
     *,
-    settings: FinetuneSettings,
+    settings: Hyperparameters,
+    steps: int,
     watch: Callable[[Epoch], None] = lambda epoch: None,
     saved: Saved | None = None,
     keep: Callable[[Saved], None] | None = None,
 ) -> History:
     """Train the network's parameters that are not frozen, and keep the weights of the best epoch, in evaluation mode.
 
-    `training` gives the batches of an epoch, `validation` those that judge it, `watch` is called with every epoch, and
-    `keep` with all that a training needs which goes on from there, as `saved`.
+    `training` gives the batches of an epoch, `steps` of them, `validation` those that judge it, `watch` is called with
+    every epoch, and `keep` with all that a training needs which goes on from there, as `saved`.
     Raises `HeadError` where the loss stops being a number, `EngineError` where the device has no room.
     """
-    network, goal = trainer.network, trainer.goal
+    network = trainer.network
     with _repeatable(settings.seed, trainer.device):
-        state = TrainingState(network, settings, trainer.device)
+        state = TrainingState(network, settings, trainer.device, steps=steps)
         if saved is not None:
             state.go_on_from(saved)
         history = state.history
         for number in range(state.next_epoch, settings.epochs + 1):
             if settings.patience and number - 1 - history.best >= settings.patience:
                 break
-            started = time.perf_counter()
-            lr = float(state.optimizer.param_groups[-1]["lr"])
-            measures = None
-            if number:
-                measures = trainer.learn(training(number), state.optimizer)
-                state.schedule.step()
-            epoch = Epoch(number, measures, trainer.judge(validation()), lr, time.perf_counter() - started)
+            epoch = _take_epoch(number, trainer, state, training, validation)
             _refuse_divergence(epoch, settings)
-            history.epochs.append(epoch)
-            if goal.rank(epoch.val) > goal.rank(history.epochs[history.best].val):
-                history.best = number
-                state.best = snapshot(network)
+            state.add(epoch, trainer.goal)
             if number and keep is not None:
                 keep(state.save())
             watch(epoch)
-        restore(network, state.best)
+        restore(network, next(iter(history.weights.values())))
         network.eval()
     return history
+
+
+def _take_epoch(
+    number: int,
+    trainer: Trainer,
+    state: TrainingState,
+    training: Batches,
+    validation: Callable[[], Iterable[Batch]],
+) -> Epoch:
+    """Take the steps of an epoch, none in epoch 0, and judge the network; the rate told is that of its first step."""
+    started = time.perf_counter()
+    state.prepare(max(number, 1), 0)
+    lr, measures = state.rate, None
+    if number:
+        measures = trainer.learn(training(number), state.optimizer, lambda step: state.prepare(number, step))
+    return Epoch(number, measures, trainer.judge(validation()), lr, time.perf_counter() - started)
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
@@ -373,12 +448,12 @@ def _joined(passed: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(outputs).float().cpu(), torch.cat(targets).cpu()
 
 
-def _refuse_divergence(epoch: Epoch, settings: FinetuneSettings) -> None:
+def _refuse_divergence(epoch: Epoch, settings: Hyperparameters) -> None:
     losses = [measures["loss"] for measures in (epoch.train, epoch.val) if measures]
     if not all(math.isfinite(loss) for loss in losses):
         raise HeadError(
             f"training diverged in epoch {epoch.number}: the loss is not a number any more; "
-            f"lower lr={settings.rate:g} or raise batch_size={settings.batch_size}"
+            f"lower lr={settings.lr:g} or raise batch_size={settings.batch_size}"
         )
 
 

@@ -169,12 +169,23 @@ def _named(network: Network, name: str) -> list[nn.Module]:
 
 
 def _last(network: nn.Module, name: str) -> list[nn.Module]:
-    blocks = [module for module in _blocks(network, network) if next(module.parameters(), None) is not None]
-    starts = [number for number, block in enumerate(blocks) if any(one.ndim > 1 for one in block.parameters())]
+    found = blocks(network)
     count = name.removeprefix("last:")
-    if not (count.isascii() and count.isdecimal() and 0 < int(count) <= len(starts)):
-        raise SettingsError(f"train={name!r}: give last:1 to last:{len(starts)}, the number of blocks of the base")
-    return blocks[starts[-int(count)] :]
+    if not (count.isascii() and count.isdecimal() and 0 < int(count) <= len(found)):
+        raise SettingsError(f"train={name!r}: give last:1 to last:{len(found)}, the number of blocks of the base")
+    return [module for block in found[-int(count) :] for module in block]
+
+
+def blocks(network: nn.Module) -> list[list[nn.Module]]:
+    """List the blocks of a network in their order: modules with matrices, each with the norms that follow it."""
+    found: list[list[nn.Module]] = []
+    for module in _blocks(network, network):
+        sizes = [one.ndim for one in module.parameters()]
+        if sizes and (max(sizes) > 1 or not found):
+            found.append([module])
+        elif sizes:
+            found[-1].append(module)
+    return found
 
 
 def _blocks(module: nn.Module, whole: nn.Module) -> Iterator[nn.Module]:
@@ -201,11 +212,32 @@ def _module(network: Network, name: str) -> nn.Module:
     return known[name]
 
 
-def parameter_groups(network: Network, *, lr: float, base_lr: float | None = None) -> list[dict[str, Any]]:
-    """List the trained parameters as an optimizer takes them: of the base, then of the head, each with its rate."""
-    base = [parameter for parameter in network.features.parameters() if parameter.requires_grad]
-    groups = [{"params": base, "lr": base_lr or lr}] if base else []
-    return [*groups, {"params": list(network.head.parameters()), "lr": lr}]
+def parameter_groups(
+    network: Network,
+    *,
+    lr: float,
+    base_lr: float | None = None,
+    layer_decay: float = 1.0,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """List the trained parameters as an optimizer takes them, those of the head last, each with its rate.
+
+    The rate of the base's last block is `base_lr`, or that of the head times `layer_decay`; that of each block before
+    is less by the same factor, and what is in no block, such as the embedding of positions, has that of the first.
+    Norms and biases have no `weight_decay`: it would pull them to 0, where they mean something else than weights.
+    """
+    found = blocks(network.features.network)
+    depths = {one: depth for depth, block in enumerate(found) for module in block for one in module.parameters()}
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for one in network.features.parameters():
+        if one.requires_grad:
+            rate = (base_lr or lr * layer_decay) * layer_decay ** (len(found) - 1 - depths.get(one, 0))
+            grouped.setdefault((rate, weight_decay if one.ndim > 1 else 0.0), []).append(one)
+    base = [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in grouped.items()]
+    head = network.head.parameters()
+    if not weight_decay:
+        return [*base, {"params": list(head), "lr": lr, "weight_decay": 0.0}]
+    return [*base, *({"params": [o], "lr": lr, "weight_decay": weight_decay * (o.ndim > 1)} for o in head)]
 
 
 def snapshot(network: Network) -> State:

@@ -82,13 +82,14 @@ def test_the_help_names_what_the_registries_hold() -> None:
     from pipeline.images.augment import CHANGES
     from pipeline.sources import SOURCES as REGISTERED
     from pipeline.training.loop import OPTIMIZERS
+    from pipeline.training.recipes import Hyperparameters
 
     assert set(AUGMENTATIONS) == set(CHANGES)
     assert set(SOURCES) == set(REGISTERED)
     assert set(LAYERS) == {layer for family in FAMILIES.values() for layer in family.aliases}
     assert FitSettings.model_fields["head"].description == f"{', '.join([*HEADS, *CHOOSERS])}."
     assert [HEADS[name].name for name in HEADS] == list(HEADS)
-    assert set(get_args(FinetuneSettings.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
+    assert set(get_args(Hyperparameters.model_fields["optimizer"].annotation)) == set(OPTIMIZERS)
     for settings in (ExtractSettings, FinetuneSettings):
         said = {name: str(field.description) for name, field in settings.model_fields.items()}
         assert set(CHANGES) <= set(re.findall(r"\w+", said["augment"]))

@@ -19,7 +19,7 @@ from pipeline.training import cached
 from pipeline.training.cached import make_room
 
 BASE = {"base": "squeezenet1_1", "weights": "embedded", "size": 64, "device": "cpu", "workers": 1}
-TRAIN = {"train": ("features.11", "features.12"), "epochs": 3, "lr": 0.001, "batch_size": 3}
+TRAIN = {"recipe": "tutorial", "train": ("features.11", "features.12"), "epochs": 3, "lr": 0.001, "batch_size": 3}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.checkpoint import RECORD, STATE, Checkpoint, Saved, refuse_no_place, stopped_request
 from pipeline.training.loop import OPTIMIZERS, Classes, History, Trainer, train
 from pipeline.training.network import Network, build_network, freeze
+from pipeline.training.recipes import Case, resolve
 
 KILLS = int(os.environ.get("PIPELINE_KILLS", "50"))
 REQUEST: dict[str, Any] = {"settings": {"lr": 0.1, "train": ("head",)}, "images, labels or splits": "a"}
@@ -211,7 +212,8 @@ def fit(base: Base, options: dict[str, Any], **more: Any) -> tuple[History, dict
         device=torch.device("cpu"),
         clip=options.get("clip", 5.0),
     )
-    history = train(trainer, rows.training, rows.validation, settings=FinetuneSettings.of(options), **more)
+    settings = resolve(FinetuneSettings.of(options), Case(rows=16))
+    history = train(trainer, rows.training, rows.validation, settings=settings, steps=4, **more)
     return history, dict(network.state_dict())
 
 
@@ -285,6 +287,8 @@ def command(photos: Path, output: Path, *more: str) -> list[str]:
         str(photos),
         "-o",
         str(output),
+        "--recipe",
+        "tutorial",
         "--train",
         "features.12",
         "--epochs",

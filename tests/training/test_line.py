@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.bases import load_base
 from pipeline.training.batches import Batch
 from pipeline.training.line import Part, Verdict, between, settle
-from pipeline.training.loop import Classes, Trainer
+from pipeline.training.loop import Classes, Numbers, Trainer
 from pipeline.training.network import State, build_network, freeze, snapshot
 
 ROWS = 40
@@ -50,14 +50,14 @@ def ends(trainer: Trainer) -> tuple[State, State]:
 
 
 def settled(trainer: Trainer, head: State, tuned: State, *, judged: str = "test") -> Verdict:
-    trainer.network.load_state_dict(tuned, strict=False)
     val = part("val", seed=1)
     return settle(
         trainer,
         head,
+        {3: tuned},
         val=val,
         judged=val if judged == "val" else part("test", seed=2),
-        epochs=5,
+        looks=5,
         time_ratio=7.0,
         scale=1.0,
         seed=13,
@@ -94,7 +94,7 @@ def test_one_that_is_the_same_gains_nothing(trainer: Trainer) -> None:
     assert (verdict.kept, verdict.gain, verdict.low, verdict.high) == ("head", 0, 0, 0)
 
 
-def test_numbers_gain_in_their_own_unit(trainer: Trainer) -> None:
+def test_numbers_gain_in_their_own_unit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first output as a number: far off at the start, the mean of the target at the end."""
     _, tuned = ends(trainer)
     wanted = np.linspace(-1, 1, ROWS).astype(np.float32)
@@ -106,9 +106,9 @@ def test_numbers_gain_in_their_own_unit(trainer: Trainer) -> None:
 
     constant = {**tuned, "head.weight": torch.zeros_like(tuned["head.weight"]), "head.bias": torch.tensor([0.0, 0.0])}
     off = {**constant, "head.bias": torch.tensor([3.0, 0.0])}
-    trainer.network.load_state_dict(constant, strict=False)
     rows = dataclasses.replace(val, batches=batches)
-    verdict = settle(trainer, off, val=rows, judged=rows, epochs=1, time_ratio=1.0, scale=10.0, seed=13)
+    monkeypatch.setattr(trainer, "goal", Numbers(10.0))
+    verdict = settle(trainer, off, {1: constant}, val=rows, judged=rows, looks=1, time_ratio=1.0, scale=10.0, seed=13)
     assert verdict.kept == "tuned"
     assert verdict.gain == pytest.approx(10 * (3.0 - np.abs(wanted).mean()), rel=1e-5)
     assert "in mean absolute error" in verdict.summary()

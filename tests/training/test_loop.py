@@ -19,6 +19,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.checkpoint import Saved
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
 from pipeline.training.network import Network, build_network, freeze, standardise
+from pipeline.training.recipes import Case, Hyperparameters, resolve
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def prepare(base: Base, rows: Rows, *, move: str = "features.12", standard: bool
 
 
 def fit(network: Network, base: Base, rows: Rows, *, goal: Goal | None = None, **options: Any) -> History:
-    settings = FinetuneSettings.of(options)
+    settings = tutorial(**options)
     trainer = Trainer(
         network,
         goal or Classes(),
@@ -76,7 +77,11 @@ def fit(network: Network, base: Base, rows: Rows, *, goal: Goal | None = None, *
         device=torch.device("cpu"),
         clip=settings.clip,
     )
-    return train(trainer, rows.training, rows.validation, settings=settings)
+    return train(trainer, rows.training, rows.validation, settings=settings, steps=max(1, len(rows.pixels) // 4))
+
+
+def tutorial(**options: Any) -> Hyperparameters:
+    return resolve(FinetuneSettings.of({"recipe": "tutorial", **options}), Case(rows=16))
 
 
 def run(base: Base, rows: Rows, *, move: str = "features.12", **options: Any) -> tuple[Network, History]:
@@ -178,7 +183,7 @@ def test_every_optimizer_learns(squeezenet: Base, name: str) -> None:
 
 
 def test_the_optimizers_the_settings_know_are_those_there_are() -> None:
-    annotation = FinetuneSettings.model_fields["optimizer"].annotation
+    annotation = Hyperparameters.model_fields["optimizer"].annotation
     assert set(annotation.__args__) == set(loop.OPTIMIZERS)  # type: ignore[union-attr]
 
 
@@ -274,9 +279,9 @@ def test_patience_ends_what_gets_no_better(squeezenet: Base) -> None:
 
 def test_a_training_that_patience_ended_does_not_go_on(squeezenet: Base) -> None:
     rows, kept = Rows(), list[Saved]()
-    settings = FinetuneSettings.of({"epochs": 4, "patience": 1})
+    settings = tutorial(epochs=4, patience=1)
     network, normalize = prepare(squeezenet, rows), squeezenet.transform.normalize
     trainer = Trainer(network, Unmoved(), normalize=normalize, device=torch.device("cpu"), clip=settings.clip)
-    train(trainer, rows.training, rows.validation, settings=settings, keep=kept.append)
-    again = train(trainer, rows.training, rows.validation, settings=settings, saved=kept[-1])
+    train(trainer, rows.training, rows.validation, settings=settings, steps=4, keep=kept.append)
+    again = train(trainer, rows.training, rows.validation, settings=settings, steps=4, saved=kept[-1])
     assert (len(kept), len(again.epochs)) == (1, 2)
