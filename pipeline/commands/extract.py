@@ -8,6 +8,7 @@ are taken over. A bad image keeps its row, with the reason.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -17,9 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.bases import Base, base_of
 from pipeline.commands.results import Result
@@ -28,7 +30,7 @@ from pipeline.config.options import ExtractOptions
 from pipeline.config.signatures import takes
 from pipeline.engines.embedder import Embedder
 from pipeline.engines.workers import Computer, Crew, device_names
-from pipeline.errors import ImageError, SettingsError, StoreLockedError
+from pipeline.errors import ImageError, StoreLockedError
 from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
 from pipeline.images.trial import Trial
@@ -38,12 +40,16 @@ from pipeline.sources import Manifest, Record, Target, read_manifest
 from pipeline.store import Environment, LayerSpec, Part, Source, StoreWriter, earlier_headers, part_range, waiting_rows
 from pipeline.store.extraction import Extraction
 from pipeline.store.writer import usable_path
-from pipeline.text import shown
+from pipeline.text import plural, shown
 from pipeline.versions import machine, versions
 
 if TYPE_CHECKING:
     from pipeline.engines.ray import Node, Share
-    from pipeline.store.spread import Order, Report, Witness
+    from pipeline.store.spread import Measured, Order, Report, Witness
+
+Made = TypeVar("Made")
+
+log = logging.getLogger(__name__)
 
 #: Images that a dry run measures.
 REHEARSED = 32
@@ -142,9 +148,19 @@ class RehearseResult(Result):
     bad_in_sample: int
     computed: int
     reused: int
+    parts: int = 1
+    nodes: list[Node] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keys that `--json` promises."""
+        found = super().to_json()
+        return found if self.nodes else {name: one for name, one in found.items() if name not in ("parts", "nodes")}
 
     def summary(self) -> str:
         """Summarise the cost for a person."""
+        actors = plural(sum(node.actors for node in self.nodes), "actor")
+        spread = f", {plural(self.parts, 'part')} by {actors} on {plural(len(self.nodes), 'node')}"
+        cluster = spread if self.nodes else ""
         work = (
             f"about {self.seconds:.0f} s (measured on {self.sample}, {self.bad_in_sample} of them bad)"
             if self.computed
@@ -153,7 +169,7 @@ class RehearseResult(Result):
         size, room = self.store_bytes / 1e6, self.free_bytes / 1e9
         return (
             f"{self.rows} images, {self.image_bytes / 1e6:.1f} MB: {self.reused} reused, {self.computed} to compute,"
-            f" {work}\nfeatures: {size:.1f} MB, {room:.1f} GB are free; nothing was written"
+            f" {work}{cluster}\nfeatures: {size:.1f} MB, {room:.1f} GB are free; nothing was written"
         )
 
 
@@ -232,7 +248,9 @@ def _on_cluster(job: Job, output: Path, *, force: bool, progress: bool, started:
     also = usable_path(output) if merge and output.exists() else None
     spread = Spread(job.manifest, job.recipe, job.settings, folder.absolute(), force=force, also=also)
     with progress_bar(len(job.manifest), "extracting", show=progress) as bar:
-        spread.run(lambda share, witness: part_maker(job, share, witness, forced=force), bar)
+        spread.run(
+            lambda share, witness: part_maker(job, share, witness, kind=PartWorker, forced=force, drift=job.drift), bar
+        )
     if merge:
         join_parts([folder], output, force=True)
         shutil.rmtree(folder)
@@ -272,7 +290,7 @@ def rehearse(
     """
     job = Job.of(source, options, output=Path(output), force=force)
     if job.settings.on is not None:
-        raise SettingsError("a dry run measures this machine alone; leave out --on")
+        return _rehearse_on_cluster(job, Path(output), force=force)
     with computing(job) as computer:
         layers = layer_specs(job.settings, computer.shapes)
         pending = waiting_rows(
@@ -284,20 +302,54 @@ def rehearse(
             part=job.part,
             rehash=job.settings.rehash,
         )
-        sample = [job.manifest.records[row] for row in pending[:: max(1, len(pending) // REHEARSED)][:REHEARSED]]
+        sample = _sample(job.manifest, pending)
         seconds, bad = _measure(computer, sample)
-    row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in layers)
     return RehearseResult(
-        rows=len(job.manifest),
-        image_bytes=sum(_size(record) for record in job.manifest.records),
-        store_bytes=len(job.manifest) * row_bytes,
-        free_bytes=shutil.disk_usage(next(path for path in Path(output).absolute().parents if path.exists())).free,
+        **_sizes(job.manifest, layers, Path(output)),
         seconds=seconds * len(pending),
         sample=len(sample),
         bad_in_sample=bad,
         computed=len(pending),
         reused=len(job.manifest) - len(pending),
     )
+
+
+def _rehearse_on_cluster(job: Job, output: Path, *, force: bool) -> RehearseResult:
+    """Estimate an extraction by the nodes at hand, which measure the same sample at the same time."""
+    from pipeline.store.spread import Spread
+
+    also = usable_path(output) if job.settings.merge and output.exists() else None
+    folder = _parts_of(output) if job.settings.merge else output
+    spread = Spread(job.manifest, job.recipe, job.settings, folder.absolute(), force=force, also=also)
+    sample = _sample(job.manifest, np.arange(len(job.manifest)))
+    found = spread.rehearse(lambda share, witness: part_maker(job, share, witness, kind=Rehearsal), sample, log.warning)
+    sizes = _sizes(job.manifest, found.layers, output)
+    if job.settings.merge:  # the parts are there until the file is
+        sizes["store_bytes"] *= 2
+    return RehearseResult(
+        **sizes,
+        seconds=found.seconds * found.pending,
+        sample=len(sample),
+        bad_in_sample=found.bad,
+        computed=found.pending,
+        reused=len(job.manifest) - found.pending,
+        parts=found.parts,
+        nodes=found.nodes,
+    )
+
+
+def _sample(manifest: Manifest, pending: NDArray[np.int64]) -> list[Record]:
+    return [manifest.records[row] for row in pending[:: max(1, len(pending) // REHEARSED)][:REHEARSED]]
+
+
+def _sizes(manifest: Manifest, layers: Sequence[LayerSpec], output: Path) -> dict[str, Any]:
+    row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in layers)
+    return {
+        "rows": len(manifest),
+        "image_bytes": sum(_size(record) for record in manifest.records),
+        "store_bytes": len(manifest) * row_bytes,
+        "free_bytes": shutil.disk_usage(next(one for one in output.absolute().parents if one.exists())).free,
+    }
 
 
 def _measure(computer: Computer, sample: Sequence[Record]) -> tuple[float, int]:
@@ -370,7 +422,32 @@ def computing(job: Job) -> Computer:
     return Embedder(job.base, job.recipe, job.settings.model_copy(update={"device": devices[0]}))
 
 
-class PartWorker:
+class _ActorWorker:
+    """The base of a recipe, loaded once in an actor."""
+
+    def __init__(self, settings: ExtractSettings, recipe: Recipe, witness: Witness) -> None:
+        """Load the base of `recipe`. Raises `EngineError` where this machine sees other files, and as `base_of`."""
+        witness.check()
+        self._settings, self._recipe = settings, recipe
+        self._base = base_of(recipe, settings.weights, seed=settings.seed)
+        self._computer = Embedder(self._base, recipe, settings)
+
+
+class Rehearsal(_ActorWorker):
+    """The work of an actor for a dry run."""
+
+    def __call__(self, sample: Sequence[Record]) -> Measured:
+        """Measure what a sample takes here."""
+        from pipeline.store.spread import Measured
+
+        return Measured(*_measure(self._computer, sample), layer_specs(self._settings, self._computer.shapes))
+
+    def progress(self) -> tuple[int, ...]:
+        """Count nothing: it takes a moment."""
+        return ()
+
+
+class PartWorker(_ActorWorker):
     """The work of an actor: whole parts, each an ordinary feature file; the base is loaded once."""
 
     def __init__(
@@ -382,12 +459,9 @@ class PartWorker:
         forced: bool,
         drift: dict[str, float] | None = None,
     ) -> None:
-        """Load the base of `recipe`. Raises `EngineError` where this machine sees other files, and as `base_of`."""
-        witness.check()
-        self._settings, self._recipe, self._forced = settings, recipe, forced
-        self._base = base_of(recipe, settings.weights, seed=settings.seed)
-        self._computer = Embedder(self._base, recipe, settings)
-        self._drift = drift
+        """Load the base of `recipe`; parts are `forced` where they begin anew, and `drift` is that of int8."""
+        super().__init__(settings, recipe, witness)
+        self._forced, self._drift = forced, drift
         self._done = _Count()
         self._tried = 0
         self._extraction: Extraction | None = None
@@ -494,11 +568,12 @@ class _Count:
         """Do nothing: nobody is watching."""
 
 
-def part_maker(job: Job, share: Share, witness: Witness, *, forced: bool) -> Callable[[], PartWorker]:
-    """Return what makes the worker of an actor that has `share` of a node."""
+def part_maker(
+    job: Job, share: Share, witness: Witness, *, kind: Callable[..., Made], **more: Any
+) -> Callable[[], Made]:
+    """Return what makes the worker of an actor that has `share` of a node; `more` is for that `kind` alone."""
     own = {"device": share.device, "workers": share.cores or 1, "on": None}
-    settings = job.settings.model_copy(update=own)
-    return partial(PartWorker, settings, job.recipe, witness, forced=forced, drift=job.drift)
+    return partial(kind, job.settings.model_copy(update=own), job.recipe, witness, **more)
 
 
 def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) -> list[LayerSpec]:

@@ -114,13 +114,17 @@ class PartFolder:
         """Return the file of a part, from 1 on."""
         return self.path / f"part-{number}-of-{self.of}.h5"
 
+    def range(self, number: int, total: int) -> tuple[int, int]:
+        """Return start and stop of a part's rows, of `total` in all."""
+        return total * (number - 1) // self.of, total * number // self.of
+
     def near(self, ids: Sequence[str]) -> tuple[Path, ...]:
         """Return the earlier files that may have some of these ids, which are sorted."""
         return tuple(one.path for one in self.earlier if one.first <= ids[-1] and ids[0] <= one.last)
 
     def clear(self) -> None:
         """Remove earlier parts, and what stopped runs left beside those that are finished now."""
-        finished = {self.part(number).name for number in range(1, self.of + 1)}
+        finished = {self.part(number + 1).name for number in range(self.of)}
         for file in self.path.iterdir():
             if _NAME.fullmatch(file.name.removesuffix(".lock")) and file.name not in finished:
                 file.unlink()

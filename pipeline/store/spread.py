@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,11 +23,13 @@ from pipeline.errors import EngineError, ImageError, OutputExistsError
 from pipeline.images.decoding import Limits
 from pipeline.images.loading import refuse_too_many_bad
 from pipeline.progress import Bar
-from pipeline.sources import ImageRef, Manifest
+from pipeline.sources import ImageRef, Manifest, Record
 from pipeline.store.header import Part, escape
+from pipeline.store.layout import LayerSpec
 from pipeline.store.parts import Asked, PartFolder
 from pipeline.store.reader import FeatureStore
 from pipeline.store.reuse import partial_path
+from pipeline.store.writer import waiting_rows
 from pipeline.text import plural
 
 #: Rows of a part: minutes on a few cores. A list has at most so many parts, which one folder can hold.
@@ -93,11 +96,16 @@ class Witness:
         for left in folder.glob(".seen-*"):  # by a run that was killed; the folder is ours alone
             left.unlink()
         token.touch()
-        records = manifest.records[:: max(1, len(manifest) // WITNESSES)][:WITNESSES]
         try:
-            yield cls(token, tuple((one.image, found) for one in records if (found := _state(one.image))))
+            yield cls.by(token, manifest)
         finally:
             token.unlink(missing_ok=True)
+
+    @classmethod
+    def by(cls, token: Path, manifest: Manifest) -> Witness:
+        """Choose images, and take a file that is there."""
+        records = manifest.records[:: max(1, len(manifest) // WITNESSES)][:WITNESSES]
+        return cls(token, tuple((one.image, found) for one in records if (found := _state(one.image))))
 
     def check(self) -> None:
         """Raise `EngineError` where this machine does not see all of it."""
@@ -114,6 +122,27 @@ def _state(image: ImageRef) -> tuple[int, int] | None:
         return image.stat()
     except ImageError:
         return None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurement of one actor: `seconds` an image, how many of the sample were bad, and the layers."""
+
+    seconds: float
+    bad: int
+    layers: list[LayerSpec]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The expectation of a run: its parts, the rows to be computed, and `seconds` for each of those on all `nodes`."""
+
+    parts: int
+    pending: int
+    seconds: float
+    bad: int
+    layers: list[LayerSpec]
+    nodes: list[Node]
 
 
 @dataclass
@@ -139,8 +168,7 @@ class Spread:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputExistsError(f"{self.folder} is a file; --on makes a folder of parts, or one file with --merge")
-        cores = None if self.settings.workers == "auto" else self.settings.workers
-        share = Share(cores, self.settings.device)
+        share = self._share()
         with contextlib.ExitStack() as held:
             held.enter_context(files.made_parents(self.folder / "part"))
             held.enter_context(files.lock(self.folder))
@@ -157,6 +185,50 @@ class Spread:
             self._make(team, plan, bar)
             self.nodes = list(team.nodes.values())
             self._finish(plan)
+
+    def _share(self) -> Share:
+        return Share(None if self.settings.workers == "auto" else self.settings.workers, self.settings.device)
+
+    def rehearse(
+        self,
+        make: Callable[[Share, Witness], Callable[[], Worker[Sequence[Record], Measured]]],
+        sample: Sequence[Record],
+        say: Callable[[str], None],
+    ) -> Estimate:
+        """Measure `sample` on the nodes at hand, by all actors at once; nothing is written. Raises as `run` does."""
+        there = next(path for path in self.folder.parents if path.exists())
+        witness = Witness.by(there, self.manifest)
+        found: dict[Node, list[Measured]] = {}
+        with connected(str(self.settings.on)) as ray:
+            team: Team[int] = Team(ray, lambda share: make(share, witness), self._share(), say=say)
+            plan = self._plan(team.room)
+            tasks = range(max(1, team.room))
+            for _, one, node in team.run(tasks, lambda _, attempt: sample, look=lambda: None):
+                found.setdefault(node, []).append(one)
+            nodes = [node for node in team.nodes.values() if node.actors and node.refused is None]
+        everyone = [one for some in found.values() for one in some]
+        rate = sum(node.actors / _mean(found.get(node, everyone)) for node in nodes)
+        layers = everyone[0].layers
+        pending = sum(self._pending(plan, number, layers) for number in range(1, plan.of + 1))
+        return Estimate(plan.of, pending, 1 / rate, everyone[0].bad, layers, nodes)
+
+    def _pending(self, plan: PartFolder, number: int, layers: Sequence[LayerSpec]) -> int:
+        """Count rows of a part to be computed; those of earlier parts of other sizes may be kept beside."""
+        path = plan.part(number)
+        start, stop = plan.range(number, len(self.manifest))
+        if not path.exists() and not partial_path(path).exists():
+            return stop - start
+        order = self._order(plan, number, Attempt(contested=False, with_care=False))
+        return len(
+            waiting_rows(
+                path,
+                manifest=order.manifest,
+                layers=layers,
+                recipe=self.recipe,
+                part=order.part,
+                rehash=self.settings.rehash,
+            )
+        )
 
     def _plan(self, actors: int) -> PartFolder:
         ids = [record.id for record in self.manifest.records]
@@ -186,8 +258,7 @@ class Spread:
                 )
 
     def _order(self, plan: PartFolder, number: int, attempt: Attempt) -> Order:
-        total = len(self.manifest)
-        start, stop = total * (number - 1) // plan.of, total * number // plan.of
+        start, stop = plan.range(number, len(self.manifest))
         rows = self.manifest.rows(start, stop)
         part = self._whole.model_copy(update={"start": start, "stop": stop})
         beside = plan.near([record.id for record in rows.records])
@@ -209,6 +280,11 @@ class Spread:
             with FeatureStore.open(self.folder) as store:
                 kept = {digest.tobytes() for digest in store.sha256}
             self.dropped = sum(digest not in kept for digest in unwanted.values())
+
+
+def _mean(found: Sequence[Measured]) -> float:
+    """Return mean seconds of an image; never none, for a sample without images."""
+    return max(1e-9, statistics.fmean(one.seconds for one in found))
 
 
 def is_readable(image: ImageRef) -> bool:

@@ -97,6 +97,16 @@ def test_a_cluster_makes_the_store_of_one_process_and_again_computes_nothing(clu
     assert_same(desk / "parts", desk / "one.h5")
 
 
+def test_a_dry_run_says_what_the_nodes_at_hand_would_take(cluster: Nodes, desk: Path) -> None:
+    asked = ("photos", "-o", "never", "--on", cluster.on, "--part-rows", 6, "--dry-run")
+    found = json.loads(extract(*asked, "--json", folder=desk).stdout)
+    assert (found["rows"], found["computed"], found["reused"], found["parts"]) == (30, 30, 0, 5)
+    assert [node["actors"] for node in found["nodes"]] == [1, 1]
+    assert found["seconds"] > 0
+    assert found["store_bytes"] == 30 * 512 * 4
+    assert not (desk / "never").exists()
+
+
 def test_merged_parts_are_one_file_whose_rows_are_kept_when_images_come(cluster: Nodes, desk: Path) -> None:
     shutil.copytree(desk / "photos", desk / "more")
     asked = ("more", "-o", "whole.h5", "--on", cluster.on, "--part-rows", 10, "--merge", "--json")
