@@ -144,7 +144,10 @@ def _trace(network: nn.Module, taps: Sequence[Tap], input_size: tuple[int, int])
     if silent is not None:
         raise BaseError(f"module {silent!r} takes no part in the forward pass, so it has no features")
     needed = {*called[:called_before_last_tap], *(tap.module for tap in taps)}
-    unused = frozenset(called[called_before_last_tap:]) - needed
+    last = taps[events[-1]]
+    if last.side == "input" and called[:called_before_last_tap].count(last.module) == 1:
+        needed.remove(last.module)  # it is reached, and never run
+    unused = frozenset([*called[called_before_last_tap:], last.module]) - needed
     return _Trace(events, [values[number] for number in range(len(taps))], unused)
 
 

@@ -205,7 +205,10 @@ def _blocks(module: nn.Module, whole: nn.Module) -> Iterator[nn.Module]:
 def _module(network: Network, name: str) -> nn.Module:
     known: dict[str, nn.Module] = dict(network.features.network.named_modules())
     if any(f"{name}.".startswith(f"{cut}.") for cut in network.features.unused):
-        raise SettingsError(f"module {name!r} of the base comes after the layers of the head; it cannot be trained")
+        raise SettingsError(
+            f"module {name!r} of the base comes after the layers of the head, which stands in its place; it cannot be"
+            " trained: give head, or a module before it"
+        )
     refuse_unknown("module", name, ["head", "all", *filter(None, known)], where="the base")
     if next(known[name].parameters(), None) is None:
         raise SettingsError(f"module {name!r} of the base has no weights, so nothing in it can be trained")

@@ -155,6 +155,20 @@ def test_wrong_modules_are_one_line(squeezenet: Base, train: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "module"), [("resnet10t", "fc"), ("mobilenetv3_small_050", "classifier")])
+def test_a_classifier_that_is_reached_and_never_run_is_no_part_of_the_network(name: str, module: str) -> None:
+    """The features of timm's models are the input of their classifier."""
+    pytest.importorskip("timm")
+    network = build_network(load_base(f"timm:{name}", "none"), ["avgpool"], "none", outputs=2)
+    with pytest.raises(SettingsError, match=f"'{module}' of the base comes after the layers of the head"):
+        freeze(network, [module])
+    for train in ("last:1", "all"):
+        freeze(network, [train])
+        network.eval().zero_grad()
+        network(images(side=224)).sum().backward()
+        assert [one for one, part in network.named_parameters() if part.requires_grad and part.grad is None] == []
+
+
 CHOICES = [
     ("squeezenet1_1", "last:2", {"features.11", "features.12"}),
     ("squeezenet1_1", "features.1?", {"features.10", "features.11", "features.12"}),
