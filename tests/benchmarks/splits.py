@@ -1,10 +1,12 @@
 """Does fine-tuning lose to the head that it came from? Test accuracy over random splits of photos, paired.
 
-    python tests/benchmarks/splits.py PHOTOS... [--splits 20] [--epochs 5] [--minutes 60]
+    python tests/benchmarks/splits.py PHOTOS... [--base squeezenet1_1] [--weights embedded] [--splits 20] [--first 0]
+        [--rows 40 200] [--plain 5] [--set lr=0.0001] [--minutes 60]
 
 Each PHOTOS holds a folder a class, or train/ and val/ with such, which are put together. A split has 40 to 200 rows to
-train on, 60 that judge the epochs, and the rest to test. The last two blocks of SqueezeNet are trained from the head
-that was fitted on the same rows, plainly and with --beat-head.
+train on, 60 that judge the epochs, and at most 150 of the rest to test. On each the default recipe is run, which fits a
+head; on the first `--plain` splits the tutorial's recipe too, which is plain fine-tuning. What the default recipe
+keeps, it chose without the test rows: so its gain there says whether the choice was right.
 """
 
 from __future__ import annotations
@@ -16,16 +18,36 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.commands.extract import extract
 from pipeline.commands.finetune import finetune
-from pipeline.commands.fit_head import fit_head
 
-BASE = {"base": "squeezenet1_1", "weights": "embedded"}
-JUDGES = 60
+JUDGES, TESTED = 60, 150
+COLUMNS: dict[str, Any] = {"image_column": "image", "target": ("class",), "split_column": "split"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Test accuracies of one split, what was kept, and the interval of the verdict."""
+
+    rows: int
+    head: float
+    default: float
+    kept: str
+    low: float
+    high: float
+    seconds: float
+    plain: float | None
+    plain_seconds: float
+
+    @property
+    def gain(self) -> float:
+        """Points of the default recipe over its head."""
+        return 100 * (self.default - self.head)
 
 
 def images_of(photos: Path) -> list[tuple[str, str]]:
@@ -34,68 +56,96 @@ def images_of(photos: Path) -> list[tuple[str, str]]:
     return [(path.relative_to(photos).as_posix(), path.parent.name) for path in found]
 
 
-def write_split(images: list[tuple[str, str]], path: Path, seed: int) -> int:
-    """Write a table with a random split; return its number of training rows."""
+def write_split(images: list[tuple[str, str]], path: Path, seed: int, rows: tuple[int, int]) -> None:
+    """Write a table with a random split."""
     rng = np.random.default_rng(seed)
-    train = int(rng.integers(40, 201))
-    parts = ["train"] * train + ["val"] * JUDGES
-    parts += ["test"] * (len(images) - len(parts))
+    train = int(rng.integers(rows[0], rows[1] + 1))
+    parts = ["train"] * train + ["val"] * JUDGES + ["test"] * TESTED
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "class", "split"])
         for place, (image, name) in zip(rng.permutation(len(images)), images, strict=True):
-            table.writerow([image, name, parts[place]])
-    return train
+            if place < len(parts):
+                table.writerow([image, name, parts[place]])
 
 
-def measure(photos: Path, folder: Path, seed: int, epochs: int) -> tuple[float, float, float, str]:
-    """Test accuracies of the head, of the tuned network and of what --beat-head keeps, and the verdict's end."""
+def measure(
+    photos: Path, folder: Path, seed: int, given: argparse.Namespace, settings: dict[str, Any], *, plain: bool
+) -> Found:
+    """Run one split."""
     table = folder / "split.csv"
-    write_split(images_of(photos), table, seed)
-    columns = {"image_root": photos, "image_column": "image", "target": ("class",), "split_column": "split"}
-    extract(table, folder / "F.h5", **BASE, **columns)
-    head = fit_head(folder / "F.h5", folder / "head", force=True, power="none", target="class")
-    tuning = {"head": str(folder / "head"), "train": ("last:2",), "epochs": epochs, "augment": ("none",), **columns}
-    plain = finetune(table, folder / "tuned", force=True, **tuning)
-    kept = finetune(table, folder / "kept", force=True, beat_head=True, **tuning)
-    assert kept.verdict is not None
-    accuracies = [one.metrics["test"]["accuracy"] for one in (head, plain, kept)]
-    return *accuracies, kept.verdict.kept
+    write_split(images_of(photos), table, seed, tuple(given.rows))
+    options = {"base": given.base, "weights": given.weights, "image_root": photos, "device": "cpu", **COLUMNS}
+    result = finetune(table, folder / "default", force=True, **options, **settings)
+    verdict = result.verdict
+    assert verdict is not None
+    assert verdict.split == "test"
+    accuracy = float(result.metrics["test"]["accuracy"])
+    tutorial = finetune(table, folder / "plain", force=True, recipe="tutorial", **options) if plain else None
+    return Found(
+        rows=result.rows["train"],
+        head=accuracy - (0.0 if verdict.kept == "head" else verdict.gain),
+        default=accuracy,
+        kept=verdict.kept,
+        low=verdict.low,
+        high=verdict.high,
+        seconds=result.seconds,
+        plain=None if tutorial is None else float(tutorial.metrics["test"]["accuracy"]),
+        plain_seconds=0.0 if tutorial is None else tutorial.seconds,
+    )
 
 
-def report(name: str, found: list[tuple[float, float, float, str]]) -> None:
+def report(name: str, found: list[Found]) -> None:
     """Print mean differences to the head, with standard errors, and how often they are below it."""
-    for column, what in ((1, "plain"), (2, "--beat-head")):
-        gains = [100 * (row[column] - row[0]) for row in found]
+    plain = [100 * (one.plain - one.head) for one in found if one.plain is not None]
+    for what, gains in (("default recipe", [one.gain for one in found]), ("tutorial's recipe", plain)):
+        if not gains:
+            continue
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
         print(
-            f"{name}: {what} against its head {statistics.mean(gains):+.2f} points (standard error {error:.2f}, "
-            f"{len(gains)} splits); below it in {sum(gain < 0 for gain in gains)}, above in {sum(g > 0 for g in gains)}"
+            f"{name}: {what} against the head {statistics.mean(gains):+.2f} points (standard error {error:.2f}, 95 %: "
+            f"{statistics.mean(gains) - 1.96 * error:+.2f} to {statistics.mean(gains) + 1.96 * error:+.2f}, "
+            f"{len(gains)} splits); below it in {sum(gain < -1e-9 for gain in gains)}, "
+            f"above in {sum(gain > 1e-9 for gain in gains)}"
         )
-    print(f"{name}: kept {[row[3] for row in found]}", flush=True)
+    kept = [one.gain for one in found if one.kept != "head"]
+    print(
+        f"{name}: something else than the head kept in {len(kept)} of {len(found)}, of which better on test rows in "
+        f"{sum(gain > 1e-9 for gain in kept)}, worse in {sum(gain < -1e-9 for gain in kept)}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Print two lines for each set of photos."""
+    """Print a line for each split, and the means for each set of photos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("--base", default="squeezenet1_1")
+    parser.add_argument("--weights", default="embedded")
     parser.add_argument("--splits", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first split")
+    parser.add_argument("--rows", type=int, nargs=2, default=[40, 200])
+    parser.add_argument("--plain", type=int, default=5, help="splits on which the tutorial's recipe is run too")
+    parser.add_argument("--set", action="append", default=[], help="SETTING=VALUE of the default recipe")
     parser.add_argument("--minutes", type=float, default=60, help="after which no split is begun")
     given = parser.parse_args()
     logging.getLogger("pipeline").setLevel(logging.ERROR)
+    settings = dict(one.split("=", 1) for one in given.set)
     end = time.monotonic() + 60 * given.minutes
-    found: dict[Path, list[tuple[float, float, float, str]]] = {photos: [] for photos in given.photos}
+    found: dict[Path, list[Found]] = {photos: [] for photos in given.photos}
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("PIPELINE_CACHE", folder)
-        for seed in range(given.splits):
+        for number in range(given.splits):
             for photos, results in found.items():
                 if time.monotonic() < end:
-                    place = Path(folder) / photos.name
-                    place.mkdir(exist_ok=True)
-                    results.append(measure(photos, place, seed, given.epochs))
+                    one = measure(
+                        photos, Path(folder), given.first + number, given, settings, plain=number < given.plain
+                    )
+                    print(f"{photos}, seed {given.first + number}: {one}", flush=True)
+                    results.append(one)
     for photos, results in found.items():
-        report(photos.name, results)
+        if results:
+            report(f"{given.base} on {photos}", results)
 
 
 if __name__ == "__main__":

@@ -260,6 +260,31 @@ def test_what_a_tuned_model_answers_as_a_base_is_not_asked_for(
         extract(few, tmp_path / "f.h5", base=str(fitted))
 
 
+def test_left_to_itself_it_starts_from_a_head_that_it_fits(
+    source: Path, store: Path, fitted: Path, tmp_path: Path
+) -> None:
+    head = fit_head(store, tmp_path / "head", power="none")
+    found = finetune(source, tmp_path / "m", **EMBEDDED, epochs=1, train="head", lr=1e-9, workers=2)
+    assert found.epochs[0].val["accuracy"] == head.metrics["val"]["accuracy"]
+    assert found.epochs[0].val["loss"] == pytest.approx(head.metrics["val"]["log_loss"], rel=1e-3)
+    assert (found.chosen["recipe"], found.chosen["optimizer"], found.chosen["step"]) == ("default", "adamw", None)
+    assert found.verdict is not None
+    assert (found.verdict.kept, found.best_epoch) == ("head", 0), "a step of nothing gains nothing"
+    assert found.recipe.startswith("default recipe: 1 epoch of 4 images a step, training head, AdamW 1e-09")
+    assert found.recipe in found.summary()
+    assert found.metrics["val"]["accuracy"] == head.metrics["val"]["accuracy"]
+
+
+def test_by_default_the_last_blocks_move_and_their_norms_do_not_see_the_batch(few: Path, tmp_path: Path) -> None:
+    found = finetune(few, tmp_path / "m", **EMBEDDED, size=64, epochs=1, beat_head=False, lr=0.001, workers=2)
+    assert found.verdict is None
+    assert found.chosen["train"] == ["last:6"]
+    assert found.chosen["freeze_norm"] is True
+    before, after = load_base(**_named(EMBEDDED)).module.state_dict(), load_model(found.model).base.module.state_dict()
+    moved = {".".join(name.split(".")[:2]) for name in before if not torch.equal(before[name], after[name])}
+    assert moved <= {f"features.{number}" for number in (6, 7, 9, 10, 11, 12)}
+
+
 def test_a_tuned_model_can_be_tuned_on(source: Path, tuned: FinetuneResult, tmp_path: Path) -> None:
     again = finetune(source, tmp_path / "again", head=str(tuned.model), **{**QUICK, "train": ("head",)})
     assert again.epochs[0].val["loss"] == pytest.approx(tuned.metrics["val"]["log_loss"], rel=1e-3, abs=1e-5)

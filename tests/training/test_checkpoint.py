@@ -220,6 +220,16 @@ def fit(base: Base, options: dict[str, Any], **more: Any) -> tuple[History, dict
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_training_that_goes_on_ends_with_the_same_bits(optimizer: str, squeezenet: Base, tmp_path: Path) -> None:
     options = {"optimizer": optimizer, "lr": 0.003, "epochs": 3, "step": 1, "gamma": 0.5, "weight_decay": 0.01}
+    assert_a_stop_changes_no_bit(options, squeezenet, tmp_path)
+
+
+def test_nor_does_it_in_the_middle_of_a_cosine(squeezenet: Base, tmp_path: Path) -> None:
+    """Rates of their own for each block, warm-up, and three epochs kept to be averaged."""
+    options = {"lr": 0.003, "epochs": 3, "warmup": 0.5, "layer_decay": 0.5, "batch_size": 4}
+    assert_a_stop_changes_no_bit(options, squeezenet, tmp_path)
+
+
+def assert_a_stop_changes_no_bit(options: dict[str, Any], squeezenet: Base, tmp_path: Path) -> None:
     checkpoints = {number: Checkpoint(tmp_path / str(number), REQUEST) for number in (1, 2, 3)}
     history, whole = fit(squeezenet, options, keep=lambda saved: checkpoints[saved.epoch].write(saved))
     for number in (1, 3):
@@ -227,6 +237,9 @@ def test_a_training_that_goes_on_ends_with_the_same_bits(optimizer: str, squeeze
         assert found is not None
         again, weights = fit(squeezenet, options, saved=found)
         assert again.best == history.best
+        assert list(again.weights) == list(history.weights)
+        for epoch, state in history.weights.items():
+            assert all(torch.equal(again.weights[epoch][name], tensor) for name, tensor in state.items())
         assert [(one.train, one.val, one.lr) for one in again.epochs] == [
             (one.train, one.val, one.lr) for one in history.epochs
         ]

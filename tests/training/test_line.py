@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.bases import load_base
 from pipeline.training.batches import Batch
-from pipeline.training.line import Part, Verdict, between, settle
+from pipeline.training.line import Part, Verdict, between, settle, soup
 from pipeline.training.loop import Classes, Numbers, Trainer
 from pipeline.training.network import State, build_network, freeze, snapshot
 
@@ -92,6 +92,41 @@ def test_one_that_is_the_same_gains_nothing(trainer: Trainer) -> None:
     head, _ = ends(trainer)
     verdict = settled(trainer, head, head)
     assert (verdict.kept, verdict.gain, verdict.low, verdict.high) == ("head", 0, 0, 0)
+
+
+def test_a_soup_is_the_mean_of_what_makes_it_better(trainer: Trainer) -> None:
+    head, right = ends(trainer)
+    low, high = between(head, right, 0.0005), between(head, right, 0.0015)
+    val = part("val", seed=1)
+    wrong = between(head, right, -0.004)
+    epochs, mean = soup(trainer, {7: low, 4: wrong, 9: high}, val)
+    assert epochs == (7, 9)
+    for name in ("head.weight", "head.bias"):
+        torch.testing.assert_close(mean[name], (low[name] + high[name]) / 2)
+    epochs, mean = soup(trainer, {7: high, 4: wrong}, val)
+    assert epochs == (7,)
+    assert all(torch.equal(mean[name], tensor) for name, tensor in high.items())
+
+
+def test_three_are_averaged_with_equal_weights(trainer: Trainer) -> None:
+    head, right = ends(trainer)
+    some = {number: between(head, right, 0.0002 * number) for number in (1, 2, 3)}
+    epochs, mean = soup(trainer, some, part("val", seed=1))
+    assert epochs == (1, 2, 3), "each is further on the way to what is right"
+    torch.testing.assert_close(mean["head.weight"], torch.stack([one["head.weight"] for one in some.values()]).mean(0))
+
+
+def test_the_verdict_says_what_is_kept() -> None:
+    verdict = Verdict(0.02, 0.01, 0.03, 200, 7.04, "line", 0.4, (9, 7), "val", 27, 12, is_accuracy=True)
+    assert verdict.summary() == (
+        "fine-tuning gains +2.0 points (+1.0 to +3.0) over the frozen head on the same 200 rows, 40 % of the way from "
+        "the head to the mean of 2 epochs, for 7.0 times the time; the figure is the best of 27 looks at them"
+    )
+    sure = dataclasses.replace(verdict, kept="tuned", alpha=1.0, epochs=(9,), split="test", looks=0)
+    assert sure.summary() == (
+        "fine-tuning gains +2.0 points (+1.0 to +3.0) over the frozen head on the same 200 rows, for 7.0 times the time"
+    )
+    assert sure.to_json().keys() >= {"gain", "low", "high", "rows", "time_ratio"}
 
 
 def test_numbers_gain_in_their_own_unit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.training import loop
 from pipeline.training.batches import Batch
 from pipeline.training.checkpoint import Saved
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
-from pipeline.training.network import Network, build_network, freeze, standardise
+from pipeline.training.network import Network, build_network, freeze, restore, standardise
 from pipeline.training.recipes import Case, Hyperparameters, resolve
 
 
@@ -173,6 +174,49 @@ def test_the_rate_drops_by_steps(squeezenet: Base) -> None:
     assert [epoch.lr for epoch in history.epochs] == pytest.approx([0.01, 0.01, 0.01, 0.001])
     _, history = run(squeezenet, rows, move="head", epochs=2, lr=0.01, step=0)
     assert [epoch.lr for epoch in history.epochs] == [0.01, 0.01, 0.01]
+
+
+def test_the_rate_rises_and_falls_by_a_cosine_within_the_epochs(squeezenet: Base) -> None:
+    rows, rates = Rows(count=8), list[float]()
+
+    class Watched(Classes):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            rates.append(state[0].rate)
+            return super().loss(outputs, targets)
+
+    settings = resolve(FinetuneSettings.of({"epochs": 5, "warmup": 0.2, "lr": 0.01, "beat_head": False}), Case(rows=8))
+    network = prepare(squeezenet, rows, move="head")
+    normalize = squeezenet.transform.normalize
+    trainer = Trainer(network, Watched(), normalize=normalize, device=torch.device("cpu"), clip=0)
+    state = [loop.TrainingState(network, settings, trainer.device, steps=2)]
+    for number in range(1, 6):
+        trainer.learn(rows.training(number), state[0].optimizer, functools.partial(state[0].prepare, number))
+    passed = [(step + 0.5) / 2 for step in range(10)]
+    wanted = [at if at < 1 else 0.5 * (1 + math.cos(math.pi * (at - 1) / 4)) for at in passed]
+    assert rates == pytest.approx([0.01 * factor for factor in wanted])
+
+
+def test_the_best_epochs_by_their_loss_are_kept_where_they_are_averaged(squeezenet: Base) -> None:
+    settings = resolve(FinetuneSettings.of({"epochs": 4, "batch_size": 4, "lr": 0.001}), Case(rows=16))
+    network, rows = prepare(squeezenet, Rows()), Rows()
+    normalize = squeezenet.transform.normalize
+    trainer = Trainer(network, Classes(), normalize=normalize, device=torch.device("cpu"), clip=5)
+    history = train(trainer, rows.training, rows.validation, settings=settings, steps=4)
+    order = sorted(range(1, 5), key=lambda number: history.epochs[number].val["loss"])
+    assert list(history.weights) == order[:3]
+    for number, state in history.weights.items():
+        restore(network, state)
+        assert trainer.judge(rows.validation()) == history.epochs[number].val
+
+
+def test_smoothed_labels_are_torchs_and_the_measure_is_of_labels_as_they_are() -> None:
+    outputs, targets = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+    smoothed = Classes(smoothing=0.2)
+    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    shares = 0.9 * right + 0.1 * wrong, 0.9 * wrong + 0.1 * right
+    assert float(smoothed.loss(outputs, targets)) == pytest.approx(sum(shares) / 2)
+    assert smoothed.measure(outputs, targets) == Classes().measure(outputs, targets)
+    assert smoothed.losses(outputs, targets).tolist() == pytest.approx([right, wrong])
 
 
 @pytest.mark.parametrize("name", list(loop.OPTIMIZERS))

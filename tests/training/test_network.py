@@ -12,6 +12,7 @@ from pipeline.bases.weights import digest
 from pipeline.errors import HeadError, SettingsError
 from pipeline.training.network import (
     Network,
+    blocks,
     build_network,
     folded_head,
     freeze,
@@ -239,6 +240,36 @@ def test_groups_have_their_own_rates(squeezenet: Base) -> None:
     assert [tuple(parameter.shape) for parameter in head["params"]] == [(2, 512), (2,)]
     freeze(network, ["head"])
     assert [group["lr"] for group in parameter_groups(network, lr=0.1)] == [0.1]
+
+
+def test_rates_fall_from_block_to_block_and_norms_and_biases_have_no_decay(resnet: Base) -> None:
+    network = build_network(resnet, ["avgpool"], "none", outputs=2)
+    count = len(blocks(network.features.network))
+    freeze(network, [f"last:{count - 1}"])
+    groups = parameter_groups(network, lr=1.0, layer_decay=0.5, weight_decay=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = {names[one]: (group["lr"], group["weight_decay"]) for group in groups for one in group["params"]}
+    assert count == 9
+    assert not any(".network.conv1." in name or ".network.bn1." in name for name in found), "the stem"
+    assert found["features.network.layer4.1.conv2.weight"] == (0.5, 0.1)
+    assert found["features.network.layer4.1.bn2.weight"] == (0.5, 0.0)
+    assert found["features.network.layer4.0.downsample.0.weight"] == (0.25, 0.1)
+    assert found["features.network.layer1.0.conv1.weight"] == (0.5**8, 0.1)
+    assert found["features.network.layer1.0.bn1.bias"] == (0.5**8, 0.0)
+    assert [found[name] for name in ("head.weight", "head.bias")] == [(1.0, 0.1), (1.0, 0.0)]
+    assert names[groups[-1]["params"][-1]] == "head.bias", "whose rate is the one told"
+    assert {name for name, one in network.named_parameters() if one.requires_grad} == set(found)
+    slow = parameter_groups(network, lr=1.0, base_lr=0.01, layer_decay=0.5)
+    assert max(group["lr"] for group in slow[:-1]) == 0.01
+
+
+def test_what_is_in_no_block_moves_as_the_first() -> None:
+    network = build_network(load_base("vit_b_16", "none", size=224), ["cls"], "none", outputs=2)
+    count = len(blocks(network.features.network))
+    groups = parameter_groups(network, lr=1.0, layer_decay=0.5)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    rates = {names[one]: group["lr"] for group in groups for one in group["params"]}
+    assert rates["features.network.encoder.pos_embedding"] == rates["features.network.conv_proj.weight"] == 0.5**count
 
 
 def test_a_snapshot_brings_back_every_bit(resnet: Base) -> None:
