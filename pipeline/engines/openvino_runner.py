@@ -35,6 +35,7 @@ def computes_bf16() -> bool:
 class OpenvinoRunner:
     """Runner of OpenVINO on a CPU, of a graph that `onnx_graph` made; raises `EngineError` where it is refused.
 
+    `shapes` are those of one image's features, one a layer.
     A core has a stream of its own. One request on all cores at a time was never faster by more than the noise, and
     would leave no core to decoding meanwhile: `on_all_cores` is for fewer images than cores.
     """
@@ -46,11 +47,9 @@ class OpenvinoRunner:
         self._cores = cores
         self._precision = precision
         self._narrow = _Requests(compiled(graph, cores=cores, streams=cores, precision=precision))
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of one image's features, one a layer."""
-        return [layer.shape[1:] for layer in self._narrow(np.zeros(self._narrow.image_shape, np.uint8))]
+        # The first array must not be given to OpenVINO by two threads at once: each may wait for the other for ever.
+        blank = self._narrow(np.zeros(self._narrow.image_shape, np.uint8))
+        self.shapes = [layer.shape[1:] for layer in blank]
 
     def on_one_core(self, pixels: Pixels) -> Features:
         """Compute one float32 array (B, ...) a layer of uint8 (B, H, W, 3), on any thread, on several at once."""

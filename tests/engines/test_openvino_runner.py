@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cheap import recipe_for
 from networks import engine_of, largest_difference, noise
@@ -118,3 +119,32 @@ def test_a_run_reports_nothing_to_anybody(photo_folder: Path, tmp_path: Path) ->
 def test_a_process_has_one_core() -> None:
     """Several that were made and gone left its memory damaged."""
     assert openvino_runner._core() is openvino_runner._core()
+
+
+#: Runs a graph on two threads at once, which are the first to do so.
+AT_ONCE = """
+import sys, threading
+import numpy as np
+from pipeline.engines.openvino_runner import OpenvinoRunner
+runner = OpenvinoRunner(open(sys.argv[1], "rb").read(), cores=2)
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(2)
+def work():
+    start.wait()
+    runner.on_one_core(np.zeros((1, 8, 8, 3), np.uint8))
+threads = [threading.Thread(target=work) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_the_first_two_threads_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """OpenVINO's own first look at NumPy is not made for two threads: they did, one time in a few."""
+    pixels = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["batch", 8, 8, 3])
+    layer = onnx.helper.make_tensor_value_info("layer0", onnx.TensorProto.FLOAT, ["batch", 8, 8, 3])
+    node = onnx.helper.make_node("Cast", ["pixels"], ["layer0"], to=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph([node], "cast", [pixels], [layer])
+    opset = onnx.helper.make_opsetid("", 18)
+    file = tmp_path / "cast.onnx"
+    file.write_bytes(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
+    subprocess.run([sys.executable, "-c", AT_ONCE, str(file)], timeout=60, check=True)
