@@ -236,7 +236,8 @@ def _started(
     size = settings.batch_size
     if isinstance(place, CoreThreads):
         room = budget("cpu", settings.memory)
-        key = f"{graph_key(recipe)}-{runner.name}-{recipe.precision}-{place.count}"
+        plain = recipe.model_copy(update={"calibration": None})  # whose ranges change no speed
+        key = f"{graph_key(plain)}-{runner.name}-{recipe.precision}-{place.count}"
         return CpuEngine(runner, shapes, transform, place, batch_size=size, room=room, key=key)
     room = budget(str(place), settings.memory)
     return GpuEngine(cast("TorchRunner", runner), shapes, transform, place, batch_size=size, room=room)
