@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ Scores = NDArray[np.float64]
 ABSENT = -1e30
 #: Sharpest and flattest softmax that a temperature may ask for; scores of separable classes would ask for more.
 _LOG_RANGE = (-7.0, 9.0)
+_TINY = 1e-300
 
 
 def softmax(scores: NDArray[np.floating], inverse_temperature: float = 1.0) -> Scores:
@@ -34,18 +37,35 @@ def fit_inverse_temperature(scores: NDArray[np.floating], y: NDArray[np.int64], 
     of_any = scores.mean(axis=1, where=scores > ABSENT / 2)
     of_truth = (rows * scores[np.arange(rows), y] + of_any) / (rows + 1)
 
-    def slope(log_inverse: float) -> float:
-        expected = (softmax(scores, float(np.exp(log_inverse))) * scores).sum(axis=1)
-        return float(((expected - of_truth) * weights).sum())
+    def slope(log_inverse: float) -> tuple[float, float]:
+        """Return the slope of the loss over the inverse temperature, and its own over the logarithm of that."""
+        inverse = float(np.exp(log_inverse))
+        likely = softmax(scores, inverse)
+        expected = np.einsum("nc,nc->n", likely, scores)
+        spread = np.einsum("nc,nc,nc->n", likely, scores, scores) - expected**2
+        return float((expected - of_truth) @ weights), inverse * float(spread @ weights)
 
-    low, high = _LOG_RANGE
-    if slope(high) <= 0:
-        return float(np.exp(high))
-    if slope(low) >= 0:
-        return float(np.exp(low))
-    from scipy.optimize import brentq  # which answers do without
+    return float(np.exp(_root(slope, *_LOG_RANGE)))
 
-    return float(np.exp(brentq(slope, low, high, xtol=1e-8)))
+
+def _root(rising: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
+    """Return where a `rising` function, which gives its slope too, is zero, or the end that is next to it.
+
+    By Newton's steps, and by halves where these would leave the range that it is known to lie in.
+    """
+    if rising(high)[0] <= 0:
+        return high
+    if rising(low)[0] >= 0:
+        return low
+    at = (low + high) / 2
+    for _ in range(60):
+        value, slope = rising(at)
+        low, high = (low, at) if value > 0 else (at, high)
+        before, ahead = at, at - value / max(slope, _TINY)
+        at = ahead if low < ahead < high else (low + high) / 2
+        if abs(at - before) < 1e-9:
+            break
+    return at
 
 
 def least_in_set(probabilities: NDArray[np.floating], y: NDArray[np.int64], coverage: float) -> float | None:

@@ -18,7 +18,7 @@ from pipeline.errors import HeadError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.contract import Problem, Search
 from pipeline.heads.rows import Rows, block_length
-from pipeline.heads.solvers.gram import add_products, eigen, zero_products
+from pipeline.heads.solvers.gram import eigen, gram
 from pipeline.heads.standard import Standard
 from pipeline.heads.tensors import Tensors
 
@@ -83,15 +83,14 @@ class Decomposition:
 
     def _decompose_covariance(self) -> None:
         dimensions, targets = self._rows.shape[1], len(self.target_mean)
-        products = zero_products(dimensions + targets + 1)
+        products = np.zeros((dimensions + targets + 1, dimensions + targets + 1))
         for which, part in self._blocks():
             root = self._root[which, None]
             part *= root
-            add_products(products, np.concatenate([part, self._values[which], root], axis=1))
-        against = products[dimensions:-1, :dimensions].T
+            products += gram(np.concatenate([part, self._values[which], root], axis=1).T)
+        against = products[:dimensions, dimensions:-1]
         self.feature_mean = products[-1, :dimensions] / self._total
-        products = np.asfortranarray(products[:dimensions, :dimensions])
-        add_products(products, self.feature_mean[None], -self._total)
+        products = products[:dimensions, :dimensions] - self._total * gram(self.feature_mean[:, None])
         self._squares, self._vectors = eigen(products)
         self._against = self._vectors.T @ against
 
@@ -103,11 +102,11 @@ class Decomposition:
         self.feature_mean = np.einsum("n,nd->d", weights, self._features) / self._total
         self._features -= self.feature_mean
         self._features *= self._root[:, None]
-        gram = self._features @ self._features.T
+        similar = gram(self._features)
         direction = self._root / np.linalg.norm(self._root)
         # The intercept is not penalised: its direction gets an eigenvalue of its own and then has no part in the path.
-        gram += np.outer(direction * max(float(gram.diagonal().mean()), 1.0), direction)
-        self._squares, self._vectors = eigen(np.asfortranarray(gram))
+        similar += np.outer(direction * max(float(similar.diagonal().mean()), 1.0), direction)
+        self._squares, self._vectors = eigen(similar)
         self._intercept = int(np.abs(direction @ self._vectors).argmax())
         self._against = self._vectors.T @ self._values
 

@@ -27,6 +27,7 @@ from pipeline.errors import ModelError
 from pipeline.heads.calibration import conformal_quantile
 from pipeline.heads.contract import FeatureSource
 from pipeline.heads.rows import block_length
+from pipeline.heads.solvers.gram import gram, spanned
 from pipeline.heads.tensors import Tensors
 
 FILE = "unlikeness.safetensors"
@@ -292,21 +293,16 @@ def _shrunk(within: Rows) -> tuple[Rows, NDArray[np.float64], float]:
     All comes from the smaller of the two Gram matrices. The shrinkage b2 / d2 towards the identity times the mean is
     that of Ledoit and Wolf; variances beyond the first `DIRECTIONS` are replaced by their mean, which is the rest's.
     """
-    from scipy.linalg import eigh
-
     count, dimensions = within.shape
     deviations = within.astype(np.float64)
     wide = dimensions > count
-    gram = (deviations @ deviations.T if wide else deviations.T @ deviations) / count
-    total, squares = float(np.trace(gram)), float(np.square(gram).sum())
+    products = gram(deviations if wide else deviations.T) / count
+    total, squares = float(np.trace(products)), float(np.square(products).sum())
     mean = max(total / dimensions, _TINY)
     d2 = max(squares / dimensions - mean**2, _TINY)
     fourth = float(np.square(np.square(deviations).sum(axis=1)).sum()) / count
     b2 = min(max((fourth - squares) / count / dimensions, 0.0), d2)
-    size = len(gram)
-    values, vectors = eigh(gram, subset_by_index=[max(size - DIRECTIONS, 0), size - 1])
-    kept = values > max(float(values[-1]) * 1e-10, _TINY)
-    values, vectors = values[kept], vectors[:, kept]
+    values, vectors = (found[..., -DIRECTIONS:] for found in spanned(products))
     directions = (deviations.T @ vectors / np.sqrt(values * count)).T if wide else vectors.T
     share = b2 / d2
     rest = max(total - float(values.sum()), 0.0) / max(dimensions - len(values), 1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.rows import ArrayRows, Rows
 from pipeline.heads.solvers.arrays import Array, cast, device_of, double, library, put
-from pipeline.heads.solvers.gram import LARGEST_DECOMPOSITION, add_products, eigen, gram, spanned, zero_products
+from pipeline.heads.solvers.gram import LARGEST_DECOMPOSITION, eigen, gram, spanned
 from pipeline.heads.standard import Standard
 
 if TYPE_CHECKING:
@@ -178,10 +178,7 @@ def _directions(rows: Rows, standard: Standard) -> tuple[NDArray[np.float64], Si
     """Variances (D,) and directions (D, D) of standardised features, from as many of the rows as tell them."""
     count, dimensions = rows.shape
     some = rows.take(np.arange(0, count, max(count // (ENOUGH_ROWS * dimensions), 1)))
-    products = zero_products(dimensions)
-    for _, block in some.blocks():
-        add_products(products, standard.apply(block).astype(np.float64))
-    squares, vectors = eigen(products)
+    squares, vectors = eigen(np.sum([gram(standard.apply(block).T) for _, block in some.blocks()], axis=0))
     return squares / some.shape[0], vectors.astype(np.float32)
 
 

@@ -62,5 +62,5 @@ class Coordinates:
 
 def _inverse_root(matrix: Matrix) -> Matrix:
     """G^-1/2 of a Gram matrix (n, n), of its pseudo-inverse where it has no full rank."""
-    squares, vectors = spanned(np.array(matrix, order="F"))
+    squares, vectors = spanned(matrix)
     return np.asarray(vectors / np.sqrt(squares) @ vectors.T)

@@ -27,7 +27,7 @@ def rbf(rows: Array, vectors: Array, gamma: float) -> Array:
 
 def kernel_basis(rows: Array, landmarks: Array, gamma: float) -> RotatedRows:
     """Coordinates of rows (n, D) by landmarks (m, D), whose weights leave as those (m, M) of the landmarks."""
-    values, vectors = spanned(np.asfortranarray(rbf(landmarks, landmarks, gamma)))
+    values, vectors = spanned(rbf(landmarks, landmarks, gamma))
     back = vectors / np.sqrt(values)
     features = (rbf(rows, landmarks, gamma) @ back).astype(np.float32)
     return RotatedRows.of(features, np.square(features).mean(axis=0), back=back)
