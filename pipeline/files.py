@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+#: The file in the folder of a model whose base was trained too.
+TUNED = "base.safetensors"
+
 # --- the system calls of a writer
 
 

@@ -67,6 +67,21 @@ NEEDS = {
     "predict ridge photos": {"safetensors", "onnxruntime"},
     "evaluate svm photos": {"h5py", "safetensors", "onnxruntime", "scipy"},
     "evaluate ridge f.h5": {"h5py", "safetensors", "scipy"},
+    "fit-head f.h5 --head linear -o linear": {"h5py", "safetensors", "scipy", "matplotlib", "jinja2"},
+    "fit-head f.h5 --head ridge -o ridge2": {"h5py", "safetensors", "scipy", "matplotlib", "jinja2"},
+    "fit-head f.h5 --head svm -o svm2": {"h5py", "safetensors", "scipy", "matplotlib", "jinja2"},
+    "fit-head f.h5 --head knn -o knn": {
+        "h5py",
+        "safetensors",
+        "scipy",
+        "matplotlib",
+        "jinja2",
+        "sklearn",
+        "joblib",
+        "pandas",
+        "pyarrow",
+    },
+    "fit-head n.h5 --head binned --target length -o binned": {"h5py", "safetensors", "scipy", "matplotlib", "jinja2"},
 }
 
 
@@ -77,6 +92,13 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photos(folder / "photos" / "ants", 6, first_seed=0, colour=(200, 60, 40))
     write_photos(folder / "photos" / "bees", 6, first_seed=100, colour=(40, 60, 200))
     pipeline.extract(folder / "photos", folder / "f.h5", base="squeezenet1_1", weights="embedded")
+    (folder / "lengths.csv").write_text(
+        "id,length\n"
+        + "".join(f"{name}/00{n}.jpg,{n + 7 * (name == 'bees')}.5\n" for name in ("ants", "bees") for n in range(6))
+    )
+    pipeline.extract(
+        folder / "photos", folder / "n.h5", base="squeezenet1_1", weights="embedded", labels=folder / "lengths.csv"
+    )
     for head in ("ridge", "svm"):
         pipeline.fit_head(folder / "f.h5", folder / head, head=head)
     return folder

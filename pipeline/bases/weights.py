@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.errors import BaseError
-from pipeline.files import digest_tensors
+from pipeline.files import TUNED, digest_tensors
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ UNREADABLE = (
     *(KeyError, IndexError, TypeError, AttributeError, AssertionError),
 )
 SECONDS_TO_CONNECT = 10.0
-TUNED = "base.safetensors"  # in the folder of a model whose base was trained too
 COUNTER = "num_batches_tracked"  # of batch norm, unused by a frozen one and absent from old files
 
 

@@ -71,8 +71,9 @@ def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Wat
     """Train the head called `name`, or the best one where the name is regressor or auto; `watch` hears how far."""
     if name not in CHOOSERS:
         folds = problem.folds(settings.cv, settings.seed)
-        settings = with_power(problem, folds, settings)
-        head = _fit(name, problem, settings, Course(watch, HEADS[name].cost))
+        course = Course(watch, HEADS[name].cost)
+        settings, trained = with_power(problem, folds, settings, course, names=(name,))
+        head = trained.get(name) or _fit(name, problem, settings, course)
         if folds is not None and problem.known(folds).all() and _nests(head, problem):
             head.search.nested = nested_probabilities(head, problem, folds)
         return Trained(head, notices=head.search.notices)
@@ -82,7 +83,11 @@ def train_head(name: str, problem: Problem, settings: FitSettings, *, watch: Wat
         raise HeadError(f"{name} compares heads by cross-validation and there are too few rows; name one with --head")
     each = sum(HEADS[one].cost for one in names if one != BlendHead.name)
     course = Course(_Limit(settings.minutes, watch), each * (int(folds.max()) + 2 if settings.contest else 1))
-    heads, late = _train_all(names, problem, folds, with_power(problem, folds, settings), course)
+    try:
+        powered, trained = with_power(problem, folds, settings, course, names=names)
+        heads, late = _train_all(names, problem, folds, powered, trained, course)
+    except _TimeIsUpError:
+        heads, late = {}, names
     if not heads:
         raise HeadError(f"no head was trained within {settings.minutes} minutes; raise --minutes")
     if late:
@@ -135,15 +140,16 @@ def _train_all(
     problem: Problem,
     folds: NDArray[np.int64] | None,
     settings: FitSettings,
+    trained: Mapping[str, Head],
     course: Course,
     on: str = "",
 ) -> tuple[dict[str, Head], list[str]]:
-    """Train heads in the order of their cost, and the blend of them; also return those for which no time was left."""
+    """Train heads in the order of their cost, but those that are, and the blend; also return those that were late."""
     heads: dict[str, Head] = {}
     late = []
     for name in sorted(set(names) - {BlendHead.name}, key=lambda name: (HEADS[name].cost, name)):
         try:
-            heads[name] = _fit(name, problem, settings, course, folds=folds, on=on)
+            heads[name] = trained.get(name) or _fit(name, problem, settings, course, folds=folds, on=on)
         except _TimeIsUpError:
             late.append(name)
     if BlendHead.name in names and len(heads.keys() & MEMBERS.keys()) > 1:
@@ -161,35 +167,47 @@ def _compared(
     return standings(problem.take(known), {name: said[known] for name, said in scores.items()}, seed, prefer=prefer)
 
 
-def with_power(problem: Problem, folds: NDArray[np.int64] | None, settings: FitSettings) -> FitSettings:
-    """Return settings whose power is chosen, where it is auto: by the rows of `problem` alone."""
-    if settings.power != "auto":
-        return settings
-    pays = folds is not None and settings.solver != "sgd" and root_is_clearly_better(problem, folds, settings)
-    return settings.model_copy(update={"power": "sqrt" if pays else "none"})
+def with_power(
+    problem: Problem,
+    folds: NDArray[np.int64] | None,
+    settings: FitSettings,
+    course: Course | None = None,
+    *,
+    names: Sequence[str] = (),
+    on: str = "",
+) -> tuple[FitSettings, dict[str, Head]]:
+    """Return settings whose power is chosen, where it is auto, and the heads that were trained with them to choose it.
 
-
-def root_is_clearly_better(problem: Problem, folds: NDArray[np.int64], settings: FitSettings) -> bool:
-    """Whether a linear model of the root of features has less out-of-fold loss, row by row, by more than chance.
-
-    Linear models tell for all heads: what they gain by it the others gain too. Of many images some are enough to see a
-    gain that is worth having.
+    The root is taken if a linear model of it has less out-of-fold loss, row by row, by more than chance, on the rows of
+    `problem` alone. Linear models tell for all heads: what they gain by it the others gain too. Of many images some are
+    enough to see a gain that is worth having. Where that trains one of the `names`, it is a piece of the `course`.
     """
-    if len(problem.y) > ENOUGH_IMAGES:
+    if settings.power != "auto":
+        return settings, {}
+    plain, root = (settings.model_copy(update={"power": power}) for power in ("none", "sqrt"))
+    if folds is None or settings.solver == "sgd":
+        return plain, {}
+    few = len(problem.y) <= ENOUGH_IMAGES
+    if not few:
         some = np.random.default_rng(settings.seed).permutation(len(problem.y))[:ENOUGH_IMAGES]
         problem, found = problem.take(np.sort(some)), None
         found = problem.folds(settings.cv, settings.seed)
         if found is None:
-            return False
+            return plain, {}
         folds = found
     known = problem.known(folds)
     kind = LinearHead if problem.task == "classes" else RidgeHead
-    losses = []
-    for power in ("none", "sqrt"):
-        head = kind(problem.task, settings.model_copy(update={"power": power}))
-        head.fit(replace(problem, watch=unwatched), folds)
-        losses.append(row_losses(problem, np.asarray(head.fold_scores(problem, folds)), known))
-    return _clearly_more(losses[0] - losses[1], problem.groups[known])
+    watch: Watch = unwatched
+    if course is not None and few and kind.name in names:
+        watch = course.next(f"{on}{kind.name}", kind.cost)
+    halves = Course(watch, 2.0)
+    heads = [
+        kind(problem.task, one).fit(replace(problem, watch=halves.next(f"power {one.power}", 1.0)), folds)
+        for one in (plain, root)
+    ]
+    losses = [row_losses(problem, np.asarray(head.fold_scores(problem, folds)), known) for head in heads]
+    pays = _clearly_more(losses[0] - losses[1], problem.groups[known])
+    return (root if pays else plain), ({kind.name: heads[pays]} if few else {})
 
 
 def _clearly_more(gain: NDArray[np.float64], groups: NDArray[np.int64]) -> bool:
@@ -275,9 +293,9 @@ class Contest:
         self.played |= self._folds == fold
         outside = np.flatnonzero(self._folds == fold)
         folds = inside.folds(self._settings.cv, self._settings.seed)
-        settings = with_power(inside, folds, self._settings)
         place = f"outer fold {fold + 1} of {int(self._folds.max()) + 1}, "
-        heads, late = _train_all(self._names, inside, folds, settings, self._course, place)
+        settings, trained = with_power(inside, folds, self._settings, self._course, names=self._names, on=place)
+        heads, late = _train_all(self._names, inside, folds, settings, trained, self._course, place)
         if late:
             raise _TimeIsUpError
         for name, head in heads.items():

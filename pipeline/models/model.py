@@ -16,6 +16,7 @@ from pipeline.config import BaseSettings, Recipe, RerunSettings
 from pipeline.config.options import RerunOptions
 from pipeline.config.signatures import takes
 from pipeline.errors import BaseError, ModelError, RecipeMismatchError, SettingsError
+from pipeline.files import TUNED
 from pipeline.heads import Head
 from pipeline.heads.unlikeness import FILE as UNLIKENESS_FILE
 from pipeline.heads.unlikeness import Unlikeness
@@ -116,7 +117,6 @@ class Model:
 
     def _load_base(self, known: BaseRecord, recipe: Recipe) -> Base:
         from pipeline.bases import base_of  # 180 MB of torchvision that a head on features does without
-        from pipeline.bases.weights import TUNED
 
         weights = known.weights if known.fine_tuned else self._settings.weights or known.weights
         fine_tuned = self.folder / TUNED if known.fine_tuned else None
@@ -156,7 +156,6 @@ class Model:
 
     def _embedder(self, load: Callable[[], Base], known: BaseRecord, recipe: Recipe) -> Embedder:
         """Make the embedder of one base."""
-        from pipeline.bases.weights import TUNED
         from pipeline.engines.embedder import Embedder
 
         if self.views == 1:
@@ -269,7 +268,6 @@ def start_base(settings: BaseSettings, *, seed: int) -> Base:
     from dataclasses import replace
 
     from pipeline.bases import is_known, load_base
-    from pipeline.bases.weights import TUNED
 
     folder = Path(settings.base)
     if is_known(settings.base) or not (folder / "model.json").exists():

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.heads import HEADS, load_head
 from pipeline.heads.power import Power
 from pipeline.heads.rows import StreamedRows
-from pipeline.heads.selection import root_is_clearly_better, train_head
+from pipeline.heads.selection import train_head, with_power
 
 QUICK = FitSettings.of({"epochs": 4, "hidden": 16, "cv": 3})
 PAIRS = [(name, task) for name in HEADS for task in HEADS[name].learns]
@@ -58,9 +58,9 @@ def test_it_is_taken_where_it_is_clearly_better_and_then_is():
 def test_features_are_left_as_they_are_where_they_are_fine(seed):
     problem = problem_of(*blobs(200, 24, 3, seed=seed))
     folds = problem.folds(5, 13)
-    assert not root_is_clearly_better(problem, folds, FitSettings.of({}))
+    assert with_power(problem, folds, FitSettings.of({}))[0].power == "none"
     numbers = problem_of(*line(200, 10, seed=seed))
-    assert not root_is_clearly_better(numbers, numbers.folds(5, 13), FitSettings.of({}))
+    assert with_power(numbers, numbers.folds(5, 13), FitSettings.of({}))[0].power == "none"
 
 
 def test_copies_are_no_evidence():
@@ -69,8 +69,24 @@ def test_copies_are_no_evidence():
     few = problem_of(features, y)
     many = problem_of(np.tile(features, (40, 1)), np.tile(y, 40), groups=np.tile(np.arange(24), 40))
     settings = FitSettings.of({"cv": 3})
-    assert not root_is_clearly_better(few, few.folds(3, 13), settings)
-    assert not root_is_clearly_better(many, many.folds(3, 13), settings)
+    assert with_power(few, few.folds(3, 13), settings)[0].power == "none"
+    assert with_power(many, many.folds(3, 13), settings)[0].power == "none"
+
+
+@pytest.mark.parametrize(("name", "data"), [("linear", lambda: contrasts(300)), ("ridge", lambda: line(90, 24))])
+def test_the_model_that_told_is_the_head_and_is_not_trained_again(name, data, monkeypatch):
+    """It is the very head that is trained with the power that is named."""
+    problem = problem_of(*data())
+    trained = []
+    train = HEADS[name].train
+    monkeypatch.setattr(HEADS[name], "nests", 0)
+    monkeypatch.setattr(HEADS[name], "train", lambda self, *given: trained.append(1) or train(self, *given))
+    told = train_head(name, problem, FitSettings.of({"head": name})).head
+    assert len(trained) == 2
+    power = told.search.chosen.get("power", "none")
+    named = train_head(name, problem, FitSettings.of({"head": name, "power": power})).head
+    np.testing.assert_array_equal(told.weight, named.weight)
+    assert told.search.chosen == named.search.chosen
 
 
 @pytest.mark.parametrize(("name", "task"), PAIRS)
