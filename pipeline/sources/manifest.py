@@ -65,10 +65,6 @@ class FileImage:
 
     path: str
 
-    def __reduce__(self) -> tuple[type[FileImage], tuple[str]]:
-        """Travel between processes in a third of the time that a frozen class takes by itself."""
-        return FileImage, (self.path,)
-
     @property
     def where(self) -> str:
         """Path, for messages."""
@@ -113,10 +109,6 @@ class Record:
     id: str
     image: ImageRef
     split: str
-
-    def __reduce__(self) -> tuple[type[Record], tuple[int, str, ImageRef, str]]:
-        """Travel as `FileImage` does."""
-        return Record, (self.index, self.id, self.image, self.split)
 
 
 @dataclass(frozen=True)
@@ -224,6 +216,13 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.records)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as columns, which takes a tenth of the time that an object for each row takes."""
+        columns = [[getattr(record, name) for record in self.records] for name in ("index", "id", "image", "split")]
+        if all(type(image) is FileImage for image in columns[2]):
+            columns[2] = [image.path for image in columns[2]]
+        return _of_columns, (columns, self.source, self.targets, self.notices, self.containers)
+
     def rows(self, start: int, stop: int) -> Manifest:
         """Return the rows from `start` up to `stop`, numbered from 0 again; codes of classes stay the same."""
         if not 0 <= start < stop <= len(self):
@@ -241,6 +240,12 @@ class Manifest:
         """Raise `SourceError` where a file that holds many of the images is not the one that was listed any more."""
         for container in self.containers:
             container.require_unchanged()
+
+
+def _of_columns(columns: Sequence[Sequence[Any]], source: str, *rest: Any) -> Manifest:
+    indices, ids, images, splits = columns
+    images = [FileImage(image) if isinstance(image, str) else image for image in images]
+    return Manifest(source, list(map(Record, indices, ids, images, splits)), *rest)
 
 
 class Row(NamedTuple):
