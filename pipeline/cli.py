@@ -207,7 +207,7 @@ def print_lines(text: str) -> None:
 def extract(
     source: str, output: Path, dry_run: bool, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
-    """Stage 1: run the frozen base over the images of SOURCE, once, and keep the features in an HDF5 file.
+    """Stage 1: images to features, once, in an HDF5 file.
 
     The same command again computes only what is missing. SOURCE is one of:
 
@@ -232,7 +232,10 @@ def extract(
 def fit_head(
     stores: tuple[Path, ...], output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
-    """Stage 2: train a head on the cached features of STORE; of several, the same images through several bases."""
+    """Stage 2: train a head on the cached features of STORE.
+
+    Several STOREs are of the same images, each through another base: their features stand side by side.
+    """
     from pipeline.commands.fit_head import fit_head as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -246,7 +249,10 @@ def fit_head(
 @force_option
 @reporting
 def finetune(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Stage 3, optional: train the network on the images of SOURCE (as extract takes it), wholly or in part."""
+    """Stage 3, optional: train the network too, wholly or in part.
+
+    SOURCE is images with labels, as extract takes them.
+    """
     from pipeline.commands.finetune import finetune as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -264,7 +270,7 @@ running = settings_options(RerunSettings, "weights", "device", "engine", "max_pi
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to list.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to list.")
 @click.option("--csv", "table", type=click.Path(path_type=Path), help="Write the predictions to this file too.")
 @threshold_option
 @click.option("--no-unknown", is_flag=True, help="Say nothing of how unlike the training pictures an image is.")
@@ -281,7 +287,10 @@ def predict(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Predict the class or number of each IMAGE (files, or folders of them) with MODEL."""
+    """Predict the class or number of images with MODEL.
+
+    An IMAGE is a file, or a folder of which all images are meant.
+    """
     from pipeline.commands.predict import predict as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -305,7 +314,9 @@ def predict(
 @force_option
 @reporting
 def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Write MODEL as one ONNX file, from the pixels of an image to its answer, for any runtime and language.
+    """Write MODEL as one ONNX file, for any runtime and language.
+
+    It goes from the pixels of an image to its answer.
 
     A feature file F.h5 is written as a Parquet table for viewers of embeddings: ids, labels, thumbnails, a map.
     """
@@ -333,7 +344,10 @@ def export(model: Path, output: Path, as_json: bool, quiet: bool, verbose: bool,
 @force_option
 @reporting
 def evaluate(model: Path, sources: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Score MODEL on SOURCE: a feature file (one of each base), or labelled images as extract takes them."""
+    """Score MODEL on other images or features.
+
+    SOURCE is a feature file (one of each base), or labelled images as extract takes them.
+    """
     from pipeline.commands.evaluate import evaluate as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -346,7 +360,9 @@ def evaluate(model: Path, sources: tuple[str, ...], as_json: bool, quiet: bool, 
 @settings_options(FinetuneSettings, "train", "layer")
 @reporting
 def bases(filter: str, modules: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """List the bases whose name holds FILTER: layers, dimensions, parameters, weights.
+    """List the bases whose name holds FILTER, or one's modules.
+
+    A line has name, dimensions, parameters, layers and weights.
 
     With --modules, FILTER is the name of one base, and its modules are listed with the shapes of their outputs and
     their parameters; --train says which of them a fine-tuning would train, --layer which layers its head would take.
@@ -376,7 +392,7 @@ def bases(filter: str, modules: bool, as_json: bool, quiet: bool, verbose: bool,
 @click.argument("path", type=click.Path(path_type=Path))
 @reporting
 def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Describe PATH: a feature file, a folder of parts, or a model folder."""
+    """Describe a feature file, a folder of parts, or a model."""
     from pipeline.commands.info import info as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -385,15 +401,27 @@ def info(path: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path))
-@click.option("--source", help="Its images; else those that the file names, if it names a file or a folder.")
-@click.option("--recompute", type=click.IntRange(min=0), default=0, show_default=True, help="Rows to extract anew.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=13, show_default=True, help="Seed of the choice of those rows."
+    "--source", metavar="SOURCE", help="Its images; else those that the file names, if it names a file or a folder."
+)
+@click.option(
+    "--recompute", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Rows to extract anew."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=13,
+    show_default=True,
+    metavar="N",
+    help="Seed of the choice of those rows.",
 )
 @running
 @reporting
 def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Check every byte of STORE; with --recompute N also that N rows are what their images give today."""
+    """Check every byte of a feature file.
+
+    With --recompute N also that N rows are what their images give today.
+    """
     from pipeline.commands.verify import verify as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -409,7 +437,10 @@ def verify(store: Path, as_json: bool, quiet: bool, verbose: bool, **options: An
 @force_option
 @reporting
 def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Make one feature file of all its PARTs (files, or one folder of them)."""
+    """Make one feature file of its parts.
+
+    A PART is a file, or a folder of them.
+    """
     from pipeline.commands.merge import merge as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -422,7 +453,10 @@ def merge(parts: tuple[Path, ...], output: Path, force: bool, as_json: bool, qui
 @settings_options(FetchSettings)
 @reporting
 def fetch(lists: tuple[str, ...], output: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Download the images of lists of URLs, one a line; images.csv in the output is a source for extract."""
+    """Download the images of lists of URLs.
+
+    A list has a URL a line; images.csv in the output is a source for extract.
+    """
     from pipeline.commands.fetch import fetch as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -436,7 +470,10 @@ def fetch(lists: tuple[str, ...], output: Path, as_json: bool, quiet: bool, verb
 @force_option
 @reporting
 def label(source: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Draw a number for each image of SOURCE by its class; the table is a source for extract, with a histogram."""
+    """Draw a random number for each image by its class.
+
+    The table is a source for extract, and its histogram stands beside it.
+    """
     from pipeline.commands.label import label as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -450,7 +487,10 @@ def label(source: str, output: Path, force: bool, as_json: bool, quiet: bool, ve
 @force_option
 @reporting
 def compare(models: tuple[Path, ...], as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Compare MODELs, or folders of evaluate -o, on the same rows: scores, differences with paired intervals."""
+    """Compare models on the same rows.
+
+    A MODEL is a model folder, or one of evaluate -o. Differences have paired intervals.
+    """
     from pipeline.commands.compare import compare as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -464,7 +504,10 @@ def compare(models: tuple[Path, ...], as_json: bool, quiet: bool, verbose: bool,
 @force_option
 @reporting
 def plot(path: str, output: Path, force: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Draw pictures of a model, a feature file or images: one --kind to a file, several or all to a folder."""
+    """Draw pictures of a model, a feature file or images.
+
+    One --kind goes to a file NAME.png, several or all there are to a folder.
+    """
     from pipeline.commands.plot import plot as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -479,7 +522,10 @@ def plot(path: str, output: Path, force: bool, as_json: bool, quiet: bool, verbo
 @retrain_option
 @reporting
 def run(config: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Run the experiment that a TOML file describes; a step that is up to date is left as it is."""
+    """Run the experiment that a TOML file describes.
+
+    Its tables are commands. A step that is up to date is left as it is.
+    """
     from pipeline.commands.run import ExperimentResult, run_steps
 
     begin(quiet=quiet, verbose=verbose)
@@ -505,7 +551,10 @@ def run(config: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, 
 @output_option("artifacts/demo")
 @reporting
 def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Run every stage once, offline: handwritten digits become features, heads, predictions and plots."""
+    """Run every stage once, offline, on handwritten digits.
+
+    They become features, heads, predictions and plots.
+    """
     from pipeline.commands.demo import demo as stage
 
     begin(quiet=quiet, verbose=verbose)
@@ -516,7 +565,10 @@ def demo(output: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.option("--clean", is_flag=True, help="Remove the activations that finetune has cached.")
 @reporting
 def doctor(clean: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
-    """Look at this machine and what is installed, for a bug report: versions, CPU, engines, devices, caches, room."""
+    """Look at this machine and what is installed, for a bug report.
+
+    That is versions, CPU, engines, devices, caches and room.
+    """
     from pipeline.commands.doctor import doctor as stage
 
     begin(quiet=quiet, verbose=verbose)

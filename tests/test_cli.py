@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from conftest import Trained
 from packaging.version import Version
 from pictures import encoded, photo, write_photos
@@ -340,3 +341,9 @@ def test_every_head_is_offered(console_script: Path) -> None:
 
     said = completed(console_script, "bash_complete", COMP_WORDS="pipeline fit-head --head ", COMP_CWORD="3")
     assert said.split() == [f"plain,{name}" for name in (*HEADS, *CHOOSERS)]
+
+
+def test_the_list_of_commands_says_each_in_a_whole_sentence() -> None:
+    lines = CliRunner().invoke(cli.cli, ["--help"]).output.partition("Commands:")[2].strip().splitlines()
+    assert len(lines) == len(cli.cli.commands)
+    assert [line for line in lines if not line.endswith(".") or line.endswith("...")] == []
