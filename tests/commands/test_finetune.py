@@ -209,7 +209,7 @@ def test_what_does_not_beat_its_head_is_the_head(source: Path, fitted: Path, tmp
 
 
 def test_a_tuned_model_is_the_base_of_stage_one(
-    source: Path, few: Path, tuned: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tuned: FinetuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Path(shutil.copytree(tuned.model, tmp_path / "tuned"))
     recipe = load_model(model).record.recipe
@@ -241,8 +241,9 @@ def test_a_tuned_model_is_the_base_of_stage_one(
     assert verify(stores[0], recompute=2, weights=str(tmp_path / "moved" / "base.safetensors")).ok
     with pytest.raises(BaseError, match=r"tuned' is no name, nor the folder of a fine-tuned model"):
         extract(source, tmp_path / "no.h5", base=str(model))
-    other = finetune(few, tmp_path / "tuned", base=str(tmp_path / "moved"), **QUICK).model
+    other = finetune(source, tmp_path / "tuned", base=str(tmp_path / "moved"), **{**QUICK, "lr": 0.003}).model
     assert load_model(other).base.transform == load_model(tuned.model).base.transform
+    assert load_model(other).base.digest != recipe.weights
     monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "as empty"))
     with pytest.raises(ModelError, match=r"holds [0-9a-f]{12}; give the right file with --weights FILE"):
         predict(head, images)
