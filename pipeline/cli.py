@@ -598,6 +598,7 @@ def main() -> NoReturn:
     """Run the command line; every error of this package is one line on stderr."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no process that we start imports what lies in the current folder
     _open_closed_streams()
+    _hush_all_but_the_first()
     with obeying_signals(_epitaph) as interruption:
         try:
             status = _call()
@@ -637,6 +638,14 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
             os.dup2(getattr(sys, name).fileno(), number)
+
+
+def _hush_all_but_the_first() -> None:
+    """Leave speaking to the first of the processes that torchrun started for one command."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
 
 
 def _epitaph() -> str:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,7 +30,7 @@ from pipeline.commands.results import Result
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.config.options import FinetuneOptions
 from pipeline.config.signatures import takes
-from pipeline.devices import cores, pick_device
+from pipeline.devices import cores
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import digest_json, digest_tensors, lock, made_parents, named, refuse_existing, require_room
 from pipeline.heads import LinearHead
@@ -49,10 +50,10 @@ from pipeline.scores import Scored
 from pipeline.sources import Manifest, Target, Task, choose_target, log_notices, read_manifest, shown
 from pipeline.sources.groups import without_group
 from pipeline.text import plural
-from pipeline.training.batches import Batch, Feeder, Images, Indices, groups
+from pipeline.training.batches import Batch, Feeder, Feeding, Images, Indices, groups
 from pipeline.training.cached import Choice, CutFeeder, CutRows, choose
 from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place, stopped_request
-from pipeline.training.cut import find_cut
+from pipeline.training.cut import Cut, find_cut
 from pipeline.training.dataset import Examples, expected_rows, read_images, split_examples
 from pipeline.training.line import Part, Verdict, settle
 from pipeline.training.loop import Classes, Epoch, Goal, History, Numbers, Trainer, train
@@ -69,6 +70,7 @@ from pipeline.training.network import (
     start_from,
     write_base,
 )
+from pipeline.training.processes import Team
 from pipeline.training.recipes import Case, Hyperparameters, resolve
 from pipeline.training.start import fit_weights, weights_of
 
@@ -175,23 +177,38 @@ def finetune(
     where the start cannot be had.
     """
     settings = FinetuneSettings.of(options)
-    refuse_existing(Path(output), last="model.json", replace=force)
-    with made_parents(Path(output)), named(Path(output)), lock(Path(output)):
-        return _finetune(source, Path(output), settings, force=force, progress=progress)
+    with Team.of_environment() as team:
+        if not team.is_first:
+            return _take_part(source, settings, team)
+        refuse_existing(Path(output), last="model.json", replace=force)
+        with made_parents(Path(output)), named(Path(output)), lock(Path(output)):
+            result = _finetune(source, Path(output), settings, team, force=force, progress=progress)
+        return team.first(lambda: result)
+
+
+def _take_part(source: str | Path, settings: FinetuneSettings, team: Team) -> FinetuneResult:
+    """Do it as one of several processes, which writes nothing; return what the first one made."""
+    job = Job.of(source, settings)
+    choice = job.choose_cut(team, before=None)
+    with ExitStack() as opened:
+        training = start_training(job, choice, opened, team, progress=False)
+        training.run(saved=team.heard(), keep=None, progress=False)
+    result: FinetuneResult = team.heard()
+    return result
 
 
 def _finetune(
-    source: str | Path, output: Path, settings: FinetuneSettings, *, force: bool, progress: bool
+    source: str | Path, output: Path, settings: FinetuneSettings, team: Team, *, force: bool, progress: bool
 ) -> FinetuneResult:
     """Do it as the one who writes `output`."""
     started = time.perf_counter()
     job = Job.of(source, settings)
     job.refuse_no_place(output)
-    choice = job.choose_cut(before=None if force else cached_before(output))
+    choice = job.choose_cut(team, before=None if force else cached_before(output))
     with ExitStack() as opened:
-        training = start_training(job, choice, opened, progress=progress)
+        training = start_training(job, choice, opened, team, progress=progress)
         checkpoint = Checkpoint(output, training.request())
-        saved = checkpoint.read(force=force)
+        saved = team.first(lambda: checkpoint.read(force=force))
         history = training.run(saved=saved, keep=checkpoint.write, progress=progress)
         verdict = training.settle(history) if job.settings.beat_head else None
         parts = training.score(progress=progress)
@@ -237,43 +254,52 @@ class Job:
             require_room(output, sum(one.nbytes for one in self.start.base.module.state_dict().values()))
         refuse_no_place(output, size=checkpoint_bytes(self.network, self.settings))
 
-    def choose_cut(self, *, before: bool | None) -> Choice:
-        """Choose whether what is frozen is computed once; `before` is what a stopped training chose."""
+    def choose_cut(self, team: Team, *, before: bool | None) -> Choice:
+        """Choose whether what is frozen is computed once; `before` is what a stopped training chose.
+
+        The first process measures, and the others do as it does.
+        """
         start = self.start
-        return choose(
-            self.settings,
-            lambda: find_cut(self.network.features, start.base.transform.size),
-            start.base,
-            start.pool,
-            self.manifest,
-            self.target,
-            before=before,
-        )
+
+        def cut() -> Cut:
+            return find_cut(self.network.features, start.base.transform.size)
+
+        if not team.is_first:
+            is_cut, line, seconds = team.heard()
+            return Choice(cut() if is_cut else None, line, seconds)
+        choice = choose(self.settings, cut, start.base, start.pool, self.manifest, self.target, before=before)
+        team.first(lambda: (choice.cut is not None, choice.line, choice.seconds))
+        return choice
 
 
-def start_training(job: Job, choice: Choice, opened: ExitStack, *, progress: bool) -> Training:
+def start_training(job: Job, choice: Choice, opened: ExitStack, team: Team, *, progress: bool) -> Training:
     """Read the images, or compute what passes the cut, and split them; `opened` closes what that takes."""
     manifest, target, settings = job.manifest, job.target, job.settings
     rows: CutRows | None = None
     if choice.cut is None:
-        images = images_of(manifest, target, job.start, settings, progress=progress)
+        images = images_of(manifest, target, job.start, settings, team, progress=progress)
     else:
         job.network.cut_before(choice.cut.suffix)
         rows = opened.enter_context(CutRows(choice.cut, job.start.base, job.start.pool, manifest, settings))
-        images = rows.read_images(target, progress=progress)
+        images = team.in_turn(partial(rows.read_images, target, progress=progress))
     examples = split_examples(manifest, target, images, settings)
     if rows is not None:
-        rows.draw_views(examples.train, progress=progress)
-    training = Training(job, examples, images, choice, rows)
+        team.in_turn(partial(rows.draw_views, examples.train, progress=progress))
+    team.refuse(job.network, batch_size=settings.batch_size, rows=len(examples.train))
+    training = Training(job, examples, images, choice, rows, team)
     opened.enter_context(training.feeder)
     return training
 
 
 def images_of(
-    manifest: Manifest, target: Target, start: Start, settings: FinetuneSettings, *, progress: bool
+    manifest: Manifest, target: Target, start: Start, settings: FinetuneSettings, team: Team, *, progress: bool
 ) -> Images:
-    """Read every image once: those that are good, and why the others are not."""
-    return read_images(
+    """Read every image once, in the first process: those that are good, and why the others are not."""
+    if not team.is_first:
+        images = Images(manifest.records, start.base.transform, max_pixels=settings.max_pixels)
+        images.know(team.heard(), {})
+        return images
+    images = read_images(
         manifest,
         target,
         start.base.transform,
@@ -282,6 +308,8 @@ def images_of(
         max_pixels=settings.max_pixels,
         progress=progress,
     )
+    team.first(lambda: images.sha256)
+    return images
 
 
 # --- where training begins
@@ -422,7 +450,10 @@ def threads(settings: FinetuneSettings) -> int:
 class Training:
     """The training of one network: its feeder of batches, whose ``with`` block is the caller's, and its trainer."""
 
-    def __init__(self, job: Job, examples: Examples, images: Images, choice: Choice, rows: CutRows | None) -> None:
+    def __init__(
+        self, job: Job, examples: Examples, images: Images, choice: Choice, rows: CutRows | None, team: Team
+    ) -> None:
+        self._team = team
         self.notices: list[str] = []
         self._job = job
         self._start = job.start
@@ -433,7 +464,12 @@ class Training:
         self._rows = rows
         self._view = make_view(settings, job.start.base)
         self._beginning: State = {}
-        feeding = {"batch_size": settings.batch_size, "seed": settings.seed, "threads": threads(settings)}
+        feeding: Feeding = {
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+            "threads": max(1, threads(settings) // team.local_count),
+            "team": team,
+        }
         self.feeder = (
             Feeder(images, examples.inputs(), **feeding)
             if rows is None
@@ -443,8 +479,9 @@ class Training:
             job.network,
             make_goal(examples, settings),
             normalize=job.start.base.transform.normalize,
-            device=pick_device(settings.device),
+            device=team.device(settings.device),
             clip=settings.clip,
+            team=team,
         )
 
     def request(self) -> dict[str, Any]:
@@ -469,7 +506,7 @@ class Training:
             CACHED: None if self._choice.cut is None else self._choice.cut.prefix.names,
         }
 
-    def run(self, *, saved: Saved | None, keep: Callable[[Saved], None], progress: bool) -> History:
+    def run(self, *, saved: Saved | None, keep: Callable[[Saved], None] | None, progress: bool) -> History:
         """Train, from what was `saved` on; the network ends with the weights of its best epoch.
 
         `keep` is called after every epoch with all that a training needs to go on from there.
@@ -478,7 +515,7 @@ class Training:
         crops = "crop" in settings.augment
         if self._rows is None:
             self._preprocess([rows for name, rows in examples.parts.items() if name != "train" or not crops], progress)
-        if saved is None or settings.beat_head:
+        if self._team.is_first and (saved is None or settings.beat_head):
             self._begin(progress=progress)
             self._beginning = snapshot(self._trainer.network) if settings.beat_head else {}
         val = examples.held_out["val"]
@@ -486,10 +523,11 @@ class Training:
         total = left * (len(examples.train) + len(val)) + len(val)
         with progress_bar(total, "fine-tuning", show=progress) as bar:
             self._introduce(bar, saved)
+            counted = partial(_counted, bar=bar, times=self._team.count)
             return train(
                 self._trainer,
-                lambda number: _counted(self.feeder.random(examples.train, self._view, number, crops=crops), bar),
-                lambda: _counted(self.feeder.plain(val), bar),
+                lambda number: counted(self.feeder.random(examples.train, self._view, number, crops=crops)),
+                lambda: counted(self.feeder.plain(val, parted=True)),
                 settings=settings,
                 steps=len(groups(examples.train, settings.batch_size)),
                 watch=lambda epoch: bar.say(epoch.summary()),
@@ -703,10 +741,10 @@ def make_goal(examples: Examples, settings: Hyperparameters) -> Goal:
     return Classes(weights, smoothing=settings.label_smoothing)
 
 
-def _counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+def _counted(batches: Iterable[Batch], bar: Bar, times: int = 1) -> Iterator[Batch]:
     for batch in batches:
         yield batch
-        bar.advance(len(batch[0]))
+        bar.advance(times * len(batch[1]))
 
 
 def _single(numbers: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -9,5 +9,6 @@ cut.py         where what is frozen ends, and the network behind it
 cached.py      what passes the cut, computed once
 loop.py        the epochs: steps, measures, the best one kept
 line.py        the line from a fitted head's network to the tuned one, and the verdict
+processes.py   several processes that train one network
 checkpoint.py  a training on the disk after each epoch, to go on from
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import Any, NotRequired, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from pipeline.images.loading import load
 from pipeline.images.transform import InputTransform
 from pipeline.progress import Bar
 from pipeline.sources import Record
+from pipeline.training.processes import Team
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -116,18 +117,33 @@ class Images:
         return np.asarray(decoding.decode(data, self._limits))
 
 
+class Feeding(TypedDict):
+    """Size of batches, seed of their order and views, threads that prepare them; the `team` shares each batch."""
+
+    batch_size: int
+    seed: int
+    threads: int
+    team: NotRequired[Team]
+
+
 class Feeder:
     """Batches of images and their targets, prepared by `threads` ahead of the step that takes them.
 
     `targets` (N,) is by index: int64 codes or float32 numbers. A context manager: at its end the threads end.
     """
 
-    def __init__(self, images: Images, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int) -> None:
+    def __init__(
+        self,
+        images: Images,
+        targets: NDArray[Any],
+        **feeding: Unpack[Feeding],
+    ) -> None:
+        self._team = feeding.get("team") or Team()
         self._images = images
         self._targets = targets
-        self._batch_size = batch_size
-        self._seed = seed
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="view")
+        self._batch_size = feeding["batch_size"]
+        self._seed = feeding["seed"]
+        self._threads = ThreadPoolExecutor(feeding["threads"], thread_name_prefix="view")
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +158,7 @@ class Feeder:
         and the `epoch` alone.
         """
         read = self._random_view(view, epoch, crops)
-        return self._batches(self._shuffled(indices, epoch), read)
+        return self._batches(self._shares(indices, epoch), read)
 
     def first(
         self, indices: Indices, view: View, epoch: int, *, crops: bool, most: int
@@ -155,6 +171,10 @@ class Feeder:
     def _shuffled(self, indices: Indices, epoch: int) -> list[Indices]:
         return groups(np.random.default_rng([self._seed, epoch]).permutation(indices), self._batch_size)
 
+    def _shares(self, indices: Indices, epoch: int) -> list[Indices]:
+        """Return the rows of each batch of an epoch that are this process's."""
+        return [self._team.share(part) for part in self._shuffled(indices, epoch)]
+
     def _random_view(self, view: View, epoch: int, crops: bool) -> Callable[[int], Pixels]:
         read = self._images.whole if crops else self._images.preprocessed
 
@@ -164,9 +184,13 @@ class Feeder:
 
         return random_view
 
-    def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
-        """Yield batches in the order of the indices, without chance."""
-        return self._batches(groups(indices, batch_size), self._images.preprocessed)
+    def plain(self, indices: Indices, *, batch_size: int = 16, parted: bool = False) -> Iterator[Batch]:
+        """Yield batches in the order of the indices, without chance; where they are `parted`, those of this process."""
+        return self._batches(self._plain_parts(indices, batch_size, parted), self._images.preprocessed)
+
+    def _plain_parts(self, indices: Indices, batch_size: int, parted: bool) -> list[Indices]:
+        parts = groups(indices, batch_size)
+        return parts[self._team.rank :: self._team.count] if parted else parts
 
     def _ahead(
         self, parts: Iterable[Indices], read: Callable[[Indices], Prepared]
@@ -191,8 +215,8 @@ class Feeder:
         while waiting:
             yield self._stack(*waiting.popleft())
 
-    def _stack(self, part: Indices, futures: Sequence[Future[Pixels]]) -> tuple[Pixels, NDArray[Any]]:
-        return np.stack([future.result() for future in futures]), self._targets[part]
+    def _stack(self, part: Indices, futures: Sequence[Future[Pixels]]) -> Batch:
+        return np.stack([future.result() for future in futures]) if len(part) else (), self._targets[part]
 
 
 def groups(order: Indices, size: int) -> list[Indices]:

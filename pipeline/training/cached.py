@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from pipeline.progress import progress as progress_bar
 from pipeline.sources import Manifest, Target
 from pipeline.store import Environment, FeatureStore, LayerSpec, StoreWriter
 from pipeline.store.extraction import Extraction
-from pipeline.training.batches import Batch, Feeder, Images, Indices, groups
+from pipeline.training.batches import Batch, Feeder, Feeding, Images, Indices
 from pipeline.training.cut import Cut
 from pipeline.training.dataset import expected_rows
 from pipeline.training.recipes import Hyperparameters
@@ -460,20 +460,18 @@ def _is_written(path: Path) -> bool:
 class CutFeeder(Feeder):
     """Feeder of the rows at a cut in place of images: the same rows, in the same order."""
 
-    def __init__(
-        self, rows: CutRows, images: Images, targets: NDArray[Any], *, batch_size: int, seed: int, threads: int
-    ) -> None:
-        super().__init__(images, targets, batch_size=batch_size, seed=seed, threads=threads)
+    def __init__(self, rows: CutRows, images: Images, targets: NDArray[Any], **feeding: Unpack[Feeding]) -> None:
+        super().__init__(images, targets, **feeding)
         self._rows = rows
 
     def random(self, indices: Indices, view: View, epoch: int, *, crops: bool) -> Iterator[Batch]:
         """Yield the batches of one epoch, shuffled, in the cached views of that epoch."""
-        return self._gathered(self._shuffled(indices, epoch), lambda part: self._rows.random(part, epoch))
+        return self._gathered(self._shares(indices, epoch), lambda part: self._rows.random(part, epoch))
 
-    def plain(self, indices: Indices, *, batch_size: int = 16) -> Iterator[Batch]:
-        """Yield batches in the order of the indices, without chance."""
-        return self._gathered(groups(indices, batch_size), self._rows.plain)
+    def plain(self, indices: Indices, *, batch_size: int = 16, parted: bool = False) -> Iterator[Batch]:
+        """Yield batches in the order of the indices, without chance; where they are `parted`, those of this process."""
+        return self._gathered(self._plain_parts(indices, batch_size, parted), self._rows.plain)
 
     def _gathered(self, parts: list[Indices], read: Callable[[Indices], tuple[NDArray[Any], ...]]) -> Iterator[Batch]:
-        for part, inputs in self._ahead(parts, read):
+        for part, inputs in self._ahead(parts, lambda part: read(part) if len(part) else ()):
             yield inputs, self._targets[part]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import EngineError, HeadError, ModelError
@@ -25,6 +25,7 @@ from pipeline.registry import Registry
 from pipeline.training.batches import Batch, Inputs
 from pipeline.training.checkpoint import Saved
 from pipeline.training.network import Given, Network, State, parameter_groups, restore, snapshot
+from pipeline.training.processes import Team
 from pipeline.training.recipes import Hyperparameters
 
 #: The batches of an epoch; epochs count from 1.
@@ -37,6 +38,9 @@ class Goal(Protocol):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean loss of a batch of network outputs (B, C) or (B, 1)."""
+
+    def weight(self, targets: Tensor) -> float:
+        """Compute what the mean loss of a batch is divided by: the sum of the weights of its rows."""
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the loss of each row (N,) of a pass, in double precision."""
@@ -59,6 +63,10 @@ class Classes:
         """Compute the mean weighted cross entropy of a batch; targets are int64 codes (B,)."""
         weights = None if self._weights is None else self._weights.to(outputs.device)
         return functional.cross_entropy(outputs, targets, weight=weights, label_smoothing=self._smoothing)
+
+    def weight(self, targets: Tensor) -> float:
+        """Sum the class weights of a batch."""
+        return float(len(targets) if self._weights is None else self._weights[targets].double().sum())
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the weighted cross entropy of each row (B,), of labels as they are."""
@@ -84,6 +92,10 @@ class Numbers:
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean squared error of standardised values (B,)."""
         return functional.mse_loss(outputs[:, 0], targets)
+
+    def weight(self, targets: Tensor) -> float:
+        """Count the rows of a batch."""
+        return float(len(targets))
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute the squared error of each row (B,)."""
@@ -175,6 +187,7 @@ class Trainer:
         normalize: Callable[[Tensor], Tensor],
         device: torch.device,
         clip: float,
+        team: Team | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
         if network.suffix is not None:
@@ -183,6 +196,12 @@ class Trainer:
         self.device = device
         self._normalize = normalize
         self._clip = clip
+        self.team = team or Team()
+        self._learner: nn.Module = network
+
+    def spread(self) -> None:
+        """Take the steps to come together with the other processes, from the first one's weights."""
+        self._learner = self.team.spread(self.network, self.device)
 
     def learn(
         self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, prepare: Callable[[int], None]
@@ -196,36 +215,44 @@ class Trainer:
         passed = []
         for number, (inputs, targets) in enumerate(batches):
             prepare(number)
-            wanted = torch.from_numpy(targets).to(self.device)
+            if len(targets):  # a process without rows in a last batch passes its last ones again, for nothing
+                given, wanted = self._given(inputs), torch.from_numpy(targets).to(self.device)
+            weight = self.team.weight(self.goal.weight(torch.from_numpy(targets)))
             optimizer.zero_grad()
             with _room(len(targets)):
-                outputs = self.network(self._given(inputs))
-                torch.autograd.backward(self.goal.loss(outputs, wanted))
+                outputs = self._learner(given)
+                torch.autograd.backward(self.goal.loss(outputs, wanted) * weight)
             if self._clip:  # bases without batch norm, and squared errors, overshoot more with every step else
                 torch.nn.utils.clip_grad_norm_(trained, self._clip)
             optimizer.step()
-            passed.append((outputs.detach(), wanted))
-        return self.goal.measure(*_joined(passed))
+            if len(targets):
+                passed.append((outputs.detach(), wanted))
+        return self._measured(passed)
 
     def judge(self, batches: Iterable[Batch]) -> Measures:
-        """Measure the network as it is on `batches`."""
-        return self.goal.measure(*self.outputs(batches))
+        """Measure the network as it is on `batches`, of which each process has its own."""
+        return self._measured(self._pass(batches, self.network))
+
+    def _measured(self, passed: list[tuple[Tensor, Tensor]]) -> Measures:
+        """Measure what all processes passed; the first one's answer is that of all."""
+        every = self.team.gather(passed)
+        return self.team.first(lambda: self.goal.measure(*_joined(every)))
 
     def outputs(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
         """Compute outputs (N, C) or (N, 1) in evaluation mode; return them and targets (N,), both on the CPU."""
-        return self._pass(batches, self.network)
+        return _joined(self._pass(batches, self.network))
 
     def features(self, batches: Iterable[Batch]) -> Tensor:
         """Compute the features (N, D) that the base gives the head, in evaluation mode."""
-        return self._pass(batches, self.network.embed)[0]
+        return _joined(self._pass(batches, self.network.embed))[0]
 
-    def _pass(self, batches: Iterable[Batch], ask: Callable[[Given], Tensor]) -> tuple[Tensor, Tensor]:
+    def _pass(self, batches: Iterable[Batch], ask: Callable[[Given], Tensor]) -> list[tuple[Tensor, Tensor]]:
         self.network.eval()
         passed = []
         for inputs, targets in batches:
             with torch.inference_mode(), _room(len(targets)):
                 passed.append((ask(self._given(inputs)), torch.from_numpy(targets)))
-        return _joined(passed)
+        return passed
 
     def _given(self, inputs: Inputs) -> Given:
         if isinstance(inputs, tuple):
@@ -259,6 +286,11 @@ class TrainingState:
     def next_epoch(self) -> int:
         """The number of the epoch to come."""
         return len(self.history.epochs)
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        return self._settings.seed
 
     @property
     def rate(self) -> float:
@@ -400,6 +432,7 @@ def train(
         state = TrainingState(network, settings, trainer.device, steps=steps)
         if saved is not None:
             state.go_on_from(saved)
+        trainer.spread()
         history = state.history
         for number in range(state.next_epoch, settings.epochs + 1):
             if settings.patience and number - 1 - history.best >= settings.patience:
@@ -424,6 +457,7 @@ def _take_epoch(
 ) -> Epoch:
     """Take the steps of an epoch, none in epoch 0, and judge the network; the rate told is that of its first step."""
     started = time.perf_counter()
+    trainer.team.reseed(state.seed, number)
     state.prepare(max(number, 1), 0)
     lr, measures = state.rate, None
     if number:
