@@ -691,6 +691,8 @@ class Training:
         weight, bias = start.weight, start.bias
         if fits:
             weight, bias = fit_weights(features.numpy(), sample, examples, self._settings)
+            if len(sample) < len(examples.train):
+                self.notices.append(f"the head to start from was fitted to {len(sample)} of the training rows")
         if weight is not None and bias is not None:
             start_from(network, weight / examples.scale, (bias - examples.centre) / examples.scale)
         if self._rows is not None and self._settings.cache_dtype != "float32":

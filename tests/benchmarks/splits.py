@@ -1,7 +1,7 @@
 """Does fine-tuning lose to the head that it came from? Test accuracy over random splits of photos, paired.
 
     python tests/benchmarks/splits.py PHOTOS... [--base squeezenet1_1] [--weights embedded] [--splits 20] [--first 0]
-        [--rows 40 200] [--plain 5] [--set lr=0.0001] [--minutes 60]
+        [--size 112] [--rows 40 200] [--plain 5] [--set lr=0.0001] [--minutes 60]
 
 Each PHOTOS holds a folder a class, or train/ and val/ with such, which are put together. A split has 40 to 200 rows to
 train on, 60 that judge the epochs, and at most 150 of the rest to test. On each the default recipe is run, which fits a
@@ -75,7 +75,14 @@ def measure(
     """Run one split."""
     table = folder / "split.csv"
     write_split(images_of(photos), table, seed, tuple(given.rows))
-    options = {"base": given.base, "weights": given.weights, "image_root": photos, "device": "cpu", **COLUMNS}
+    options = {
+        "base": given.base,
+        "weights": given.weights,
+        "image_root": photos,
+        "device": "cpu",
+        "size": given.size,
+        **COLUMNS,
+    }
     result = finetune(table, folder / "default", force=True, **options, **settings)
     verdict = result.verdict
     assert verdict is not None
@@ -124,6 +131,7 @@ def main() -> None:
     parser.add_argument("--weights", default="embedded")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="seed of the first split")
+    parser.add_argument("--size", type=int, help="pixels of the input, which is the base's own where left out")
     parser.add_argument("--rows", type=int, nargs=2, default=[40, 200])
     parser.add_argument("--plain", type=int, default=5, help="splits on which the tutorial's recipe is run too")
     parser.add_argument("--set", action="append", default=[], help="SETTING=VALUE of the default recipe")

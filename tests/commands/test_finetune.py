@@ -276,6 +276,14 @@ def test_left_to_itself_it_starts_from_a_head_that_it_fits(
     assert found.metrics["val"]["accuracy"] == head.metrics["val"]["accuracy"]
 
 
+def test_numbers_start_from_a_ridge_head_that_it_fits(source: Path, tmp_path: Path) -> None:
+    table = numbers(source, tmp_path / "lengths.csv")
+    head = fit_head(extract(output=tmp_path / "f.h5", **table, **EMBEDDED).store, tmp_path / "h", head="ridge")
+    found = finetune(output=tmp_path / "m", **table, **EMBEDDED, epochs=1, train="head", lr=1e-9, workers=2)
+    assert found.epochs[0].val["rmse"] == pytest.approx(head.metrics["val"]["rmse"], rel=1e-3)
+    assert found.metrics["val"]["rmse"] == pytest.approx(head.metrics["val"]["rmse"], rel=1e-3)
+
+
 def test_by_default_the_last_blocks_move_and_their_norms_do_not_see_the_batch(few: Path, tmp_path: Path) -> None:
     found = finetune(few, tmp_path / "m", **EMBEDDED, size=64, epochs=1, beat_head=False, lr=0.001, workers=2)
     assert found.verdict is None
