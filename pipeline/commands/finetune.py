@@ -573,7 +573,7 @@ class Training:
             history.weights,
             val=part("val"),
             judged=part("test" if "test" in examples.held_out else "val"),
-            looks=len(trained),
+            looks=len(history.epochs),
             time_ratio=spent / one_pass,
             scale=examples.scale,
             seed=self._settings.seed,

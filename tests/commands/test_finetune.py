@@ -198,7 +198,7 @@ def test_what_does_not_beat_its_head_is_the_head(source: Path, fitted: Path, tmp
     verdict = found.to_json()["verdict"]
     assert (verdict["kept"], verdict["rows"], verdict["split"]) == ("head", 12, "val")
     assert verdict["gain"] <= 0
-    assert verdict["looks"] == 11
+    assert verdict["looks"] == found.looks == 12
     assert verdict["time_ratio"] > 0
     assert found.best_epoch == 0
     assert "fine-tuning does not beat the head it came from: the head is kept" in found.summary()
