@@ -35,7 +35,7 @@ from pipeline.config import (
     SourceSettings,
 )
 from pipeline.config.signatures import takes_paths
-from pipeline.errors import PipelineError, SettingsError, require_posix
+from pipeline.errors import BaseError, PipelineError, SettingsError, require_posix
 from pipeline.interruption import Stopped, flush_streams, obeying_signals
 from pipeline.text import lines_shown, shown
 
@@ -386,6 +386,8 @@ def bases(filter: str, modules: bool, as_json: bool, quiet: bool, verbose: bool,
         usable = [base.to_json() for base in found if isinstance(base, BaseInfo)]
         unusable = {base.name: base.cause for base in found if not isinstance(base, BaseInfo)}
         print_json({"bases": usable, "unusable": unusable})
+    elif not found:
+        raise BaseError(f"no base has {shown(filter)!r} in its name; pipeline bases lists them")
 
 
 @cli.command()

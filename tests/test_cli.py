@@ -122,6 +122,10 @@ def place(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ("words", "status", "message"),
     [
         ("extract nowhere -o x.h5", 1, "there is no nowhere"),
+        ("extract flatt -o x.h5", 1, "(did you mean 'flat'?)"),
+        ("predict nowhere one.jpg", 1, "nowhere does not exist; train a model with pipeline fit-head"),
+        ("predict flat one.jpg", 1, "flat is not a model folder: it has no model.json; train a model"),
+        ("bases nonsense", 1, "no base has 'nonsense' in its name"),
         ("extract empty -o x.h5 --weights none", 1, "empty holds no images"),
         ("extract flat", 2, "Missing option '-o'"),
         ("extract flat -o x.h5 --base resnet81", 1, "unknown base 'resnet81' (did you mean 'resnet18'?)"),

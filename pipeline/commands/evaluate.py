@@ -59,7 +59,8 @@ class EvaluateResult(Result):
     def summary(self) -> str:
         """Format the table of the metrics."""
         bad = f", {plural(self.bad, 'bad image')} left out" if self.bad else ""
-        seen = "" if self.seen is None else f", {self.seen} of them trained the model"
+        told = self.seen is not None and self.split != UNSEEN
+        seen = f", {self.seen} of them trained the model" if told else ""
         head = f"{self.model}: {plural(self.rows, 'row')} ({SHOWN.get(self.split, self.split)}{bad}{seen})"
         lines = [head, metrics.table(self.metrics)]
         lines += [f"note: {notice}" for notice in self.notices]

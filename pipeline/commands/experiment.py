@@ -228,7 +228,7 @@ def _tables(config: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     # Arrays of tables are where their first one stands: the order of the file is that of the lines with brackets.
     for command, place in _in_order(config, tables):
         options = tables[command][place] if isinstance(tables[command], list) else tables[command]
-        refuse_unknown("stage", command, STAGES)
+        refuse_unknown("stage", command, STAGES, where=config)
         yield command, options if isinstance(options, dict) else {}
 
 
@@ -330,7 +330,10 @@ def _resolved(config: Path, step: Planned, before: Sequence[Planned], root: Path
         _refuse_no_path(config, step, key, several=stage.several and key == stage.inputs[-1])
     if stage.may_write in step.options:
         _refuse_no_path(config, step, str(stage.may_write), several=False)
-    stage.settings.of(step.rest)
+    try:
+        stage.settings.of(step.rest)
+    except SettingsError as error:
+        raise SettingsError(f"{config}: [{step.label}] {error}") from None
     paths = {*stage.inputs, stage.writes, *stage.paths}
     after: dict[str, None] = {}
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
@@ -53,6 +53,8 @@ log = logging.getLogger(__name__)
 
 #: Images that a dry run measures.
 REHEARSED = 32
+#: Bad images that the summary names.
+LISTED = 20
 
 
 @dataclass
@@ -110,8 +112,10 @@ class ExtractResult(Result):
         lines += [target.describe() for target in self.targets.values()]
         lines += [f"note: {note}" for note in self.notes]
         if self.bad:
-            lines.append(f"{len(self.bad)} bad images keep their row and its reason:")
-            lines += [f"  {shown(id)}: {reason}" for id, reason in self.bad.items()]
+            lines.append(f"{plural(len(self.bad), 'bad image')}, each with its row and a reason:")
+            lines += [f"  {shown(id)}: {reason}" for id, reason in islice(self.bad.items(), LISTED)]
+            if len(self.bad) > LISTED:
+                lines.append(f"  and {len(self.bad) - LISTED:,} more, which --json lists")
         return "\n".join(lines)
 
 

@@ -170,7 +170,10 @@ def read_normals(given: Sequence[str], classes: Sequence[str], *, where: str) ->
         normals[name] = Normal.parse(numbers)
     if missing := [name for name in classes if name not in normals]:
         listed = ", ".join(map(repr, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise SettingsError(f"no numbers for the class {listed}; give --normal {shown(missing[0])}=MEAN,SPREAD,FLOOR")
+        which = "class" if len(missing) == 1 else "classes"
+        each = "" if len(missing) == 1 else ", and so for each"
+        way_out = f"give --normal {shown(missing[0])}=MEAN,SPREAD,FLOOR{each}"
+        raise SettingsError(f"no numbers for the {which} {listed}; {way_out}")
     return normals
 
 

@@ -344,9 +344,8 @@ def _read(folder: Path) -> bytes:
     try:
         return read_regular(path, most=LARGEST_RECORD)
     except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(
-            f"{folder} is not a model folder: it has no model.json; train one with pipeline fit-head"
-        ) from None
+        cause = "is not a model folder: it has no model.json" if folder.exists() else "does not exist"
+        raise ModelError(f"{folder} {cause}; train a model with pipeline fit-head") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

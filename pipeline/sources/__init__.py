@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.config import SOURCES as DESCRIPTIONS
 from pipeline.config import SourceSettings
 from pipeline.errors import SettingsError, SourceError
-from pipeline.registry import Registry
+from pipeline.registry import Registry, nearest
 from pipeline.sources import datasets, folder, labels, lists, parquet, tables, tars, zips
 from pipeline.sources.manifest import FileImage, ImageRef, Manifest, Record, Target, Task, as_id, choose_target, shown
 
@@ -157,10 +157,18 @@ def _require_existence(source: str) -> None:
         Path(source).stat()
     except FileNotFoundError:
         place = "" if Path(source).is_absolute() else f" in {shown(Path.cwd())}"
-        raise SourceError(f"there is no {shown(source)}{place}") from None
+        raise SourceError(f"there is no {shown(source)}{place}{_near(Path(source))}") from None
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise SourceError(f"cannot read {shown(source)}: {cause}") from error
+
+
+def _near(path: Path) -> str:
+    """Suggest what lies beside a path that is not there and has nearly its name."""
+    try:
+        return nearest(path.name, sorted(shown(one.name) for one in path.parent.iterdir()))
+    except OSError:
+        return ""
 
 
 def _refuse_other_options(name: str, kind: SourceKind, settings: SourceSettings) -> None:

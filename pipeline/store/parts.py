@@ -190,7 +190,7 @@ def part_paths(folder: Path) -> list[Path]:
     """List the feature files of a folder. Raises `StoreError` where there is none."""
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".h5" and not path.name.startswith("."))
     if not paths:
-        raise StoreError(f"{folder} holds no feature file (*.h5)")
+        raise StoreError(f"{folder} holds no feature file (*.h5); make one with pipeline extract")
     return paths
 
 

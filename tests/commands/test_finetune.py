@@ -500,7 +500,7 @@ WRONG: list[tuple[dict[str, Any], type[PipelineError], str]] = [
     ({"base": "resnet19", "weights": "none"}, BaseError, r"unknown base 'resnet19' \(did you mean"),
     ({"base": "scratch:cnn", "weights": "DEFAULT"}, BaseError, "scratch:cnn has no published weights; train it"),
     ({"device": "cuda:77"}, PipelineError, "cuda:77"),
-    ({"head": "nowhere"}, ModelError, "nowhere is not a model folder"),
+    ({"head": "nowhere"}, ModelError, "nowhere does not exist; train a model"),
     ({"head": "anything", "layer": ("avgpool",)}, SettingsError, "layer comes from the model folder"),
     ({"head": "anything", "size": 96}, SettingsError, "size comes from the model folder"),
 ]

@@ -104,7 +104,7 @@ def test_files_of_any_name_are_found(tmp_path: Path, name: str) -> None:
     [
         (("ant=100,30", NORMAL[1]), r"has no class 'ant' \(did you mean 'ants'\?\)"),
         (NORMAL[:1], "no numbers for the class 'bees'; give --normal bees="),
-        ((), "no numbers for the class 'ants', 'bees'"),
+        ((), "no numbers for the classes 'ants', 'bees'"),
         (("ants=20,30,100", NORMAL[1]), "the floor 100 is above the mean 20"),
         (("ants=20,-3", NORMAL[1]), "the spread -3 is negative"),
         (("ants=20", NORMAL[1]), "is no distribution; give MEAN,SPREAD"),

@@ -337,7 +337,7 @@ def pipeline_run(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[extrakt]\nsource='a'\noutput='b'", r"unknown stage 'extrakt' \(did you mean 'extract'\?\)"),
+        ("[extrakt]\nsource='a'\noutput='b'", r"has no stage 'extrakt' \(did you mean 'extract'\?\)"),
         ("[extract]\nsource='a'", r"\[extract\] needs output"),
         ("[extract]\nsource='a'\noutput='b'\nbse='c'", r"unknown option 'bse' \(did you mean 'base'\?\)"),
         ("extract = 3", r"\[extract\] needs source"),
