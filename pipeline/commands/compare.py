@@ -177,7 +177,9 @@ def compare(
     output = None if output is None else Path(output)
     _refuse(given, output, force=force)
     found = [read_answers(Path(folder), settings.split) for folder in given]
-    if settings.split == "auto" and len({one.part for one in found} - {ALL}) > 1:  # not all of them have a test part
+    # Where a source has no val split, a head is scored on test as val, and a network, which needs val, on both.
+    differ = len({frozenset(one.ids) for one in found}) > 1
+    if settings.split == "auto" and differ and len({one.part for one in found} - {ALL}) > 1:
         found = [read_answers(Path(folder), "val") for folder in given]
     first, *others = found
     found = [first, *(aligned(other, first) for other in others)]

@@ -157,6 +157,16 @@ def test_the_test_split_is_compared_where_all_have_one(tmp_path: Path) -> None:
     assert compare([*folders, tmp_path / "c"]).rows == 2
 
 
+def test_a_test_split_that_a_head_knows_as_val_is_the_same_rows(tmp_path: Path) -> None:
+    """A source of train and test alone: a head is scored on test as val, a network on test and on a val of its own."""
+    head = answered(tmp_path / "head", ["x"] * 2, ["x", "y"], ids=("t0.jpg", "t1.jpg"))
+    tuned = answered(tmp_path / "tuned", ["x"] * 2, ["x"] * 2, ids=("t0.jpg", "t1.jpg"), split="test")
+    with (tuned / "predictions.csv").open("a") as file:
+        file.write("v.jpg,val,x,y\n")
+    result = compare([head, tuned])
+    assert (result.rows, result.models[1].metrics["accuracy"]) == (2, 1.0)
+
+
 @pytest.mark.parametrize(
     ("names", "options", "error", "message"),
     [
