@@ -30,6 +30,7 @@ class KnnHead(Head):
 
     name = "knn"
     cost = 2.0
+    nests = 1000
 
     #: Number of classes, None for numbers.
     classes: int | None = None

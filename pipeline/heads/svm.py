@@ -64,6 +64,7 @@ class SvmHead(Head):
 
     name = "svm"
     cost = 5.0
+    nests = 400
 
     #: Numbers are learned in standard deviations from the mean.
     offset, unit = 0.0, 1.0

@@ -4,7 +4,8 @@ Features are centred, layer by layer of like size, and compared by the cosine of
 distance of 1 is usual, whatever the base; copies at 80 % of the size, without a twentieth of the border, as JPEG of
 quality 50 or mirrored were within `FARTHEST` nearly always (tests/benchmarks/twins.py). Where the features are so few
 or so alike that different images come as near as that, the threshold is less: pairs drawn at random say how their
-number falls with the distance, as a power of it, and by that law no more than `BY_CHANCE` of the rows have a twin.
+number falls with the distance, as a power of it, and by that law no more than `BY_CHANCE` of the rows have a twin. A
+threshold from copies of the user's own pictures, made and embedded for it, found no more twins and no fewer strangers.
 """
 
 from __future__ import annotations

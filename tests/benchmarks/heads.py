@@ -2,7 +2,8 @@
 
 python tests/benchmarks/heads.py linear     10 penalties x 5 folds, against ONE LogisticRegression fit
 python tests/benchmarks/heads.py ridge      50 penalties with leave-one-out, against RidgeCV / RidgeClassifierCV
-python tests/benchmarks/heads.py sizes      svm and linear at 400 to 50,000 rows: processor time, memory, log loss
+python tests/benchmarks/heads.py sizes      every head at 400 to 50,000 rows beside one fit of scikit-learn:
+                                            processor time, memory, loss
 python tests/benchmarks/heads.py auto       auto on 5,000 rows, and with --contest: processor time and what is chosen
 python tests/benchmarks/heads.py gains --store F.h5 ...     svm beside linear, and --power auto beside none, on the
                                             same repeated folds; intervals over images (no store: digits)
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -77,10 +79,9 @@ clock = time.perf_counter
 def one_thread() -> None:
     """Measure processor time on one thread from here on."""
     global clock
-    import torch
     from threadpoolctl import threadpool_limits
 
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch's, where it is imported later
     threadpool_limits(1)
     clock = time.process_time
 
@@ -225,19 +226,24 @@ def compared(folder: Path, head: str) -> str:
     return f"{off:.0e} apart | {chosen[0] == chosen[1]} {chosen[0]} | {(labels[0] == labels[1]).mean():.2%}"
 
 
+#: Heads that are measured; squared error is the loss of binned, which is of numbers.
+SIZED = ("linear", "ridge", "svm", "knn", "binned", "mlp", "blend")
+TIME_LIMIT = 400
+
+
 def sizes(shapes: list[tuple[int, int, int]]) -> None:
-    """Whole searches of svm and linear, each in a process of its own, whose memory is then its own."""
-    print("| rows x dimensions, classes | head | CPU s | GB | chosen | log loss of fresh rows |")
+    """Whole searches, and scikit-learn's fits, each in a process of its own, whose memory is then its own."""
+    print("| rows x dimensions, classes | head | CPU s | GB | chosen | loss of fresh rows |")
     print("|---|---|---|---|---|---|", flush=True)
-    for shape in shapes:
-        for head in ("svm", "linear"):
-            told = subprocess.run(
-                [sys.executable, __file__, "size", "--head", head, "--cpu", *_shape_options(shape)],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
+    for shape, head in product(shapes, (one for name in SIZED for one in (name, f"scikit-learn {name}"))):
+        command = [sys.executable, __file__, "size", "--head", head, "--cpu", *_shape_options(shape)]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=TIME_LIMIT)
+            print(done.stdout, end="", flush=True)
+        except subprocess.TimeoutExpired:
+            print(
+                f"| {shape[0]:,} x {shape[1]:,}, {shape[2]} | {head} | stopped after {TIME_LIMIT} s | | | |", flush=True
             )
-            print(told.stdout, end="", flush=True)
 
 
 def _shape_options(shape: tuple[int, int, int]) -> list[str]:
@@ -246,15 +252,44 @@ def _shape_options(shape: tuple[int, int, int]) -> list[str]:
 
 
 def size(name: str, shape: tuple[int, int, int]) -> None:
-    """One search of the head `name`."""
+    """One search of the head `name`, or one fit of what scikit-learn has in its place."""
     rows, dimensions, classes = shape
     X, y = features(rows + 2000, dimensions, classes, scaled=False)
-    problem = problem_of(X[:rows], y[:rows])
-    taken, head = timed(lambda: HEADS[name]("classes", FitSettings.of({"jobs": 1})).fit(problem))
+    if numbers := name.endswith("binned"):
+        y = X[:, :20].sum(axis=1, dtype=np.float64) + np.random.default_rng(1).normal(size=len(X)) * 3
+    if name.startswith("scikit-learn"):
+        machine = reference(name.removeprefix("scikit-learn "), rows)
+        if machine is None:
+            return
+        taken, head = timed(lambda: machine.fit(X[:rows], y[:rows]))
+        detail = type(machine).__name__
+    else:
+        problem = problem_of(X[:rows], y[:rows])
+        taken, head = timed(lambda: HEADS[name](problem.task, FitSettings.of({"jobs": 1})).fit(problem))
+        detail = str(head.search.chosen)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    loss = log_losses(head.predict_proba(X[rows:])[np.arange(2000), y[rows:]]).mean()
-    chosen = f"{name} | {taken:.1f} | {memory:.2f} | {head.search.chosen}"
+    if numbers:
+        loss = np.square(np.asarray(head.predict(X[rows:])).reshape(-1) - y[rows:]).mean()
+    elif hasattr(head, "predict_proba"):
+        loss = log_losses(head.predict_proba(X[rows:])[np.arange(2000), y[rows:]]).mean()
+    else:
+        loss = np.nan
+    chosen = f"{name} | {taken:.1f} | {memory:.2f} | {detail}"
     print(f"| {rows:,} x {dimensions:,}, {classes} | {chosen} | {loss:.4f} |")
+
+
+def reference(name: str, rows: int) -> Any:
+    """Return the estimator of scikit-learn with default settings; None for a blend, which it has not."""
+    from sklearn import linear_model, neighbors, neural_network, svm
+
+    return {
+        "linear": linear_model.LogisticRegression(),
+        "ridge": linear_model.RidgeClassifier(),
+        "svm": svm.SVC() if rows <= 5000 else svm.LinearSVC(),
+        "knn": neighbors.KNeighborsClassifier(),
+        "binned": linear_model.Ridge(),
+        "mlp": neural_network.MLPClassifier(256),
+    }.get(name)
 
 
 def auto(shapes: list[tuple[int, int, int]]) -> None:

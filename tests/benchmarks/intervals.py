@@ -141,11 +141,11 @@ def _regression(
 def chance(sets: int) -> None:
     """Print what is said out of fold of shuffled labels of 60 rows, and how often the interval holds one half."""
     print("| head | out of fold | interval holds 0.5 | above 0.5 by its interval |\n|---|---|---|---|")
-    for name in ("linear", "ridge", "knn", "svm"):
+    for name in ("linear", "ridge", "knn", "svm", "mlp", "blend"):
         said, holds, above = [], 0, 0
         for seed in range(sets):
-            features, y = blobs(60, 64, 2, seed=seed)
-            shuffled = np.random.default_rng(seed).permutation(y)
+            features, _ = blobs(60, 64, 2, seed=seed)
+            shuffled = np.random.default_rng([seed, 1]).permutation(np.arange(60) % 2)  # as many of each: 0.5 is chance
             settings = FitSettings.of({"power": "none"})
             head = train_head(name, problem_of(features, shuffled), settings).head
             assert head.search.scores is not None

@@ -550,7 +550,7 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
     assert "held-out rows" not in result.summary()
     assert "out of fold: accuracy" in result.summary()
     assert result.metrics["cv"]["nested"]
-    chosen = fit_head(made, tmp_path / "knn", head="knn", target="kind", val=0)
+    chosen = fit_head(made, tmp_path / "mlp", head="mlp", target="kind", val=0, epochs=1, hidden=4)
     assert not chosen.metrics["cv"]["nested"]
     assert "out of fold (which the settings were chosen by): accuracy" in chosen.summary()
     assert "precision" in result.summary()
