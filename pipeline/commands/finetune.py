@@ -30,7 +30,7 @@ from pipeline.commands.results import Result
 from pipeline.config import FinetuneSettings, Pool, Recipe
 from pipeline.config.options import FinetuneOptions
 from pipeline.config.signatures import takes
-from pipeline.devices import cores
+from pipeline.devices import computes, cores, is_cpu
 from pipeline.errors import HeadError, SettingsError
 from pipeline.files import digest_json, digest_tensors, lock, made_parents, named, refuse_existing, require_room
 from pipeline.heads import LinearHead
@@ -51,7 +51,7 @@ from pipeline.sources import Manifest, Target, Task, choose_target, log_notices,
 from pipeline.sources.groups import without_group
 from pipeline.text import plural
 from pipeline.training.batches import Batch, Feeder, Feeding, Images, Indices, groups
-from pipeline.training.cached import Choice, CutFeeder, CutRows, choose
+from pipeline.training.cached import Choice, CutFeeder, CutRows, choose, memory_bytes
 from pipeline.training.checkpoint import Checkpoint, Saved, refuse_no_place, stopped_request
 from pipeline.training.cut import Cut, find_cut
 from pipeline.training.dataset import Examples, expected_rows, read_images, split_examples
@@ -93,7 +93,7 @@ CACHED = "cached activations"
 RECIPE = (
     *("recipe", "train", "freeze_norm", "beat_head", "optimizer", "lr", "base_lr", "layer_decay", "momentum"),
     *("weight_decay", "warmup", "step", "gamma", "clip", "class_weight", "label_smoothing", "augment", "epochs"),
-    *("patience", "batch_size", "seed"),
+    *("patience", "batch_size", "precision", "seed"),
 )
 
 
@@ -202,6 +202,8 @@ def _finetune(
 ) -> FinetuneResult:
     """Do it as the one who writes `output`."""
     started = time.perf_counter()
+    if settings.precision == "bf16" and is_cpu(settings.device) and not computes("bf16"):
+        log.warning("this CPU has no instructions for bf16: its steps take longer than those of fp32")
     job = Job.of(source, settings)
     job.refuse_no_place(output)
     choice = job.choose_cut(team, before=None if force else cached_before(output))
@@ -280,7 +282,16 @@ def start_training(job: Job, choice: Choice, opened: ExitStack, team: Team, *, p
         images = images_of(manifest, target, job.start, settings, team, progress=progress)
     else:
         job.network.cut_before(choice.cut.suffix)
-        rows = opened.enter_context(CutRows(choice.cut, job.start.base, job.start.pool, manifest, settings))
+        rows = opened.enter_context(
+            CutRows(
+                choice.cut,
+                job.start.base,
+                job.start.pool,
+                manifest,
+                settings,
+                room=memory_bytes(settings) // team.local_count,
+            )
+        )
         images = team.in_turn(partial(rows.read_images, target, progress=progress))
     examples = split_examples(manifest, target, images, settings)
     if rows is not None:
@@ -295,8 +306,9 @@ def images_of(
     manifest: Manifest, target: Target, start: Start, settings: FinetuneSettings, team: Team, *, progress: bool
 ) -> Images:
     """Read every image once, in the first process: those that are good, and why the others are not."""
+    room = memory_bytes(settings) // team.local_count
     if not team.is_first:
-        images = Images(manifest.records, start.base.transform, max_pixels=settings.max_pixels)
+        images = Images(manifest.records, start.base.transform, room=room, max_pixels=settings.max_pixels)
         images.know(team.heard(), {})
         return images
     images = read_images(
@@ -306,6 +318,7 @@ def images_of(
         workers=threads(settings),
         max_bad=settings.max_bad,
         max_pixels=settings.max_pixels,
+        room=room,
         progress=progress,
     )
     team.first(lambda: images.sha256)
@@ -481,6 +494,7 @@ class Training:
             normalize=job.start.base.transform.normalize,
             device=team.device(settings.device),
             clip=settings.clip,
+            precision=settings.precision,
             team=team,
         )
 

@@ -380,6 +380,10 @@ class FinetuneSettings(SourceSettings, BaseSettings, ImageSettings):
         "auto", description="Compute what is frozen once, and train the rest from there; auto: where that is faster."
     )
     cache_dtype: Literal["float32", "float16"] = Field("float32", description="Type of what is cached.")
+    memory: Literal["auto"] | Gigabytes = Field(
+        "auto", description="GB of images, or of what is cached, to hold; auto: half of what is free."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the steps; rows are judged in fp32.")
     views: int = Field(4, ge=1, le=64, description="Random views of a training image that are cached for the epochs.")
     val: float = Field(0.1, ge=0, lt=1, description="Share held out where the source has no split; not 0.")
     test: float = Field(0.0, ge=0, lt=1, description=_TEST)

@@ -125,6 +125,8 @@ class FinetuneOptions(TypedDict, total=False):
     augment: str | Sequence[str]
     cache: Literal["auto", "always", "never"]
     cache_dtype: Literal["float32", "float16"]
+    memory: Literal["auto"] | float
+    precision: Literal["fp32", "bf16"]
     views: int
     val: float
     test: float

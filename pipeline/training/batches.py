@@ -1,6 +1,6 @@
 """Images of a manifest as the batches of a training loop: shuffled, viewed, prepared while the step runs.
 
-Every image is read once and kept decoded while there is room; past that it is read again each time. What a
+An image that was read is kept decoded while there is room; past that it is read again each time. What a
 view shows depends on the seed, the content of the file and the epoch alone: neither threads nor memory change
 a number.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import Any, NotRequired, Self, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -56,6 +57,8 @@ class Images:
         self._limits = decoding.Limits(max_pixels=max_pixels)
         self._whole: dict[int, Pixels] = {}
         self._preprocessed: dict[int, Pixels] = {}
+        self._plain: set[int] = set()
+        self._lock = Lock()
         self.sha256: dict[int, bytes] = {}
         self.bad: dict[int, ImageError] = {}
 
@@ -80,31 +83,45 @@ class Images:
         return np.frombuffer(b"".join(self.sha256[index] for index in indices.tolist()), np.uint8).reshape(-1, 32)
 
     def keep_preprocessed(self, indices: Indices, bar: Bar) -> None:
-        """Keep of these images only what the base sees: nothing else of them is needed from now on."""
+        """Keep of these images only what the base sees: nothing else of them is needed from now on.
+
+        Those that are not held are left for when they are asked for.
+        """
+        self._plain.update(indices.tolist())
         for index in indices.tolist():
-            image = self.preprocessed(index)
-            before = self._whole.pop(index, None)
-            self._room += 0 if before is None else before.nbytes
-            self._keep(self._preprocessed, index, image)
+            held = self._whole.pop(index, None)
+            if held is not None:
+                with self._lock:
+                    self._room += held.nbytes
+                self._keep(self._preprocessed, index, self._transform.preprocess(Image.fromarray(held)))
             bar.advance()
 
     def whole(self, index: int) -> Pixels:
         """Return one decoded image, uint8 (H, W, 3). Raises `SourceError` where its file was changed or deleted."""
         kept = self._whole.get(index)
-        return self._read_again(index) if kept is None else kept
+        if kept is None:
+            kept = self._read_again(index)
+            if index not in self._plain:
+                self._keep(self._whole, index, kept)
+        return kept
 
     def preprocessed(self, index: int) -> Pixels:
         """Return one image as the base sees it, uint8 (H, W, 3). Raises as `whole` does."""
         kept = self._preprocessed.get(index)
-        return self._transform.preprocess(Image.fromarray(self.whole(index))) if kept is None else kept
+        if kept is None:
+            kept = self._transform.preprocess(Image.fromarray(self.whole(index)))
+            if index in self._plain:
+                self._keep(self._preprocessed, index, kept)
+        return kept
 
     def _decode(self, data: bytes, sha256: bytes) -> Pixels:
         return np.asarray(decoding.decode(data, self._limits, refuse=self._transform.refuse_thin))[None]
 
     def _keep(self, where: dict[int, Pixels], index: int, image: Pixels) -> None:
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            where[index] = image
+        with self._lock:
+            if image.nbytes <= self._room and index not in where:
+                self._room -= image.nbytes
+                where[index] = image
 
     def _read_again(self, index: int) -> Pixels:
         record = self._records[index]

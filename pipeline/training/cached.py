@@ -127,7 +127,7 @@ class Cost:
         judged = (settings.epochs + 1) * (rows - train) + rows
         steps = suffix * (STEP * settings.epochs * train + judged)
         size = row_bytes * (rows + (train * (views + 1) if views else 0))
-        reading = settings.epochs * rows * row_bytes / DISK if size > memory_bytes() else 0.0
+        reading = settings.epochs * rows * row_bytes / DISK if size > memory_bytes(settings) else 0.0
         made = 0 if at_hand else rows + (train * (views + 1) if views else 0)
         return cls(
             cached=prefix * made + steps + reading,
@@ -179,9 +179,9 @@ def is_random(settings: FinetuneSettings) -> bool:
     return settings.augment != ("none",)
 
 
-def memory_bytes() -> int:
-    """Return the bytes of rows that may be held in memory."""
-    return int(SHARE * free("cpu"))
+def memory_bytes(settings: FinetuneSettings) -> int:
+    """Return the bytes of images or rows that may be held in memory."""
+    return int(SHARE * free("cpu") if settings.memory == "auto" else settings.memory * 1e9)
 
 
 def _seconds(cut: Cut, base: Base) -> tuple[float, float]:
@@ -242,14 +242,19 @@ class CutFile:
     Rows are kept in memory where there is room for them, images in the order of their channels last.
     """
 
-    def __init__(self, store: FeatureStore, rows: Indices, *, views: int) -> None:
+    def __init__(self, store: FeatureStore, rows: Indices, *, views: int, room: int) -> None:
         self.seconds = 0.0
         self._store = store
         self._place = {int(row): place for place, row in enumerate(rows.tolist())}
         self._views = views
         self._held: list[NDArray[Any]] | None = None
-        if store.bytes <= memory_bytes():
+        if store.bytes <= room:
             self._held = [self._read_whole(name) for name in store.layers]
+
+    @property
+    def is_held(self) -> bool:
+        """True where the rows are in memory."""
+        return self._held is not None
 
     def take(self, rows: Indices, views: NDArray[np.int64] | None = None) -> tuple[NDArray[Any], ...]:
         """Return the tensors (n, ...) of `rows`, each in one of its `views` (n,): 0 is the plain one."""
@@ -284,11 +289,21 @@ class CutFile:
 class CutRows:
     """The cut files of one training: plain rows of all images, random views of those that train.
 
-    A context manager, which closes the files.
+    A context manager, which closes the files. At most `room` bytes of them are held in memory.
     """
 
-    def __init__(self, cut: Cut, base: Base, pool: Pool, manifest: Manifest, settings: FinetuneSettings) -> None:
+    def __init__(
+        self,
+        cut: Cut,
+        base: Base,
+        pool: Pool,
+        manifest: Manifest,
+        settings: FinetuneSettings,
+        *,
+        room: int | None = None,
+    ) -> None:
         self.seconds = 0.0
+        self._room = memory_bytes(settings) if room is None else room
         self.cut = cut
         self._base = base
         self._pool = pool
@@ -320,14 +335,14 @@ class CutRows:
             {index: sha for index, sha in good.items() if index not in failed},
             {index: ImageError(reason, "found when the frozen part was computed") for index, reason in failed.items()},
         )
-        self._plain = CutFile(store, rows, views=0)
+        self._plain = self._held(store, rows, views=0)
         return images
 
     def draw_views(self, rows: Indices, *, progress: bool) -> None:
         """Compute the random views of the training `rows`, where there are such."""
         if is_random(self._settings):
             store, _ = self._computed(np.sort(rows), views=self._settings.views, progress=progress)
-            self._random = CutFile(store, np.sort(rows), views=self._settings.views)
+            self._random = self._held(store, np.sort(rows), views=self._settings.views)
 
     def plain(self, rows: Indices) -> tuple[NDArray[Any], ...]:
         """Return what passes the cut for `rows` as the base sees them: one array (n, ...) a place."""
@@ -339,6 +354,12 @@ class CutRows:
             return self.plain(rows)
         views, seed = self._settings.views, self._settings.seed
         return self._random.take(rows, views_of(rows, epoch, views=views, rows=len(self._manifest), seed=seed))
+
+    def _held(self, store: FeatureStore, rows: Indices, *, views: int) -> CutFile:
+        """Open the rows of a file, in memory where there is room beside those that are there."""
+        file = CutFile(store, rows, views=views, room=self._room)
+        self._room -= store.bytes if file.is_held else 0
+        return file
 
     def _computed(self, rows: Indices, *, views: int, progress: bool) -> tuple[FeatureStore, dict[str, str]]:
         """Return the file of `rows`, whose missing ones are computed, and the bad ones among them."""

@@ -43,7 +43,7 @@ LARGEST_RECORD = 2**26
 #: Bytes of the state that are read at most: three copies of the largest networks, and more.
 LARGEST_STATE = 2**37
 #: Settings that may change between a stop and the run that goes on: no number depends on them.
-FREE = ("workers",)
+FREE = ("workers", "memory")
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pipeline.sources import Manifest, Target
 from pipeline.sources.groups import find_groups
 from pipeline.splits import Codes, Split, split_rows
 from pipeline.text import shown
-from pipeline.training.batches import Images, Indices
+from pipeline.training.batches import ROOM, Images, Indices
 
 
 class Examples:
@@ -85,12 +85,16 @@ def read_images(
     max_bad: float,
     max_pixels: int,
     progress: bool,
+    room: int = ROOM,
 ) -> Images:
-    """Read every image whose target is known. Raises `SourceError` where too many of them are bad."""
+    """Read every image whose target is known, and hold `room` bytes of them.
+
+    Raises `SourceError` where too many of them are bad.
+    """
     records = [manifest.records[row] for row in np.flatnonzero(target.known)]
     if not records:
         raise SourceError(f"{shown(manifest.source)}: no image has a known {target.name!r}; there is nothing to learn")
-    images = Images(records, transform, max_pixels=max_pixels)
+    images = Images(records, transform, max_pixels=max_pixels, room=room)
     with progress_bar(len(records), "reading", show=progress) as bar:
         images.read(bar, workers=workers)
     bad = {manifest.records[row].id: error.reason for row, error in sorted(images.bad.items())}

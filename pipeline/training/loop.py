@@ -14,7 +14,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +176,7 @@ def _rmsprop(groups: list[dict[str, Any]], settings: Hyperparameters) -> torch.o
 class Trainer:
     """Passes of a network over batches, with and without learning. The network is moved to `device`.
 
+    Steps are taken in `precision`, of which bf16 is mixed: weights and sums stay float32, and so do all other passes.
     `normalize` turns uint8 (B, H, W, 3) on the device into float (B, 3, H, W); gradients of a larger norm than
     `clip` are scaled down to it, 0 leaves them.
     """
@@ -187,6 +189,7 @@ class Trainer:
         normalize: Callable[[Tensor], Tensor],
         device: torch.device,
         clip: float,
+        precision: Literal["fp32", "bf16"] = "fp32",
         team: Team | None = None,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last)
@@ -196,6 +199,7 @@ class Trainer:
         self.device = device
         self._normalize = normalize
         self._clip = clip
+        self._bf16 = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16")
         self.team = team or Team()
         self._learner: nn.Module = network
 
@@ -220,7 +224,8 @@ class Trainer:
             weight = self.team.weight(self.goal.weight(torch.from_numpy(targets)))
             optimizer.zero_grad()
             with _room(len(targets)):
-                outputs = self._learner(given)
+                with self._bf16():
+                    outputs = self._learner(given).float()
                 torch.autograd.backward(self.goal.loss(outputs, wanted) * weight)
             if self._clip:  # bases without batch norm, and squared errors, overshoot more with every step else
                 torch.nn.utils.clip_grad_norm_(trained, self._clip)

@@ -102,9 +102,21 @@ def test_what_is_kept_is_bounded_by_the_room_there_is(manifest: Manifest) -> Non
     with progress(len(good(images)), "preprocessing", show=False) as bar:
         images.keep_preprocessed(good(images), bar)
     assert not images._whole
-    assert len(images._preprocessed) == (3 * size + 10) // (32 * 32 * 3)
+    assert len(images._preprocessed) == 3, "those that are not held wait until they are asked for"
     for row, image in zip(good(images).tolist(), before, strict=True):
         assert np.array_equal(images.preprocessed(row), image)
+    assert len(images._preprocessed) == min(9, (3 * size + 10) // (32 * 32 * 3))
+    assert not images._whole
+
+
+def test_what_another_process_read_is_kept_when_it_is_decoded(manifest: Manifest) -> None:
+    images = Images(manifest.records, TRANSFORM, room=2**20)
+    images.know(read(manifest).sha256, {})
+    first = epoch(images, 1)
+    assert len(images._whole) == 9
+    for row in good(images).tolist():
+        Path(manifest.records[row].image.where).unlink()
+    assert epoch(images, 1) == first
 
 
 def test_a_file_that_changes_while_training_is_an_error(manifest: Manifest) -> None:

@@ -97,7 +97,7 @@ def test_rows_that_have_no_room_in_memory_are_read_from_the_file(
     photos: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_memory = tune(photos, tmp_path / "M", cache="always", views=3)
-    monkeypatch.setattr(cached, "memory_bytes", lambda: 1000)
+    monkeypatch.setattr(cached, "memory_bytes", lambda settings: 1000)
     from_file = tune(photos, tmp_path / "M", cache="always", views=3)
     assert losses(from_file) == losses(in_memory)
 

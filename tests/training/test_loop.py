@@ -77,6 +77,7 @@ def fit(network: Network, base: Base, rows: Rows, *, goal: Goal | None = None, *
         normalize=base.transform.normalize,
         device=torch.device("cpu"),
         clip=settings.clip,
+        precision=settings.precision,
     )
     return train(trainer, rows.training, rows.validation, settings=settings, steps=max(1, len(rows.pixels) // 4))
 
@@ -99,6 +100,17 @@ def test_it_learns_and_reports_every_epoch_from_before_the_first_step(squeezenet
     assert history.epochs[history.best].val["accuracy"] == 1.0
     assert history.epochs[history.best].val["loss"] < 0.5 * first.val["loss"]
     assert not network.training
+
+
+def test_steps_in_bf16_are_near_and_rows_are_judged_in_fp32(squeezenet: Base) -> None:
+    single, exact = run(squeezenet, Rows(), epochs=1, lr=0.0005)
+    mixed, rounded = run(squeezenet, Rows(), epochs=1, lr=0.0005, precision="bf16")
+    assert exact.epochs[0].val == rounded.epochs[0].val, "no step was taken yet"
+    losses = [history.epochs[1].train["loss"] for history in (exact, rounded) if history.epochs[1].train]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert {parameter.dtype for parameter in mixed.parameters()} == {torch.float32}
+    assert (single.head.weight != mixed.head.weight).any()
 
 
 def test_epochs_as_json_are_flat(squeezenet: Base) -> None:
