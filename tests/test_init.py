@@ -59,6 +59,12 @@ NEEDS = {
     "info ridge": {"h5py", "safetensors"},
     "verify f.h5": {"h5py"},
     "verify f.h5 --recompute 2": {"h5py", "onnxruntime"},
+    "extract photos -o f.h5 --base squeezenet1_1 --weights embedded": {"h5py", "onnxruntime", "safetensors"},
+    "extract photos -o e.h5 --base squeezenet1_1 --weights embedded": {"h5py", "onnxruntime", "safetensors"},
+    "extract photos -o b.h5 --base squeezenet1_1 --weights embedded --engine openvino": {"h5py", "safetensors"},
+    "extract photos -o i.h5 --base squeezenet1_1 --weights embedded --precision int8": {
+        *("h5py", "onnx", "onnxruntime", "safetensors")
+    },
     "merge f.h5 -o g.h5": {"h5py"},
     "label photos -o l.csv --normal ants=1,1,0 --normal bees=9,1,0": {"matplotlib"},
     "compare ridge svm": {"h5py", "scipy"},

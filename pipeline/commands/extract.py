@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.bases import Base, base_of
 from pipeline.commands.results import Result
 from pipeline.config import ExtractSettings, Recipe, SourceSettings
 from pipeline.config.options import ExtractOptions
 from pipeline.config.signatures import takes
+from pipeline.engines.cache import KnownBase, keep_base, read_base
 from pipeline.engines.embedder import Embedder
-from pipeline.engines.workers import Computer, Crew, device_names
+from pipeline.engines.workers import Computer, Crew, base_loader, device_names
 from pipeline.errors import ImageError, StoreLockedError
 from pipeline.images import decoding
 from pipeline.images.loading import refuse_too_many_bad
@@ -44,6 +44,7 @@ from pipeline.text import plural, shown
 from pipeline.versions import machine, versions
 
 if TYPE_CHECKING:
+    from pipeline.bases import Base
     from pipeline.engines.ray import Node, Share
     from pipeline.store.spread import Measured, Order, Report, Witness
 
@@ -377,26 +378,35 @@ def _size(record: Record) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """Settings, images and base of an extraction: `manifest` is the `part` of the source that is wanted."""
+    """Settings, images and base of an extraction: `manifest` is the `part` of the source that is wanted.
+
+    `base` loads the base, once, where its graph is not at hand.
+    """
 
     settings: ExtractSettings
     manifest: Manifest
     part: Part
-    base: Base
+    base: Callable[[], Base]
     recipe: Recipe
     drift: dict[str, float] | None = None
 
     @classmethod
     def of(cls, source: str | Path, options: Mapping[str, Any], *, output: Path, force: bool) -> Job:
-        """Validate the options, list the images, load the base, and calibrate it for int8 where `output` is not so."""
+        """Validate the options, list the images, know the base, and calibrate it for int8 where `output` is not so."""
         settings = ExtractSettings.of(options)
         whole = read_manifest(source, settings)
         start, stop = part_range(len(whole), rows=settings.rows, part=settings.part)
         manifest = whole.rows(start, stop)
-        base = start_base(settings, seed=settings.seed)
-        settings = settings.model_copy(update={"base": base.name, "weights": base.weights})  # of a tuned model: its own
+        load = cache(partial(start_base, settings, seed=settings.seed))
+        known = read_base(settings)
+        if known is None:
+            base = load()
+            known = KnownBase(base.digest, base.transform.describe())
+            keep_base(settings, known)
+            own = {"base": base.name, "weights": base.weights}  # of a tuned model
+            settings = settings.model_copy(update=own)
         part = Part.of([record.id for record in whole.records], start, stop)
-        job = cls(settings, manifest, part, base, recipe_of(settings, base))
+        job = cls(settings, manifest, part, load, recipe_of(settings, known))
         if settings.precision != "int8":
             return job
         return (None if force else job.calibrated_as(output)) or job.calibrated_on(whole)
@@ -430,10 +440,10 @@ class _ActorWorker:
     """The base of a recipe, loaded once in an actor."""
 
     def __init__(self, settings: ExtractSettings, recipe: Recipe, witness: Witness) -> None:
-        """Load the base of `recipe`. Raises `EngineError` where this machine sees other files, and as `base_of`."""
+        """Make ready to compute. Raises `EngineError` where this machine sees other files, and as `base_of`."""
         witness.check()
         self._settings, self._recipe = settings, recipe
-        self._base = base_of(recipe, settings.weights, seed=settings.seed)
+        self._base = base_loader(recipe, settings.weights, seed=settings.seed)
         self._computer = Embedder(self._base, recipe, settings)
 
 
@@ -588,14 +598,14 @@ def layer_specs(settings: ExtractSettings, shapes: Sequence[tuple[int, ...]]) ->
     ]
 
 
-def recipe_of(settings: ExtractSettings, base: Base) -> Recipe:
+def recipe_of(settings: ExtractSettings, base: KnownBase) -> Recipe:
     """Return the recipe of the features that these settings give."""
     return Recipe(
         base=settings.base,
-        weights=base.digest,
+        weights=base.weights,
         layers=settings.layer,
         pool=settings.pool,
-        transform=base.transform.describe(),
+        transform=base.transform,
         pixels=decoding.POLICY_VERSION,
         decode=settings.decode,
         views=settings.views,

@@ -98,7 +98,11 @@ def make_engine(
     ONNX Runtime or OpenVINO is asked for and cannot run this base.
     """
     at_hand = _engine_at_hand(recipe, settings, threads)
-    return at_hand or _engine_of(base() if callable(base) else base, recipe, settings, threads, network)
+    return at_hand or _engine_of(_loaded(base), recipe, settings, threads, network)
+
+
+def _loaded(base: Base | Callable[[], Base]) -> Base:
+    return base() if callable(base) else base
 
 
 def _engine_at_hand(recipe: Recipe, settings: EngineSettings, threads: CoreThreads) -> Engine | None:
@@ -197,8 +201,8 @@ def _graph_runner(name: str, graph: bytes, recipe: Recipe, *, cores: int) -> Gra
     return OnnxRunner(graph, cores=cores)
 
 
-def graph_of(base: Base, recipe: Recipe, network: FeatureModule | None = None) -> bytes:
-    """Return the graph from the cache; one that is not there is made and kept.
+def graph_of(base: Base | Callable[[], Base], recipe: Recipe, network: FeatureModule | None = None) -> bytes:
+    """Return the graph from the cache; one that is not there is made, from the base that may be loaded, and kept.
 
     Raises `EngineError` where there can be none, or where the ranges of an int8 recipe are not those of its graph.
     """
@@ -210,12 +214,12 @@ def graph_of(base: Base, recipe: Recipe, network: FeatureModule | None = None) -
     return graph
 
 
-def _made_graph(base: Base, recipe: Recipe, network: FeatureModule | None) -> bytes:
-    from pipeline.bases import feature_network
-
+def _made_graph(base: Base | Callable[[], Base], recipe: Recipe, network: FeatureModule | None) -> bytes:
     if (calibration := recipe.calibration) is None:
+        from pipeline.bases import feature_network
         from pipeline.engines.onnx_graph import make_graph
 
+        base = _loaded(base)
         network = feature_network(base, recipe.layers, recipe.pool) if network is None else network
         return make_graph(network, base.transform)
     from pipeline.engines.quantization import quantized

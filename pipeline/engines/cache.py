@@ -1,4 +1,4 @@
-"""ONNX graphs and batch sizes, worked out once for a base on a machine and kept in the user's cache folder."""
+"""ONNX graphs, batch sizes and digests, worked out once for a base on a machine and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from pipeline.config import Recipe
+from pipeline.config import BaseSettings, Recipe
 from pipeline.engines.batch_size import Size
-from pipeline.files import atomic_write
+from pipeline.files import TUNED, atomic_write
 from pipeline.versions import versions
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,55 @@ def keep_size(key: str, size: Size) -> None:
             file.write(json.dumps(asdict(size)).encode())
     except OSError as error:
         log.info("the batch size is not kept for the next run: %s", error)
+
+
+@dataclass(frozen=True)
+class KnownBase:
+    """Digest of the weights of a base, and its transform as it describes itself: all that a recipe says of it."""
+
+    weights: str
+    transform: dict[str, Any]
+
+
+def read_base(settings: BaseSettings) -> KnownBase | None:
+    """Read what is known of the base of `settings` without loading it; None where its weights may be others now."""
+    try:
+        known = KnownBase(**json.loads(_base_path(settings).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return known if isinstance(known.weights, str) and isinstance(known.transform, dict) else None
+
+
+def keep_base(settings: BaseSettings, known: KnownBase) -> None:
+    """Keep what is known of a base for the next run, like a graph."""
+    try:
+        with atomic_write(_base_path(settings)) as file:
+            file.write(json.dumps(asdict(known)).encode())
+    except OSError as error:
+        log.info("the digest of the weights is not kept for the next run: %s", error)
+
+
+def _base_path(settings: BaseSettings) -> Path:
+    """Return the file of a base; raise `OSError` where its weights are in no file, or in one that is not there."""
+    file = _weights_place(settings)
+    stat = file.stat()
+    parts = settings.model_dump(mode="json", include={"base", "size", "fit", "weights"})
+    parts |= {"place": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    parts["versions"] = [EXPORT_VERSION, versions(_MAKERS)]
+    return cache_folder() / "bases" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_place(settings: BaseSettings) -> Path:
+    """Return the file of the weights; of published ones the folder of all, which changes with each that comes."""
+    weights = settings.weights
+    if weights == "none" or (Path(settings.base) / "model.json").exists():
+        raise FileNotFoundError(f"the weights of {settings.base} are in no file of their own")
+    if weights == "embedded":
+        return Path(__file__).parents[1] / "bases" / "embedded" / f"{settings.base}.safetensors"
+    if Path(weights).exists():
+        return Path(weights) / TUNED if Path(weights).is_dir() else Path(weights)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("TORCH_HOME") or caches / "torch").expanduser() / "hub" / "checkpoints"
 
 
 def _forget_oldest(folder: Path) -> None:

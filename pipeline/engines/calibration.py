@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class Drift:
 
 
 def calibrate(
-    base: Base, recipe: Recipe, records: Sequence[Record], settings: ExtractSettings
+    base: Base | Callable[[], Base], recipe: Recipe, records: Sequence[Record], settings: ExtractSettings
 ) -> tuple[Calibration, Drift]:
     """Measure ranges and drift for `recipe` on images of `records`, by their content and in no order of theirs.
 
@@ -69,8 +69,8 @@ def calibrate(
         drift = _drift(graph, smaller, others, threads)
     if drift.mean < LEAST_MEAN or drift.least < LEAST:
         raise EngineError(
-            f"{base.name} loses too much in int8: cosine to fp32 {drift.mean:.4f} in the mean and {drift.least:.4f} at"
-            f" the least of {drift.images} images, {LEAST_MEAN} and {LEAST} are wanted; use --precision bf16 or fp32"
+            f"{recipe.base} loses too much in int8: cosine to fp32 {drift.mean:.4f} in the mean and {drift.least:.4f}"
+            f" at the least of {drift.images} images, {LEAST_MEAN} and {LEAST} are wanted; use --precision bf16 or fp32"
         )
     return found, drift
 

@@ -13,13 +13,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ExtractSettings, Recipe
-from pipeline.devices import cores, devices_of_kind, pick_device
+from pipeline.devices import cores, devices_of_kind, is_cpu, pick_device
 from pipeline.engines.embedder import Embedded, Embedder
 from pipeline.errors import EngineError, PipelineError, SettingsError
 from pipeline.images.loading import BATCHES_AHEAD, Timings
@@ -77,7 +78,8 @@ def device_names(spec: str) -> list[str]:
     for name in names:
         if names.count(name) > 1 and name != "cpu":
             raise SettingsError(f"device {name!r} is listed twice; one process a device is enough")
-        pick_device(name)
+        if not is_cpu(name):
+            pick_device(name)
     return names
 
 
@@ -204,15 +206,22 @@ def _serve(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
 
 
 def _compute(pipe: Connection, recipe: Recipe, settings: ExtractSettings) -> None:
-    def base() -> Base:
-        from pipeline.bases import base_of
-
-        return base_of(recipe, settings.weights, seed=settings.seed)
-
+    base = base_loader(recipe, settings.weights, seed=settings.seed)
     with Embedder(base, recipe, settings) as embedder:
         pipe.send(_Ready(embedder.name, embedder.shapes, embedder.batch_size))
         for done in embedder.run(_records(pipe), batch_size=pipe.recv(), seen=_Met()):
             pipe.send(_Report(done, embedder.timings, embedder.seconds))
+
+
+def base_loader(recipe: Recipe, weights: str, *, seed: int) -> Callable[[], Base]:
+    """Return what loads the base of a recipe, as `base_of` does: torch is imported where it is called."""
+
+    def load() -> Base:
+        from pipeline.bases import base_of
+
+        return base_of(recipe, weights, seed=seed)
+
+    return cache(load)
 
 
 def _records(pipe: Connection) -> Iterator[Record]:

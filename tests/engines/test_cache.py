@@ -15,9 +15,10 @@ from networks import engine_of, largest_difference, noise
 
 from pipeline import engines
 from pipeline.bases import Base
+from pipeline.config import ExtractSettings
 from pipeline.engines import CpuEngine, cache
 from pipeline.engines.batch_size import Size
-from pipeline.engines.cache import keep_size, read_size
+from pipeline.engines.cache import KnownBase, keep_base, keep_size, read_base, read_size
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -138,3 +139,48 @@ def test_a_kept_size_that_is_none_is_measured_again(tmp_path: Path, monkeypatch:
     assert read_size("key") == Size(8, 100)
     (tmp_path / "sizes" / "key").write_text(json.dumps(kept))
     assert read_size("key") is None
+
+
+def test_a_base_is_known_as_long_as_its_weights_are_the_same_file(own_cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"some weights")
+    settings = ExtractSettings.of({"base": "resnet18", "weights": str(file)})
+    known = KnownBase("d1", {"size": [224, 224]})
+    assert read_base(settings) is None
+    keep_base(settings, known)
+    assert read_base(settings) == known
+    for other in ({"size": 64}, {"fit": "stretch"}, {"base": "resnet34"}, {"weights": "embedded"}):
+        assert read_base(settings.model_copy(update=other)) is None
+    os.utime(file, ns=(1, 1))
+    assert read_base(settings) is None
+    keep_base(settings, known)
+    file.write_bytes(b"more of the weights")
+    os.utime(file, ns=(1, 1))
+    assert read_base(settings) is None
+
+
+def test_random_weights_and_damaged_records_are_not_known(own_cache: Path, tmp_path: Path) -> None:
+    random = ExtractSettings.of({"base": "resnet18", "weights": "none"})
+    keep_base(random, KnownBase("d1", {}))
+    assert read_base(random) is None
+    embedded = ExtractSettings.of({"base": "squeezenet1_1", "weights": "embedded"})
+    keep_base(embedded, KnownBase("d1", {}))
+    (record,) = (own_cache.parent / "bases").iterdir()
+    for content in ("", "{}", '{"weights": 1, "transform": {}}', '["d1"]'):
+        record.write_text(content)
+        assert read_base(embedded) is None
+
+
+def test_published_weights_are_known_until_others_come(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    published = ExtractSettings.of({"base": "resnet18"})
+    keep_base(published, KnownBase("d1", {}))
+    assert read_base(published) is None
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    keep_base(published, KnownBase("d1", {}))
+    assert read_base(published) == KnownBase("d1", {})
+    os.utime(folder, ns=(1, 1))
+    assert read_base(published) is None
