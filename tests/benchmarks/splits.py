@@ -18,13 +18,17 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.commands.finetune import finetune
+from pipeline.commands.finetune import Job, start_training
+from pipeline.config import FinetuneSettings
+from pipeline.training.line import Verdict
+from pipeline.training.processes import Team
 
 JUDGES, TESTED = 60, 150
 COLUMNS: dict[str, Any] = {"image_column": "image", "target": ("class",), "split_column": "split"}
@@ -69,36 +73,39 @@ def write_split(images: list[tuple[str, str]], path: Path, seed: int, rows: tupl
                 table.writerow([image, name, parts[place]])
 
 
+def tune(table: Path, options: dict[str, Any]) -> tuple[float, Verdict | None, int, float]:
+    """Train as `finetune` does, without pictures and a folder; test accuracy, verdict, training rows and seconds."""
+    started, alone = time.perf_counter(), Team()
+    job = Job.of(table, FinetuneSettings.of(options))
+    with ExitStack() as opened:
+        training = start_training(job, job.choose_cut(alone, before=None), opened, alone, progress=False)
+        history = training.run(saved=None, keep=None, progress=False)
+        verdict = training.settle(history) if job.settings.beat_head else None
+        parts = training.score(progress=False)
+    return float(parts["test"].metrics["accuracy"]), verdict, len(parts["train"]), time.perf_counter() - started
+
+
 def measure(
     photos: Path, folder: Path, seed: int, given: argparse.Namespace, settings: dict[str, Any], *, plain: bool
 ) -> Found:
     """Run one split."""
     table = folder / "split.csv"
     write_split(images_of(photos), table, seed, tuple(given.rows))
-    options = {
-        "base": given.base,
-        "weights": given.weights,
-        "image_root": photos,
-        "device": "cpu",
-        "size": given.size,
-        **COLUMNS,
-    }
-    result = finetune(table, folder / "default", force=True, **options, **settings)
-    verdict = result.verdict
+    options = {"base": given.base, "weights": given.weights, "image_root": photos, "device": "cpu", "size": given.size}
+    accuracy, verdict, rows, seconds = tune(table, {**options, **COLUMNS, **settings})
     assert verdict is not None
     assert verdict.split == "test"
-    accuracy = float(result.metrics["test"]["accuracy"])
-    tutorial = finetune(table, folder / "plain", force=True, recipe="tutorial", **options) if plain else None
+    tutorial = tune(table, {**options, **COLUMNS, "recipe": "tutorial"}) if plain else None
     return Found(
-        rows=result.rows["train"],
+        rows=rows,
         head=accuracy - (0.0 if verdict.kept == "head" else verdict.gain),
         default=accuracy,
         kept=verdict.kept,
         low=verdict.low,
         high=verdict.high,
-        seconds=result.seconds,
-        plain=None if tutorial is None else float(tutorial.metrics["test"]["accuracy"]),
-        plain_seconds=0.0 if tutorial is None else tutorial.seconds,
+        seconds=seconds,
+        plain=None if tutorial is None else tutorial[0],
+        plain_seconds=0.0 if tutorial is None else tutorial[3],
     )
 
 
