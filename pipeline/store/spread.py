@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +161,7 @@ class Spread:
     dropped: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     _done: int = 0
+    _began: tuple[float, int] | None = None
 
     def run(self, make: Callable[[Share, Witness], Callable[[], Worker[Order, Report]]], bar: Bar) -> None:
         """Make all parts by workers that `make` makes. Raises what one raises, and what nodes refuse.
@@ -269,7 +271,17 @@ class Spread:
         at_hand = team.progress
         done = self._done + sum(rows for rows, *_ in at_hand)
         bad = len(self.bad) + sum(count for _, count, *_ in at_hand)
-        bar.reach(min(1.0, done / len(self.manifest)), f"{plural(team.at_work, 'actor')} at work, {bad} bad")
+        rate = self._rate(done, at_work=bool(team.at_work))
+        bar.reach(min(1.0, done / len(self.manifest)), f"{plural(team.at_work, 'actor')} at work, {bad} bad{rate}")
+
+    def _rate(self, done: int, *, at_work: bool) -> str:
+        """Return the rows a second since the first actor was at work; rows that were there by then do not count."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, done) if at_work and done else None
+            return ""
+        then, before = self._began
+        return f", {(done - before) / (now - then):.1f}/s"
 
     def _finish(self, plan: PartFolder) -> None:
         with withdrawing(plan.part(plan.of)):

@@ -87,6 +87,7 @@ def test_a_cluster_makes_the_store_of_one_process_and_again_computes_nothing(clu
     assert (result["rows"], result["good"], result["computed"]) == (30, 29, 29)
     assert result["bad_images"] == {"ants/bad.jpg": "not-an-image"}
     assert sum(node["parts"] for node in result["nodes"]) == 5
+    assert [line for line in done.stderr.splitlines() if not line.startswith("extracting: ")] == []
     assert sorted(path.name for path in (desk / "parts").iterdir()) == [f"part-{k}-of-5.h5" for k in range(1, 6)]
     assert_same(desk / "parts", desk / "one.h5")
 
@@ -132,6 +133,22 @@ def test_any_number_of_actors_on_any_number_of_nodes_makes_the_store_of_one_proc
     assert done.returncode == 0, done.stderr
     assert sum(node["actors"] for node in json.loads(done.stdout)["nodes"]) == sum(cores)
     assert_same(desk / output, desk / "one.h5")
+
+
+@pytest.mark.slow
+def test_int8_has_the_ranges_of_the_driver_everywhere_and_keeps_them(cluster: Nodes, desk: Path) -> None:
+    asked = ("photos", "--precision", "int8", "--json")
+    one = json.loads(extract(*asked, "-o", "int8.h5", folder=desk).stdout)
+    spread = (*asked, "-o", "int8", "--on", cluster.on, "--part-rows", 10)
+    done = extract(*spread, folder=desk)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["drift"] == pytest.approx(one["drift"])
+    assert_same(desk / "int8", desk / "int8.h5")
+    (desk / "int8/part-2-of-3.h5").unlink()
+    again = json.loads(extract(*spread, folder=desk).stdout)
+    assert (again["reused"], again["drift"]) == (20, result["drift"])
+    assert_same(desk / "int8", desk / "int8.h5")
 
 
 @pytest.mark.slow
@@ -242,6 +259,7 @@ def test_nodes_that_are_lost_and_that_join_at_work_cost_no_row(tmp_path: Path) -
     assert driver.returncode == 0, said
     assert "node 127.0.0.2 was lost; its work is given out again" in said
     assert "node 127.0.0.2 joined" in said
+    assert re.search(r"extracting: \d actors? at work, \d bad, \d+\.\d/s, \d+ %, \d+ s", said)
     assert json.loads(out)["nodes"][-1]["parts"] > 0
     assert_same(tmp_path / "parts", tmp_path / "one.h5")
 
