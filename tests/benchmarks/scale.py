@@ -55,7 +55,7 @@ def in_process(*arguments: object) -> Any:
 
 def as_nice_as_we_are() -> None:
     """Have Ray's workers run as other processes do: else they give way to everybody, which is no overhead of ours."""
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (it is called so)
 
 
 # --- planning
