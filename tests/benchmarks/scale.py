@@ -242,7 +242,7 @@ def heads(rows: int, parts: int) -> None:
     from stores import write_store
 
     with tempfile.TemporaryDirectory() as place:
-        for name, count in (("one.h5", 1), (f"parts-{parts}", parts)):
+        for name, count in ((f"parts-{parts}", parts), ("one.h5", 1)):
             write_store(Path(place) / name, rows=rows, dimensions=512, classes=5, parts=count)
             for head in ("ridge", "linear"):
                 found = in_process("heads-one", Path(place) / name, head)
