@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,18 @@ class Nodes:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         return self._process.stdout.readline().strip()
+
+    def cpu_seconds(self) -> float:
+        """Return the seconds of cores that Ray's own processes took; those of its workers do not count."""
+        ticks, family = 0, {self._process.pid}
+        for stat in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
+            with suppress(OSError):
+                name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+                parent, user, system = (int(rest.split()[place]) for place in (1, 11, 12))
+                if parent in family and not name.startswith("ray::"):
+                    family.add(int(stat.parent.name))
+                    ticks += user + system
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

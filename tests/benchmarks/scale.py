@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/benchmarks")]
 import raycluster  # noqa: E402
 from pictures import write_photos  # noqa: E402
 
+from pipeline.commands.extract import Job, PartWorker, part_maker  # noqa: E402
 from pipeline.config import ExtractSettings  # noqa: E402
 from pipeline.engines.ray import Share  # noqa: E402
 from pipeline.store.spread import MOST_PARTS, Order, Report, Spread, Witness, part_count  # noqa: E402
@@ -170,8 +172,6 @@ def actors(images: int, counts: Sequence[int]) -> None:
 
 def actors_one(place: str, on: str, count: int) -> dict[str, float]:
     """Extract on a cluster, and return seconds from the first actor's work on."""
-    from pipeline.commands.extract import Job, PartWorker, part_maker
-
     output = Path(place) / f"by{count}"
     options = {"base": "squeezenet1_1", "weights": "embedded", "on": on, "workers": 1, "device": "cpu"}
     job = Job.of(f"{place}/photos", options, output=output, force=False)
@@ -184,54 +184,91 @@ def actors_one(place: str, on: str, count: int) -> dict[str, float]:
 # --- overhead
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a wall clock, and of all cores."""
+
+    wall: float
+    cpu: float
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+
+
 def overhead(images: int, rounds: int) -> None:
     """Print the time of two actors against that of two processes with a part each, in turns."""
     as_nice_as_we_are()
+    ratios = []
     with tempfile.TemporaryDirectory() as place, raycluster.nodes(2) as cluster:
         folder = Path(place)
         write_photos(folder / "short", images)
         write_photos(folder / "long", 3 * images)
-        ratios = []
         for number in range(rounds):
-            found = {}
-            for way, run in (("ray", _by_ray), ("hand", _by_hand)):
-                short, long = (run(folder, name, cluster.on) for name in ("short", "long"))
-                found[way] = long - short
-            ratios.append(found["ray"] / found["hand"])
+            actors, hand = (
+                run(folder, "long", cluster) - run(folder, "short", cluster) for run in (_by_actors, _by_hand)
+            )
+            ratios.append((actors.wall / hand.wall, actors.cpu / hand.cpu))
             print(
-                f"round {number + 1}: {2 * images} more images take {found['ray']:.1f} s by two actors and "
-                f"{found['hand']:.1f} s by two processes by hand: {ratios[-1]:.3f} x",
+                f"round {number + 1}: {2 * images} more images take two actors {actors.wall:.1f} s, {actors.cpu:.1f} s"
+                f" of cores, and two processes by hand {hand.wall:.1f} s, {hand.cpu:.1f} s of cores",
                 flush=True,
             )
-        print(f"median of {rounds} rounds: {statistics.median(ratios):.3f} x; start-up apart")
+    wall, cpu = (statistics.median(found) for found in zip(*ratios, strict=True))
+    print(f"median of {rounds} rounds, start-up apart: {wall:.3f} x of the time, {cpu:.3f} x of the cores' time")
 
 
-def _by_ray(folder: Path, name: str, on: str) -> float:
-    output = folder / "by-ray"
-    seconds = _seconds([raycluster.command(name, "-o", output, "--on", on, "--workers", 1, "-q")], folder)
-    shutil.rmtree(output)
-    return seconds
+def _by_actors(folder: Path, name: str, cluster: raycluster.Nodes) -> Cost:
+    """Cost of the parts, of the process that drives, and of Ray's own processes."""
+    before, own = cluster.cpu_seconds(), _children()
+    started = time.perf_counter()
+    found = in_process("cpu-one", folder, name, cluster.on)
+    wall = time.perf_counter() - started
+    shutil.rmtree(folder / "by-actors")
+    return Cost(wall, found["cpu"] + _children() - own + cluster.cpu_seconds() - before)
 
 
-def _by_hand(folder: Path, name: str, on: str) -> float:
+class CpuWorker(PartWorker):
+    """A worker that reports the seconds of cores that its process took for a part."""
+
+    def __call__(self, order: Order) -> Report:
+        started = time.process_time()
+        report = super().__call__(order)
+        report.seconds["cpu"] = time.process_time() - started
+        return report
+
+
+def cpu_one(place: str, name: str, on: str) -> dict[str, float]:
+    """Extract on a cluster, and return the seconds of cores that its actors took."""
+    from scale import CpuWorker as Importable
+
+    output = Path(place) / "by-actors"
+    options = {"base": "squeezenet1_1", "weights": "embedded", "on": on, "workers": 1, "device": "cpu"}
+    job = Job.of(f"{place}/{name}", options, output=output, force=False)
+    spread = Spread(job.manifest, job.recipe, job.settings, output)
+    spread.run(lambda share, witness: part_maker(job, share, witness, kind=Importable, forced=False), Silence())
+    return {"cpu": sum(report.seconds["cpu"] for report in spread.reports.values())}
+
+
+def _by_hand(folder: Path, name: str, cluster: raycluster.Nodes) -> Cost:
     outputs = [folder / f"hand{part}.h5" for part in (1, 2)]
     commands = [
         raycluster.command(name, "-o", output, "--part", f"{part}/2", "--workers", 1, "-q")
         for part, output in enumerate(outputs, 1)
     ]
-    seconds = _seconds(commands, folder)
-    for output in outputs:
-        output.unlink()
-    return seconds
-
-
-def _seconds(commands: Sequence[Sequence[str]], folder: Path) -> float:
-    started = time.perf_counter()
-    environment = raycluster.environment()
+    own, started, environment = _children(), time.perf_counter(), raycluster.environment()
     running = [subprocess.Popen(one, cwd=folder, env=environment, stdout=subprocess.DEVNULL) for one in commands]
     codes = [one.wait() for one in running]
     assert not any(codes)
-    return time.perf_counter() - started
+    cost = Cost(time.perf_counter() - started, _children() - own)
+    for output in outputs:
+        output.unlink()
+    return cost
+
+
+def _children() -> float:
+    """Return the seconds of cores of all processes that we started and that have ended."""
+    found = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found.ru_utime + found.ru_stime
 
 
 # --- heads
@@ -333,6 +370,7 @@ def main() -> None:
     inner: dict[str, Callable[..., dict[str, float]]] = {
         "plan-one": lambda: plan_one(given.names[0]),
         "actors-one": lambda place, on, count: actors_one(place, on, int(count)),
+        "cpu-one": cpu_one,
         "heads-one": heads_one,
         "merge-one": merge_one,
     }
