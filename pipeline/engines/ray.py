@@ -205,7 +205,7 @@ def connected(on: str) -> Iterator[Any]:
     where: dict[str, Any] = {"address": address}
     if address is None:
         where = {"address": "local", "num_cpus": cores(), "include_dashboard": False}
-        os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112 (else actors give way to all others)
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else actors give way to all others
         if os.uname().sysname == "Linux":  # elsewhere Ray stays on the machine by itself
             where["_node_ip_address"] = LOOPBACK
     obeyed = signal.getsignal(signal.SIGTERM)
