@@ -120,3 +120,13 @@ def test_the_learning_curve_is_drawn_again(trained: Trained, tmp_path: Path) -> 
     fit_head(trained.store, tmp_path / "model", head="ridge", learning_curve=True)
     again = plot(tmp_path / "model", tmp_path / "again.png", kind="learning_curve").pictures[0]
     assert again.read_bytes() == (tmp_path / "model/plots/learning_curve.png").read_bytes()
+
+
+def test_a_model_of_two_bases_is_drawn_as_it_was_in_its_folder(trained: Trained, tmp_path: Path) -> None:
+    other = pipeline.extract(trained.photos, tmp_path / "o.h5", base="squeezenet1_1", weights="embedded", size=96).store
+    fit_head([trained.store, other], tmp_path / "model", head="ridge")
+    plot(tmp_path / "model", tmp_path / "all")
+    kept = tmp_path / "model" / "plots"
+    assert set(names(kept)) <= set(names(tmp_path / "all"))
+    for picture in ("confusion.png", "predictions.png"):
+        assert (tmp_path / "all" / picture).read_bytes() == (kept / picture).read_bytes()
