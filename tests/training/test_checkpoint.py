@@ -377,6 +377,27 @@ def test_from_cached_activations_too(nursery: Nursery, photos: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_the_head_and_the_verdict_of_the_default_recipe_are_those_of_an_undisturbed_run(
+    nursery: Nursery, photos: Path, tmp_path: Path
+) -> None:
+    """The head that is fitted on the spot is fitted again, and three epochs are at hand to be averaged."""
+    more = ("--recipe", "default", "--lr", "0.001")
+    whole = nursery.run(command(photos, tmp_path / "whole" / "M", *more), watch=tmp_path / "whole")
+    assert whole.status == 0, whole.said
+    run = command(photos, tmp_path / "M", *more)
+    assert nursery.run(run, watch=tmp_path, kill_at=whole.steps // 2).killed
+    ended = nursery.run(run, watch=tmp_path)
+    assert ended.status == 0, ended.said
+    found, wanted = json.loads(ended.said), json.loads(whole.said)
+    assert found["resumed"] in (1, 2, 3)
+    assert {**found["verdict"], "time_ratio": 0} == {**wanted["verdict"], "time_ratio": 0}
+    for name in ("head.safetensors", "base.safetensors"):
+        one, other = tmp_path / "M" / name, tmp_path / "whole" / "M" / name
+        assert one.exists() == other.exists()
+        assert not one.exists() or one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
 def test_many_kills_at_any_moment(nursery: Nursery, photos: Path, tmp_path: Path) -> None:
     assert_kills_change_nothing(nursery, photos, tmp_path, KILLS, random.Random(13))
 
