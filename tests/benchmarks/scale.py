@@ -3,7 +3,7 @@
     python tests/benchmarks/scale.py plan [--names 10000 100000 1000000]
     python tests/benchmarks/scale.py actors [--images 1500 --actors 1 2 4]
     python tests/benchmarks/scale.py overhead [--images 2000 --rounds 3]
-    python tests/benchmarks/scale.py heads [--rows 1000000 --parts 64]
+    python tests/benchmarks/scale.py heads [--rows 1000000 --parts 64 --memory 1]
     python tests/benchmarks/scale.py paper
 
 `plan` lists as many names, plans their parts and hands all of them out to actors that do nothing: what is left is our
@@ -274,7 +274,7 @@ def _children() -> float:
 # --- heads
 
 
-def heads(rows: int, parts: int) -> None:
+def heads(rows: int, parts: int, memory: float) -> None:
     """Print seconds and memory of heads on a folder of parts, and on one file of the same rows."""
     from stores import write_store
 
@@ -282,7 +282,7 @@ def heads(rows: int, parts: int) -> None:
         for name, count in ((f"parts-{parts}", parts), ("one.h5", 1)):
             write_store(Path(place) / name, rows=rows, dimensions=512, classes=5, parts=count)
             for head in ("ridge", "linear"):
-                found = in_process("heads-one", Path(place) / name, head)
+                found = in_process("heads-one", Path(place) / name, head, memory)
                 print(
                     f"{head} on {name}: {found['seconds']:.1f} s, {found['seconds'] / rows * 1e6:.1f} us a row, "
                     f"{found['peak']:.0f} MB at most, accuracy {found['accuracy']:.4f}",
@@ -292,13 +292,13 @@ def heads(rows: int, parts: int) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def heads_one(path: str, head: str) -> dict[str, float]:
+def heads_one(path: str, head: str, memory: str) -> dict[str, float]:
     """Fit one head, and return seconds, memory and accuracy."""
     from pipeline.commands.fit_head import fit_head
 
     with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
-        result = fit_head(path, f"{place}/head", head=head)
+        result = fit_head(path, f"{place}/head", head=head, memory=float(memory))
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak": peak_mb(), "accuracy": result.metrics["val"]["accuracy"]}
 
@@ -359,12 +359,13 @@ def main() -> None:
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--rows", type=int, default=10**6)
     asked.add_argument("--parts", type=int, default=64)
+    asked.add_argument("--memory", type=float, default=1.0)
     given = asked.parse_args()
     shown: dict[str, Callable[[], object]] = {
         "plan": lambda: plan(given.names),
         "actors": lambda: actors(given.images, given.actors),
         "overhead": lambda: overhead(given.images, given.rounds),
-        "heads": lambda: heads(given.rows, given.parts),
+        "heads": lambda: heads(given.rows, given.parts, given.memory),
         "paper": paper,
     }
     inner: dict[str, Callable[..., dict[str, float]]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Recipe
+from pipeline.images.transform import InputTransform
 from pipeline.sources import FileImage, Manifest, Record, Target
 from pipeline.store import Environment, LayerSpec, Part, Source, StoreWriter
 
@@ -32,7 +33,7 @@ def write_store(path: Path, *, rows: int, dimensions: int, classes: int, parts: 
         weights="none",
         layers=("avgpool",),
         pool="none",
-        transform={},
+        transform=InputTransform(resize=(256, 256), crop=(224, 224)).describe(),
         pixels=1,
     )
     whole = Manifest("clouds", records, {"class": Target("class", y, names)})
