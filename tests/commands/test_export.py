@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,22 +58,49 @@ def test_answers_are_those_of_the_folder(trained: Trained, tmp_path: Path) -> No
                 assert ours["interval"] == pytest.approx(theirs["interval"], abs=1e-3)
 
 
-WITHOUT_TORCH = """
-import sys
-import pipeline
-print(pipeline.predict(sys.argv[1], sys.argv[2]).summary())
-heavy = {"torch", "torchvision", "sklearn", "scipy", "pandas", "h5py", "matplotlib", "onnx"} & set(sys.modules)
-assert not heavy, heavy
+#: Runs the command line where no package can be imported but those named first, and what they need.
+WITH_FEW = """
+import re, sys
+from importlib import metadata
+from pipeline.__main__ import main
+
+def needed(names):
+    found = set()
+    while names:
+        name = re.sub("[-_.]+", "-", re.match("[A-Za-z0-9_.-]+", names.pop())[0]).lower()
+        if name not in found:
+            found.add(name)
+            names += [one for one in metadata.requires(name) or () if ";" not in one]
+    return found
+
+class Few:
+    kept = needed(sys.argv[1].split())
+    owners = metadata.packages_distributions()
+    def find_spec(self, name, path=None, target=None):
+        owners = {re.sub("[-_.]+", "-", owner).lower() for owner in self.owners.get(name.partition(".")[0], ())}
+        if owners - {"cached-feature-pipeline"} and not owners & self.kept:
+            raise ImportError(f"{name} is not among the few")
+
+sys.meta_path.insert(0, Few())
+sys.argv[1:] = sys.argv[2:]
+main()
 """
 
 
-def test_a_file_is_run_without_torch(trained: Trained, tmp_path: Path) -> None:
+def test_a_file_is_run_with_the_few_packages_that_the_readme_names(trained: Trained, tmp_path: Path) -> None:
     pipeline.export(trained.linear, tmp_path / "m.onnx")
     image = next((trained.photos / "val" / "ants").iterdir())
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "m.onnx"), str(image)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    root = Path(__file__).parents[2]
+    packages = re.search(r"`pip install (click [^`]+)` are enough", (root / "README.md").read_text())
+    assert packages is not None
+    command = [sys.executable, "-c", WITH_FEW, packages[1], "predict", str(tmp_path / "m.onnx"), str(image)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\t")[1].startswith("ants ")
+    assert "torch" not in packages[1]
+    command[3] = "click numpy Pillow platformdirs pydantic rich"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert "onnxruntime" in done.stderr
 
 
 def test_outputs_that_are_refused(trained: Trained, tmp_path: Path) -> None:
