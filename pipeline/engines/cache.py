@@ -135,7 +135,8 @@ def _base_path(settings: BaseSettings) -> Path:
     file = _weights_place(settings)
     stat = file.stat()
     parts = settings.model_dump(mode="json", include={"base", "size", "fit", "weights"})
-    parts |= {"place": str(file.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # The change time too: a copy that keeps times, such as that of cp -p, has another.
+    parts |= {"place": str(file.resolve()), "bytes": stat.st_size, "times_ns": [stat.st_mtime_ns, stat.st_ctime_ns]}
     parts["versions"] = [EXPORT_VERSION, versions(_MAKERS)]
     return cache_folder() / "bases" / hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
