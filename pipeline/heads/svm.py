@@ -25,7 +25,8 @@ from pipeline.heads.machines import Machine, machine_of
 from pipeline.heads.parallel import in_threads
 from pipeline.heads.solvers.arrays import solver_device
 from pipeline.heads.solvers.basis import Basis, make_basis
-from pipeline.heads.solvers.kernel import kernel_basis
+from pipeline.heads.solvers.gram import gram
+from pipeline.heads.solvers.kernel import kernel_basis, rbf_of
 from pipeline.heads.solvers.losses import SquaredHinge
 from pipeline.heads.solvers.path import Path, fit_all, search_paths
 from pipeline.heads.standard import Standard
@@ -176,13 +177,13 @@ class SvmHead(Head):
 
     def _search(self, problem: Problem, folds: Folds, features: NDArray[np.float64]) -> tuple[Search, Setting]:
         row_folds = np.repeat(folds, problem.views)
-        gram = features @ features.T if self._affords_kernels(problem) else None
+        products = gram(features) if self._affords_kernels(problem) else None
         families = self._families(problem)
         count = int(folds.max()) + 1
         asked = [(family, fold) for family in families for fold in range(count)]
         steps = Steps(problem.watch, sum(len(family) for family, _ in asked), "fit")
         calls = [
-            partial(self._scores_of_fold, problem, row_folds == fold, family, features, gram, steps)
+            partial(self._scores_of_fold, problem, row_folds == fold, family, features, products, steps)
             for family, fold in asked
         ]
         said = iter(in_threads(calls, jobs=self.settings.jobs))  # libsvm lets go of the lock
@@ -201,18 +202,18 @@ class SvmHead(Head):
         held: NDArray[np.bool_],
         family: tuple[Setting, ...],
         features: NDArray[np.float64],
-        gram: NDArray[np.float64] | None,
+        products: NDArray[np.float64] | None,
         steps: Steps,
     ) -> list[NDArray[np.float64]]:
         """Values of the rows `held` for every C of a `family`, whose kernel matrix is made once."""
         train, y, weights = ~held, self._targets(problem), problem.row_weights
-        if gram is None:
+        if products is None:
             left, right = features[train], features[held]
         else:
-            left, right = (_kernel(gram, rows, train, gamma=family[0].gamma) for rows in (train, held))
+            left, right = (_kernel(products, rows, train, gamma=family[0].gamma) for rows in (train, held))
         found = []
         for setting in family:
-            machine = self._machine(setting, kernels=gram is not None, precomputed=gram is not None)
+            machine = self._machine(setting, kernels=products is not None, precomputed=products is not None)
             machine.fit(left, y[train], sample_weight=weights[train])
             found.append(np.asarray(machine.predict(right) * self.unit + self.offset))
             steps.step()
@@ -268,19 +269,15 @@ def _one_output(
 
 
 def _kernel(
-    gram: NDArray[np.float64],
+    products: NDArray[np.float64],
     rows: NDArray[np.bool_],
     columns: NDArray[np.bool_],
     *,
     gamma: float | None,
 ) -> NDArray[np.float64]:
     """Return the kernel matrix of some rows and columns, from the inner products of all."""
-    part = gram[np.ix_(rows, columns)]
-    if gamma is None:
-        return part
-    squares = gram.diagonal()
-    distances = squares[rows][:, None] + squares[columns] - 2 * part
-    return np.asarray(np.exp(-gamma * np.maximum(distances, 0)))
+    part, squares = products[np.ix_(rows, columns)], products.diagonal()
+    return part if gamma is None else rbf_of(part, squares[rows], squares[columns], gamma=gamma)
 
 
 def _gathered(parts: list[NDArray[np.float64]], folds: Folds) -> NDArray[np.float64]:

@@ -18,11 +18,17 @@ Array = NDArray[np.float64]
 
 def rbf(rows: Array, vectors: Array, gamma: float) -> Array:
     """Kernel values (n, m) of rows (n, D) and vectors (m, D)."""
-    squares = np.einsum("nd,nd->n", rows, rows)[:, None] + np.einsum("md,md->m", vectors, vectors)
-    squares -= 2 * (rows @ vectors.T)
-    np.maximum(squares, 0, out=squares)
-    squares *= -gamma
-    return np.asarray(np.exp(squares, out=squares))
+    squares = (np.einsum("nd,nd->n", some, some) for some in (rows, vectors))
+    return rbf_of(rows @ vectors.T, *squares, gamma=gamma)
+
+
+def rbf_of(products: Array, of_rows: Array, of_vectors: Array, *, gamma: float) -> Array:
+    """Kernel values (n, m), written over inner products (n, m), from squared lengths (n,) and (m,)."""
+    products *= -2
+    products += of_rows[:, None] + of_vectors
+    np.maximum(products, 0, out=products)
+    products *= -gamma
+    return np.asarray(np.exp(products, out=products))
 
 
 def kernel_basis(rows: Array, landmarks: Array, gamma: float) -> RotatedRows:
