@@ -142,6 +142,8 @@ RESULTS: list[tuple[Any, dict[str, Any]]] = [
             "epochs": [{"epoch": 1, "train_loss": 0.123456, "val_loss": 0.5, "lr": 0.001, "seconds": 1.235}],
             "best_epoch": 1,
             "cached": False,
+            "looks": 1,
+            "recipe": "",
             "cache": "",
             "resumed": 0,
             "verdict": None,
